@@ -1,0 +1,43 @@
+"""What a reader hands to the builder: the captioned images it found, and every input it left out with the reason."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image with its captions, before anything is decoded."""
+
+    image_id: str  # unique within its source
+    source: str  # data set it comes from, e.g. "coco"
+    image: str  # local path or fsspec URL
+    captions: tuple[str, ...]  # at least one, stripped, in the data set's own order
+    label: str | None = None  # class name, where the data set has classes
+
+
+@dataclass(frozen=True)
+class Skip:
+    """One input that does not become a sample."""
+
+    image_id: str
+    source: str
+    reason: str  # a key for counting: "missing_image", "no_captions", "unknown_image", ...
+    detail: str  # what a person needs to find and mend it
+
+
+@dataclass(frozen=True)
+class ReadResult:
+    """Everything a reader met: `num_inputs` is the number of records plus the number of skips."""
+
+    records: tuple[Record, ...]
+    skipped: tuple[Skip, ...]
+    classes: tuple[str, ...] = ()  # sorted; empty where the data set has no classes
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.records) + len(self.skipped)
+
+    @property
+    def skipped_by_reason(self) -> dict[str, int]:
+        """Reason -> number of skips, sorted by reason."""
+        return dict(sorted(Counter(skip.reason for skip in self.skipped).items()))
