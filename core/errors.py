@@ -1,0 +1,51 @@
+"""The errors that people can mend: each message is one sentence saying what, where and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ShardclipError(ValueError):
+    """A mistake in input, settings or files; the command line prints the message alone and exits with 2."""
+
+
+class ConfigError(ShardclipError):
+    """A recipe or an override is wrong."""
+
+
+class StorageError(ShardclipError):
+    """A file or folder is missing, locked, or cannot be written."""
+
+
+class ManifestError(ShardclipError):
+    """A shard set's manifest is missing, damaged, or of another kind than asked for."""
+
+
+class DamagedError(ShardclipError):
+    """Bytes on disk are not the bytes that were written."""
+
+
+class DataError(ShardclipError):
+    """Input data does not fit what was asked of it."""
+
+
+class WeightsError(ShardclipError):
+    """Pretrained weights are missing, not the expected ones, or do not fit the model."""
+
+
+class CheckpointError(ShardclipError):
+    """A checkpoint is damaged or belongs to another model."""
+
+
+class DistributedError(ShardclipError):
+    """The processes of a run do not compute what one process would."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error sentence: the nearest valid name, or all of them when none is near."""
+    options = sorted(known)
+    near = get_close_matches(name, options, n=1, cutoff=0.6)
+    if near:
+        return f" Did you mean '{near[0]}'?"
+    return f" Known: {', '.join(options)}." if options else ""
