@@ -96,7 +96,7 @@ def convert(value: Any, declared: Any, where: str) -> Any:
         return from_mapping(declared, value, where)  # type: ignore[arg-type]
     if origin in (tuple, list) or declared in (tuple, list):
         return _convert_sequence(value, args, where)
-    if origin in (dict, Mapping, typing.get_origin(Mapping[str, Any])) or declared in (dict, Mapping):
+    if origin in (dict, Mapping) or declared in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise _wrong_type(where, value, "`key: value` lines")
         value_type = args[1] if args else Any

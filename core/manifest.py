@@ -1,0 +1,134 @@
+"""The manifest of a shard set: the contract between the builder and every reader. Written last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+from core.errors import ManifestError, StorageError
+from core.storage import exists, join, publish_bytes, read_bytes
+
+MANIFEST_NAME = "manifest.json"
+FORMAT_VERSION = 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How images are stored."""
+
+    size: int  # pixels, both sides
+    fit: str = "crop"  # crop | squash | pad
+    codec: str = "jpeg"  # jpeg | raw (uint8, no decoding) | mixed (adopted: any format and size, fitted when read)
+    quality: int = 95  # of jpeg
+
+
+@dataclass(frozen=True)
+class TextEncoderSpec:
+    """Which frozen encoder made the caption embeddings."""
+
+    name: str
+    revision: str
+    embed_dim: int
+    weights_sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.revision}, {self.embed_dim} wide, weights {self.weights_sha256[:12]})"
+
+
+@dataclass(frozen=True)
+class SidecarEntry:
+    """A file beside an adopted shard that holds its embeddings."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One tar of the set."""
+
+    name: str
+    num_samples: int
+    num_captions: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+    embeddings: SidecarEntry | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that readers believe about a shard set."""
+
+    split: str
+    num_samples: int
+    num_captions: int
+    image: ImageSpec
+    text_encoder: TextEncoderSpec | None
+    classes: tuple[str, ...]
+    shards: tuple[ShardEntry, ...]
+    num_inputs: int  # num_samples + sum of skipped
+    skipped: dict[str, int] = field(default_factory=dict)  # reason -> count
+    fingerprint: str = ""  # hash of inputs and settings, imaging library included
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        assert self.num_samples == sum(s.num_samples for s in self.shards), "shards do not add up"
+        assert self.num_inputs == self.num_samples + sum(self.skipped.values()), "skips do not add up"
+
+
+def index_name(shard: str) -> str:
+    """The index's file name: `train-00000.tar` -> `train-00000.idx`."""
+    return shard.removesuffix(".tar") + ".idx"
+
+
+def save_manifest(manifest: Manifest, url: str) -> str:
+    """Publish the manifest, with a hash of itself, into the set's folder; returns the file's sha256."""
+    body = asdict(manifest)
+    body["manifest_sha256"] = _self_hash(body)
+    return publish_bytes((json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode(), join(url, MANIFEST_NAME))
+
+
+def load_manifest(url: str) -> Manifest:
+    """The set's manifest, verified against its own hash.
+
+    Raises:
+        ManifestError: missing, truncated, altered, or of a newer format.
+    """
+    path = join(url, MANIFEST_NAME)
+    if not exists(path):
+        raise ManifestError(f"{url}: no {MANIFEST_NAME}, so no shard set is there. Build one with `shardclip build`.")
+    try:
+        body = json.loads(read_bytes(path))
+        claimed = body.pop("manifest_sha256")
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError, TypeError):
+        raise ManifestError(f"{path}: truncated or no manifest. Restore it, or build the set again.") from None
+    except StorageError as error:
+        raise ManifestError(str(error)) from error
+    if body.get("format_version", 0) > FORMAT_VERSION:
+        raise ManifestError(f"{path}: format {body['format_version']} is newer than {FORMAT_VERSION}. Update shardclip.")
+    if _self_hash(body) != claimed:
+        raise ManifestError(f"{path}: its own hash does not fit: it was altered. Restore it, or build the set again.")
+    return _manifest_of(body)
+
+
+def _self_hash(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _manifest_of(body: dict[str, Any]) -> Manifest:
+    shards = tuple(
+        _fill(ShardEntry, {**s, "embeddings": s["embeddings"] and _fill(SidecarEntry, s["embeddings"])})
+        for s in body["shards"]
+    )
+    encoder = body["text_encoder"] and _fill(TextEncoderSpec, body["text_encoder"])
+    parts = {"image": _fill(ImageSpec, body["image"]), "text_encoder": encoder, "shards": shards}
+    return _fill(Manifest, {**body, **parts, "classes": tuple(body["classes"])})
+
+
+def _fill(cls: type[T], values: dict[str, Any]) -> T:
+    return cls(**{f.name: values[f.name] for f in fields(cls)})  # type: ignore[arg-type]

@@ -1,0 +1,286 @@
+"""The one door to files: local paths and fsspec URLs; everything written is whole or absent.
+
+One commit protocol: write a temporary name in the same folder, flush and fsync, verify, rename, fsync the folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import fsspec
+
+from core.errors import DamagedError, StorageError
+
+PARTIAL_PREFIX = ".partial-"  # temporary names; never read, swept by the next writer
+
+
+def join(base: str | Path, *names: str) -> str:
+    """`base/name/...` for a path or a URL."""
+    return "/".join([str(base).rstrip("/") or "/", *names]) if names else str(base)
+
+
+def is_local(url: str | Path) -> bool:
+    """Whether `url` is a path on this machine (`file://` counts)."""
+    return "://" not in str(url) or str(url).startswith("file://")
+
+
+def local(url: str | Path) -> Path:
+    """The path of a local URL."""
+    return Path(str(url).removeprefix("file://"))
+
+
+def exists(url: str | Path) -> bool:
+    """Whether a file or folder is there."""
+    if is_local(url):
+        return local(url).exists()
+    filesystem, path = _remote(url)
+    return bool(filesystem.exists(path))
+
+
+def read_bytes(url: str | Path) -> bytes:
+    """The whole file.
+
+    Raises:
+        StorageError: it is missing or unreadable.
+    """
+    try:
+        if is_local(url):
+            return local(url).read_bytes()
+        filesystem, path = _remote(url)
+        return bytes(filesystem.cat_file(path))
+    except FileNotFoundError:
+        raise StorageError(f"{url}: no such file.") from None
+    except OSError as error:
+        raise StorageError(f"{url}: cannot be read ({error.strerror or error}).") from error
+
+
+def size(url: str | Path) -> int:
+    """The file's size in bytes."""
+    try:
+        if is_local(url):
+            return local(url).stat().st_size
+        filesystem, path = _remote(url)
+        return int(filesystem.size(path))
+    except FileNotFoundError:
+        raise StorageError(f"{url}: no such file.") from None
+
+
+def list_names(url: str | Path) -> list[str]:
+    """Sorted names of the files directly in a folder."""
+    if is_local(url):
+        if not local(url).is_dir():
+            raise StorageError(f"{url}: no such folder.")
+        return sorted(entry.name for entry in os.scandir(local(url)) if entry.is_file())
+    filesystem, path = _remote(url)
+    try:
+        entries = filesystem.ls(path, detail=True)
+    except FileNotFoundError:
+        raise StorageError(f"{url}: no such folder.") from None
+    return sorted(entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
+
+
+def remove(url: str | Path) -> None:
+    """Delete a file or a folder with all that is in it; absent is fine."""
+    if not is_local(url):
+        filesystem, path = _remote(url)
+        if filesystem.exists(path):
+            filesystem.rm(path, recursive=True)
+    elif local(url).is_dir():
+        shutil.rmtree(local(url))
+    else:
+        local(url).unlink(missing_ok=True)
+
+
+def publish(write: Callable[[Path], None], target: str | Path, expected_sha256: str | None = None) -> str:
+    """Let `write` fill a temporary file, then give it its name in one step; returns the sha256.
+
+    Raises:
+        DamagedError: the bytes are not the expected ones; nothing is published.
+        StorageError: the disk is full or the folder cannot be written; nothing is left.
+    """
+    if not is_local(target):
+        return _publish_remote(write, str(target), expected_sha256)
+    path = local(target)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary_name(path.parent, path.name) as partial:
+            write(partial)
+            _fsync(partial)
+            digest = sha256_of(partial)
+            _expect(digest, expected_sha256, target)
+            os.replace(partial, path)
+        _fsync(path.parent)
+    except OSError as error:
+        raise StorageError(f"{target}: cannot be written ({error.strerror or error}).") from error
+    return digest
+
+
+def publish_bytes(data: bytes, target: str | Path) -> str:
+    """Publish `data` whole; returns its sha256."""
+    return publish(lambda path: _write(path, data), target, hashlib.sha256(data).hexdigest())
+
+
+def publish_folder(fill: Callable[[Path], None], target: Path) -> None:
+    """Let `fill` write files into a temporary folder, then give the folder its name in one step.
+
+    Raises:
+        StorageError: `target` is there already, or cannot be written; nothing is left.
+    """
+    if target.exists():
+        raise StorageError(f"{target}: is there already. Choose another name or delete it.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL_PREFIX}{target.name}.", dir=target.parent))
+        try:
+            partial.chmod(0o777 & ~_umask())
+            fill(partial)
+            for path in [*partial.rglob("*"), partial]:
+                _fsync(path)
+            os.rename(partial, target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _fsync(target.parent)
+    except OSError as error:
+        raise StorageError(f"{target}: cannot be written ({error.strerror or error}).") from error
+
+
+def sweep_partials(folder: Path) -> None:
+    """Remove what killed writers left behind; call it under the folder's lock."""
+    for path in folder.glob(f"{PARTIAL_PREFIX}*"):
+        remove(path)
+
+
+def sha256_of(path: str | Path) -> str:
+    """The file's sha256 in hexadecimal."""
+    opened = open(local(path), "rb") if is_local(path) else fsspec.open(str(path), "rb").open()
+    with opened as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch(url: str, cache_dir: Path | None, sha256: str | None) -> Path:
+    """A local path to the file: the file itself, or a verified copy in the cache.
+
+    Raises:
+        StorageError: a remote file without a cache folder, or not to be had.
+        DamagedError: what arrived is not what the manifest names.
+    """
+    if is_local(url):
+        return local(url)
+    if cache_dir is None:
+        raise StorageError(f"{url}: is remote, and no cache folder is set. Set data.cache_dir to a local disk.")
+    path = cache_dir / hashlib.sha256(f"{url} {sha256}".encode()).hexdigest()[:16] / url.rsplit("/", 1)[-1]
+    if not path.exists():  # published whole after verification, so what is there is right
+        filesystem, remote_path = _remote(url)
+        publish(lambda partial: filesystem.get_file(remote_path, str(partial)), path, sha256)
+    return path
+
+
+@contextmanager
+def lock(path: Path, purpose: str) -> Iterator[None]:
+    """Hold a lock file that names its owner; the system frees it when the owner dies, and it leaves no file.
+
+    Raises:
+        StorageError: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.read(descriptor, 4096).decode(errors="replace")
+            os.close(descriptor)
+            raise StorageError(f"{path.parent}: in use by {_spoken_owner(owner)}. Wait for it, or stop it.") from None
+        if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
+            break
+        os.close(descriptor)  # the last owner removed the name between our open and our lock
+    try:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        owner = json.dumps({"purpose": purpose, "pid": os.getpid(), "host": socket.gethostname(), "since": since})
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, owner.encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _remote(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
+    try:
+        return fsspec.core.url_to_fs(str(url))
+    except (ImportError, ValueError) as error:
+        raise StorageError(f"{url}: {error}") from error
+
+
+def _publish_remote(write: Callable[[Path], None], url: str, expected_sha256: str | None) -> str:
+    filesystem, path = _remote(url)
+    with tempfile.TemporaryDirectory() as folder:
+        partial = Path(folder) / "file"
+        write(partial)
+        digest = sha256_of(partial)
+        _expect(digest, expected_sha256, url)
+        # Object stores show a finished upload or nothing; others get a temporary name and a move.
+        is_file_tree = "file" in filesystem.protocol or "sftp" in filesystem.protocol
+        parent, _, name = path.rpartition("/")
+        filesystem.makedirs(parent, exist_ok=True)
+        upload = f"{parent}/{PARTIAL_PREFIX}{name}" if is_file_tree else path
+        filesystem.put_file(str(partial), upload)
+        if upload != path:
+            filesystem.mv(upload, path)
+    return digest
+
+
+@contextmanager
+def _temporary_name(folder: Path, name: str) -> Iterator[Path]:
+    descriptor, text = tempfile.mkstemp(prefix=f"{PARTIAL_PREFIX}{name}.", dir=folder)
+    os.fchmod(descriptor, 0o666 & ~_umask())
+    os.close(descriptor)
+    try:
+        yield Path(text)
+    finally:
+        with suppress(FileNotFoundError):  # renamed: published
+            os.unlink(text)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _expect(digest: str, expected: str | None, where: str | Path) -> None:
+    if expected not in (None, digest):
+        raise DamagedError(
+            f"{where}: sha256 is {digest[:12]}, {str(expected)[:12]} was expected. Delete it and build or fetch it again."
+        )
+
+
+def _spoken_owner(text: str) -> str:
+    try:
+        owner = json.loads(text)
+        return f"{owner['purpose']} (process {owner['pid']} on {owner['host']}, since {owner['since']})"
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return "another process that has just started"
