@@ -276,9 +276,8 @@ def _resolve(
     parameters = {n: p for n, p in inspect.signature(part).parameters.items() if n not in given}
     for option in choice.options:
         if option not in parameters:
-            raise ConfigError(
-                f"{kind} '{choice.name}': unknown option '{option}'.{did_you_mean(option, parameters) or ' It has none.'}"
-            )
+            remedy = did_you_mean(option, parameters) or " It has none."
+            raise ConfigError(f"{kind} '{choice.name}': unknown option '{option}'.{remedy}")
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in choice.options:
             raise ConfigError(f"{kind} '{choice.name}' needs '{name}'. Add the line `{name}: ...`.")

@@ -110,7 +110,9 @@ def load_manifest(url: str) -> Manifest:
     except StorageError as error:
         raise ManifestError(str(error)) from error
     if body.get("format_version", 0) > FORMAT_VERSION:
-        raise ManifestError(f"{path}: format {body['format_version']} is newer than {FORMAT_VERSION}. Update shardclip.")
+        raise ManifestError(
+            f"{path}: format {body['format_version']} is newer than {FORMAT_VERSION}. Update shardclip."
+        )
     if _self_hash(body) != claimed:
         raise ManifestError(f"{path}: its own hash does not fit: it was altered. Restore it, or build the set again.")
     return _manifest_of(body)

@@ -163,8 +163,8 @@ def sweep_partials(folder: Path) -> None:
 
 def sha256_of(path: str | Path) -> str:
     """The file's sha256 in hexadecimal."""
-    opened = open(local(path), "rb") if is_local(path) else fsspec.open(str(path), "rb").open()
-    with opened as file:
+    filesystem, name = _remote(path)
+    with filesystem.open(name, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -273,9 +273,8 @@ def _fsync(path: Path) -> None:
 
 def _expect(digest: str, expected: str | None, where: str | Path) -> None:
     if expected not in (None, digest):
-        raise DamagedError(
-            f"{where}: sha256 is {digest[:12]}, {str(expected)[:12]} was expected. Delete it and build or fetch it again."
-        )
+        remedy = "Delete it and build or fetch it again."
+        raise DamagedError(f"{where}: sha256 is {digest[:12]}, {str(expected)[:12]} was expected. {remedy}")
 
 
 def _spoken_owner(text: str) -> str:

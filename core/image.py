@@ -1,0 +1,156 @@
+"""Images: one set of rules for decoding, fitting and encoding; torch-free.
+
+Rules: EXIF orientation applied; transparency over white; CMYK, palette and grey to RGB; 16-bit and float rescaled to
+8 bits; the first frame of an animation; the pixel count is checked before decoding; truncated files are an error.
+The builder's workers put pillow-simd's folder on `sys.path` before they import this file.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import PIL
+import simplejpeg
+from PIL import Image, ImageOps, features
+
+from core.manifest import ImageSpec
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
+MIN_SIDE = 8  # pixels: what is smaller is a tracking pixel or a spacer
+DEFAULT_MAX_PIXELS = 100_000_000
+PAD_COLOUR = (127, 127, 127)  # near zero after normalisation
+RAW_EXTENSION = "image.npy"
+_RAW_HEADER = 128  # bytes of a version 1.0 .npy header for a (S, S, 3) uint8 array
+
+
+class ImageError(ValueError):
+    """An image that is left out; `reason` is a short name that is counted, `detail` says more."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+def decode(data: bytes | memoryview, max_pixels: int = DEFAULT_MAX_PIXELS, smallest: int | None = None) -> Image.Image:
+    """The picture in RGB, upright.
+
+    Args:
+        smallest: the shorter side that will be needed at most, in pixels; JPEGs may be decoded at a half, a quarter or
+            an eighth as long as both sides stay at least twice that.
+
+    Raises:
+        ImageError: `unreadable`, `truncated`, `too_many_pixels` or `too_small`.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageError("too_many_pixels", f"{width} x {height}, the limit is {max_pixels}")
+        if min(width, height) < MIN_SIDE:
+            raise ImageError("too_small", f"{width} x {height}, the shorter side must have {MIN_SIDE}")
+        if smallest:
+            image.draft("RGB" if image.mode in ("RGB", "YCbCr") else None, (2 * smallest, 2 * smallest))
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except Exception as error:  # PIL's plugins raise every kind on damaged files; each becomes a counted reason
+        reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
+        raise ImageError(reason, f"{type(error).__name__}: {error}") from error
+
+
+def dimensions(data: bytes | memoryview) -> tuple[int, int]:
+    """Width and height of the original in pixels, upright, from the header alone."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return image.size[::-1] if sideways else image.size
+
+
+def fit_image(image: Image.Image, size: int, fit: str) -> Image.Image:
+    """The picture as a square of `size` pixels: `crop` (centre of the longer side), `squash` or `pad`."""
+    width, height = image.size
+    if fit == "squash":
+        box = (0.0, 0.0, float(width), float(height))
+    elif fit == "crop":
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (
+            left,
+            top,
+            left + side,
+            top + side,
+        )  # only what stays is resampled: a 1 x 20,000 image costs nothing
+    elif fit == "pad":
+        scale = size / max(width, height)
+        inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+        canvas = Image.new("RGB", (size, size), PAD_COLOUR)
+        resized = image.resize(inner, Image.Resampling.BICUBIC)
+        canvas.paste(resized, ((size - inner[0]) // 2, (size - inner[1]) // 2))
+        return canvas
+    else:
+        raise AssertionError(f"fit {fit!r}")
+    return image.resize((size, size), Image.Resampling.BICUBIC, box)  # bicubic with antialiasing, as CLIP's own
+
+
+def encode_jpeg(image: Image.Image, quality: int) -> bytes:
+    """JPEG bytes (4:2:0)."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def encode_raw(image: Image.Image) -> bytes:
+    """`.npy` bytes of the `(S, S, 3)` uint8 array."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(image))
+    return buffer.getvalue()
+
+
+def decode_into(data: memoryview, spec: ImageSpec, out: np.ndarray) -> None:
+    """Decode a stored image straight into `out` `(S, S, 3)` uint8: the training path.
+
+    Raises:
+        ImageError: it cannot be decoded, or has another size than the set's.
+    """
+    if spec.codec == "raw":
+        if len(data) != _RAW_HEADER + out.nbytes:
+            raise ImageError("unreadable", f"{len(data)} bytes, {_RAW_HEADER + out.nbytes} are expected")
+        out[:] = np.frombuffer(data, np.uint8, offset=_RAW_HEADER).reshape(out.shape)
+    elif spec.codec == "jpeg":
+        try:
+            decoded = simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+        except ValueError as error:
+            raise ImageError("unreadable", str(error)) from error
+        if decoded.shape != out.shape:
+            raise ImageError("unreadable", f"{decoded.shape[1]} x {decoded.shape[0]}, the set has {spec.size}")
+    else:
+        out[:] = np.asarray(fit_image(decode(data, smallest=spec.size), spec.size, spec.fit))
+
+
+def imaging_library() -> str:
+    """Name and version of what decodes and resizes: `pillow-simd 12.1.1.post0, libjpeg-turbo 2.1.5`."""
+    name = "pillow-simd" if ".post" in PIL.__version__ else "pillow"
+    jpeg = features.version("libjpeg_turbo") or features.version("jpg")
+    return f"{name} {PIL.__version__}, libjpeg-turbo {jpeg}"
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        return Image.fromarray(_to_eight_bits(np.asarray(image))).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_eight_bits(values: np.ndarray) -> np.ndarray:
+    # 32-bit integers hold 16-bit pictures as PIL opens them; floats are 0..1 or already 0..255.
+    top = float(values.max(initial=0))
+    full = (1.0 if top <= 1.0 else 255.0) if values.dtype.kind == "f" else (255.0 if top <= 255 else 65535.0)
+    return (np.clip(np.nan_to_num(values.astype(np.float64)), 0, full) * (255.0 / full)).astype(np.uint8)
