@@ -12,7 +12,7 @@ import io
 import numpy as np
 import PIL
 import simplejpeg
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from core.manifest import ImageSpec
 
@@ -22,6 +22,7 @@ DEFAULT_MAX_PIXELS = 100_000_000
 PAD_COLOUR = (127, 127, 127)  # near zero after normalisation
 RAW_EXTENSION = "image.npy"
 _RAW_HEADER = 128  # bytes of a version 1.0 .npy header for a (S, S, 3) uint8 array
+Image.MAX_IMAGE_PIXELS = None  # `decode` checks the pixel count itself, by the set's own limit
 
 
 class ImageError(ValueError):
@@ -40,7 +41,7 @@ def decode(data: bytes | memoryview, max_pixels: int = DEFAULT_MAX_PIXELS, small
             an eighth as long as both sides stay at least twice that.
 
     Raises:
-        ImageError: `unreadable`, `truncated`, `too_many_pixels` or `too_small`.
+        ImageError: `unreadable`, `truncated`, `too_many_pixels`, `too_small`, or `unsupported` by this imaging library.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -55,6 +56,8 @@ def decode(data: bytes | memoryview, max_pixels: int = DEFAULT_MAX_PIXELS, small
         return _to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
         raise
+    except UnidentifiedImageError:
+        raise _unidentified(bytes(data[:16])) from None
     except Exception as error:  # PIL's plugins raise every kind on damaged files; each becomes a counted reason
         reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
         raise ImageError(reason, f"{type(error).__name__}: {error}") from error
@@ -133,6 +136,13 @@ def imaging_library() -> str:
     name = "pillow-simd" if ".post" in PIL.__version__ else "pillow"
     jpeg = features.version("libjpeg_turbo") or features.version("jpg")
     return f"{name} {PIL.__version__}, libjpeg-turbo {jpeg}"
+
+
+def _unidentified(start: bytes) -> ImageError:
+    for name, mark in (("webp", b"WEBP"), ("avif", b"ftypavif")):
+        if mark in start and not features.check(name):
+            return ImageError("unsupported", f"{imaging_library()} was built without {name}")
+    return ImageError("unreadable", f"none of {', '.join(FORMATS)}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
