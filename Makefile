@@ -1,0 +1,33 @@
+# Every target sets up what it needs: a virtual environment in .venv, from the package registry alone.
+PYTHON ?= python3
+BIN := .venv/bin
+DATA ?= ../shared/data
+
+.PHONY: setup demo test test-slow test-faults check real clean
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt setup.sh
+	@PYTHON=$(PYTHON) sh setup.sh
+
+demo: setup  ## draw scenes, build shards, train two processes, evaluate, write the report
+	@$(BIN)/shardclip demo
+
+test: setup  ## the whole suite but its long forms; under 20 minutes on 2 cores
+	@$(BIN)/python -m pytest -q -m "not slow and not faults" --cov --cov-report=term
+
+test-slow: setup  ## the exactness suite in full
+	@$(BIN)/python -m pytest -q -m slow
+
+test-faults: setup  ## kills, flips, full disks
+	@$(BIN)/python -m pytest -q -m faults
+
+check: setup  ## format, lint, types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+real: setup  ## real photographs: build, train and evaluate into runs/flickr8k_sample
+	@sh launch/real.sh $(DATA)
+
+clean:
+	rm -rf .venv build *.egg-info
