@@ -45,8 +45,8 @@ class FeatureSet:
         without = np.flatnonzero(self.captions_per_image() == 0)
         if len(without):
             raise DataError(
-                f"Image row {without[0]} has no text ({len(without)} of {len(self.images)} images): its rank does not exist."
-                " Leave such images out of the set."
+                f"Image row {without[0]} has no text ({len(without)} of {len(self.images)} images): its rank does not"
+                " exist. Leave such images out of the set."
             )
 
     def captions_per_image(self) -> np.ndarray:
@@ -54,7 +54,7 @@ class FeatureSet:
         return np.bincount(self.image_of_text, minlength=len(self.images))
 
     def select(self, images: np.ndarray, max_captions: int | None = None) -> FeatureSet:
-        """The feature set of some images, in the order given, with (at most the first `max_captions` of) their texts."""
+        """The feature set of some images, in the order given, with their texts (at most the first `max_captions`)."""
         order, starts, counts = _by_image(self.image_of_text, len(self.images))
         if max_captions is not None:
             counts = np.minimum(counts, max_captions)
@@ -64,10 +64,10 @@ class FeatureSet:
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """What retrieval metrics are made of; ranks start at 1, and every wrong answer that ties stands before the right one.
+    """What retrieval metrics are made of; ranks start at 1, every wrong answer that ties stands before the right one.
 
-    `image_to_text` `(N,)`: rank of the best right caption among all texts. `text_to_image` `(T,)`: rank of the own image
-    among all images. `average_precision` `(N,)`: AP@10 of each image's captions (for a text, AP@10 is 1/rank or 0).
+    `image_to_text` `(N,)`: rank of the best right caption among all texts. `text_to_image` `(T,)`: rank of the own
+    image among all images. `average_precision` `(N,)`: AP@10 of an image's captions (of a text it is 1/rank or 0).
     """
 
     image_to_text: np.ndarray
@@ -181,7 +181,7 @@ def _wrong_images_before(features: FeatureSet, block_bytes: int) -> np.ndarray:
 
 
 def _wrong_captions_before(features: FeatureSet, block_bytes: int) -> np.ndarray:
-    """`(T,)` for each text as an answer to its own image: captions of other images at least as similar to that image."""
+    """`(T,)` for each text as answer to its own image: captions of other images that are at least as similar."""
     gallery = _Gallery(features.texts)
     order, starts, counts = _by_image(features.image_of_text, len(features.images))
     before = np.empty(len(features.texts), dtype=np.int64)
@@ -190,7 +190,7 @@ def _wrong_captions_before(features: FeatureSet, block_bytes: int) -> np.ndarray
             has_slot = np.flatnonzero(counts[rows] > slot)
             text = order[starts[rows][has_slot] + slot]
             own = np.full(len(similarity), np.inf, dtype=np.float32)  # an image without this slot counts nothing
-            # Taken from the block itself: computed apart, it could differ in the last bit and no longer tie with itself.
+            # From the block itself: computed apart, it could differ in the last bit and no longer tie with itself.
             own[has_slot] = similarity[has_slot, gallery.column[text]]
             at_least = gallery.count_at_least(similarity, own)[has_slot]
             own_at_least = _own_captions_at_least(
@@ -247,7 +247,7 @@ class _Gallery:
 
     def count_at_least(self, similarity: np.ndarray, own: np.ndarray) -> np.ndarray:
         """`(b,)` gallery rows, copies counted, at least as similar as `own` `(b,)`."""
-        # Row by row: the comparison stays in the cache and count_nonzero is vectorised, 3 times faster than a sum by axis.
+        # Row by row: the comparison stays in the cache and count_nonzero is vectorised; 3 times a sum by axis.
         at_least = [np.count_nonzero(row >= row_own) for row, row_own in zip(similarity, own, strict=True)]
         extra = (similarity[:, self._repeated] >= own[:, None]) @ self._extra_copies
         return np.array(at_least, dtype=np.int64) + extra
@@ -299,6 +299,6 @@ def _check_rows(rows: np.ndarray, kind: str) -> None:
     off = np.flatnonzero(np.abs(np.sqrt(squared) - 1) > _UNIT_TOLERANCE)
     if len(off):
         raise DataError(
-            f"{kind.capitalize()} row {off[0]} has length {np.sqrt(squared[off[0]]):.4g} ({len(off)} of {len(rows)} rows):"
-            " features must be of unit length. Divide each row by its norm."
+            f"{kind.capitalize()} row {off[0]} has length {np.sqrt(squared[off[0]]):.4g} ({len(off)} of {len(rows)}"
+            " rows): features must be of unit length. Divide each row by its norm."
         )

@@ -78,7 +78,7 @@ def test_the_random_cases_do_hold_ties():
 
 @pytest.mark.parametrize("embed_dim", [16, 384, 513])
 def test_a_collapsed_encoder_is_last_everywhere(embed_dim):
-    """All features equal: every answer ties, and no rounding inside the matrix product may break a tie for the model."""
+    """All features equal: every answer ties, and no rounding in the matrix product may break a tie."""
     direction = unit(np.random.default_rng(0).standard_normal((1, embed_dim)))
     features = FeatureSet(np.repeat(direction, 37, 0), np.repeat(direction, 111, 0), np.arange(111) % 37)
     ranks = retrieval_ranks(features, block_bytes=4 * 37 * 5)
@@ -111,7 +111,7 @@ def test_ranks_follow_the_queries_when_images_and_texts_are_shuffled():
 
 
 def clip_benchmark_recall(scores, positives, k):
-    """CLIP_benchmark's rule: of the top k of each row, is any positive? (any true positive makes its recall positive)"""
+    """CLIP_benchmark's rule: the share of rows with any positive among their top k."""
     top = torch.topk(scores, k, dim=1).indices
     return (torch.gather(positives, 1, top).sum(1) > 0).float().mean().item()
 
