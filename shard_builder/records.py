@@ -1,6 +1,7 @@
 """What a reader hands to the builder: the captioned images it found, and every input it left out with the reason."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -41,3 +42,10 @@ class ReadResult:
     def skipped_by_reason(self) -> dict[str, int]:
         """Reason -> number of skips, sorted by reason."""
         return dict(sorted(Counter(skip.reason for skip in self.skipped).items()))
+
+
+def clean_captions(captions: Iterable[str]) -> tuple[str, ...]:
+    """Captions with runs of white space made one space, in their order, empty ones left out."""
+    # Crawled text holds lone surrogates (JSON "\ud83d"), which no file or tokenizer takes: they become "?".
+    cleaned = (" ".join(caption.encode("utf-8", "replace").decode("utf-8").split()) for caption in captions)
+    return tuple(caption for caption in cleaned if caption)

@@ -1,0 +1,92 @@
+"""Reads class folders (folder/<class>/*.jpg); a class name becomes captions through prompt templates.
+
+Prompts for classes: Radford 2021, section 3.1.4.
+"""
+
+import os
+from pathlib import Path, PurePosixPath
+
+from core.errors import DataError
+from core.storage import is_local, local
+from shard_builder.readers.files import read_text, require_folder
+from shard_builder.records import ReadResult, Record, Skip, clean_captions
+
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"))
+
+
+def read_image_folder(
+    split: str,
+    *,
+    folder: str,
+    templates: tuple[str, ...] = (),
+    templates_file: str | None = None,
+) -> ReadResult:
+    """The images of all class folders, ordered by path; each has one caption per template.
+
+    The folder `grand_piano` is the class "grand piano". Sub-folders of a class belong to it; hidden files are
+    passed over, other files that are no images are skipped as "not_an_image".
+
+    Args:
+        split: names the split only.
+        folder: holds one folder per class.
+        templates: texts with one `{}` for the class name; `DEFAULT_TEMPLATES` when neither this nor a file is given.
+        templates_file: a file with one template per line (`#` begins a comment), see configs/prompts.
+    """
+    if not is_local(folder):
+        raise DataError(
+            f"{folder}: class folders are read from a local disk only. Copy them, or list them in a .jsonl file."
+        )
+    require_folder(folder, "folder")
+    prompts = _prompts(templates, templates_file)
+    source = f"image_folder:{local(folder).resolve().name}"  # ids of two folders must not meet in one set
+    records, skipped = [], []
+    class_folders = _class_folders(local(folder))
+    for name, class_folder in class_folders.items():
+        captions = clean_captions(prompt.replace("{}", name) for prompt in prompts)
+        for path in _files_under(class_folder):
+            image_id = PurePosixPath(os.path.relpath(path, local(folder))).as_posix()
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                records.append(Record(image_id, source, str(path), captions, name))
+            else:
+                skipped.append(Skip(image_id, source, "not_an_image", str(path)))
+    if not records:
+        raise DataError(f"{folder}: its {len(class_folders)} class folders hold no images. Set source.folder.")
+    return ReadResult(tuple(records), tuple(skipped), tuple(sorted(class_folders)))
+
+
+def _class_folders(folder: Path) -> dict[str, Path]:
+    """Class name -> folder, ordered by the folder's name."""
+    folders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        raise DataError(f"{folder}: holds no class folders. Set source.folder to the folder with one folder per class.")
+    classes: dict[str, Path] = {}
+    for path in folders:
+        name = " ".join(path.name.replace("_", " ").split())
+        if name in classes:
+            raise DataError(f"{folder}: '{classes[name].name}' and '{path.name}' are both class '{name}'. Rename one.")
+        classes[name] = path
+    return classes
+
+
+def _files_under(folder: Path) -> list[Path]:
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def _prompts(templates: tuple[str, ...], templates_file: str | None) -> tuple[str, ...]:
+    if templates and templates_file is not None:
+        raise DataError("source image_folder: templates and templates_file are both given. Leave one out.")
+    where, lines = "source.templates", list(templates or DEFAULT_TEMPLATES)
+    if templates_file is not None:
+        text = read_text(templates_file, "templates_file")
+        where, lines = templates_file, [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    for line in lines:
+        if line.count("{}") != 1:
+            raise DataError(f"{where}: '{line}' does not hold one {{}} for the class name. Write 'a photo of a {{}}.'.")
+    if not lines:
+        raise DataError(f"{where}: holds no template. Write one per line, such as 'a photo of a {{}}.'.")
+    return tuple(lines)
