@@ -1,0 +1,116 @@
+"""The only door to torch.distributed: ranks, gathers and reductions that also work in one process without a group.
+
+Every function here is collective unless it says otherwise: all ranks call it, in the same order.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def rank() -> int:
+    """Number of this process, from 0; not collective."""
+    return dist.get_rank() if _is_grouped() else 0
+
+
+def world_size() -> int:
+    """Number of processes; not collective."""
+    return dist.get_world_size() if _is_grouped() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and prints; not collective."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def all_gather_with_grad(x: Tensor) -> Tensor:
+    """Concatenate the `(b, ...)` of all ranks to `(W * b, ...)`, in rank order; gradients flow back to every rank.
+
+    The gradient that a rank receives is the sum over all ranks of the gradients with respect to its rows. With losses
+    averaged over their own rows and gradients averaged over ranks (DDP), this is the gradient of one big batch.
+    """
+    return _GatherWithGrad.apply(x) if world_size() > 1 else x
+
+
+def all_gather(x: Tensor) -> Tensor:
+    """Concatenate the `(b, ...)` of all ranks to `(W * b, ...)`, in rank order, without gradient. Equal shapes only."""
+    x = x.detach()
+    if world_size() == 1:
+        return x
+    gathered = x.new_empty(world_size() * x.shape[0], *x.shape[1:])
+    dist.all_gather_into_tensor(gathered, x.contiguous())
+    return gathered
+
+
+def all_gather_rows(x: Tensor) -> Tensor:
+    """Concatenate the `(n_r, ...)` of all ranks, in rank order, without gradient; `n_r` may differ and may be 0."""
+    x = x.detach()
+    if world_size() == 1:
+        return x
+    counts = all_gather(torch.tensor([len(x)], device=x.device)).tolist()
+    padded = x.new_zeros(max(counts), *x.shape[1:])
+    padded[: len(x)] = x
+    rows = all_gather(padded).split(max(counts)) if max(counts) else [x] * len(counts)
+    return torch.cat([part[:count] for part, count in zip(rows, counts, strict=True)])
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """Sum over ranks, as a new tensor without gradient."""
+    return _all_reduce(x, dist.ReduceOp.SUM)
+
+
+def all_reduce_max(x: Tensor) -> Tensor:
+    """Largest over ranks, elementwise, as a new tensor without gradient."""
+    return _all_reduce(x, dist.ReduceOp.MAX)
+
+
+def broadcast_object(obj: Any, source: int = 0) -> Any:
+    """The (picklable) object of rank `source`, on every rank."""
+    if world_size() == 1:
+        return obj
+    box = [obj]
+    dist.broadcast_object_list(box, src=source)
+    return box[0]
+
+
+def gather_objects(obj: Any) -> list[Any]:
+    """The (picklable) objects of all ranks, in rank order, on every rank."""
+    objects: list[Any] = [obj] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(objects, obj)
+    return objects
+
+
+def _is_grouped() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _all_reduce(x: Tensor, operation: Any) -> Tensor:
+    reduced = x.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(reduced, operation)
+    return reduced
+
+
+class _GatherWithGrad(torch.autograd.Function):
+    """all_gather forward, reduce_scatter (sum) backward; NCCL and gloo have both."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return all_gather(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        own = grad.new_empty(grad.shape[0] // world_size(), *grad.shape[1:])
+        dist.reduce_scatter_tensor(own, grad.contiguous())
+        return own

@@ -1,0 +1,79 @@
+"""Run a function of a test file in real gloo processes: `results = run(2, worker, *args)`."""
+
+import importlib.util
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TIMEOUT_S = 120
+
+
+def run(world_size: int, worker: Callable[..., Any], *args: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
+    """Call `worker(*args)` in `world_size` processes of one group; returns what each returned, in rank order.
+
+    `worker` is a top-level function of a test file; arguments and results are picklable or tensors. The first error of
+    a process is raised here with its traceback; processes that do not end in time are killed.
+    """
+    # A server that has imported torch once, and has no threads yet, forks each process in milliseconds.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch.distributed", "torch.nn.parallel"])
+    with tempfile.TemporaryDirectory() as folder:
+        job = (world_size, Path(worker.__code__.co_filename), worker.__name__, args, Path(folder), timeout_s)
+        processes = [context.Process(target=_process, args=(rank, *job), daemon=True) for rank in range(world_size)]
+        for process in processes:
+            process.start()
+        _join(processes, Path(folder), time.monotonic() + timeout_s)
+        return [torch.load(Path(folder) / f"result-{rank}", weights_only=False) for rank in range(world_size)]
+
+
+def _join(processes: list[Any], folder: Path, deadline: float) -> None:
+    try:
+        while any(process.is_alive() for process in processes) and time.monotonic() < deadline:
+            if any(process.exitcode for process in processes):
+                time.sleep(1)  # the others' own errors, if they come, say more
+                break
+            time.sleep(0.01)
+        errors = [path.read_text() for path in sorted(folder.glob("error-*"))]
+        if errors:
+            raise RuntimeError("\n".join(errors))
+        codes = [process.exitcode for process in processes]
+        assert codes == [0] * len(processes), f"processes ended with {codes} (None: had to be killed)"
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _process(
+    rank: int, world_size: int, file: Path, name: str, args: tuple, folder: Path, timeout_s: float
+) -> None:
+    try:
+        torch.set_num_threads(1)
+        if sys.platform == "linux":
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        torch.distributed.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/rendezvous",
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=timeout_s),
+        )
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[file.stem] = module
+        spec.loader.exec_module(module)
+        torch.save(getattr(module, name)(*args), folder / f"result-{rank}")
+        torch.distributed.destroy_process_group()
+    except BaseException:
+        (folder / f"error-{rank}").write_text(f"rank {rank}:\n{traceback.format_exc()}")
+        sys.exit(1)
