@@ -1,0 +1,332 @@
+"""Checkpoints: a folder per step, published whole, hashed file by file, without pickle.
+
+    checkpoints/step-00000100/
+      model.safetensors  optimizer.safetensors  [ema.safetensors]
+      state.json      where the run stands: step, epoch, random generators, scaler, ledger, best metric, ...
+      model.json      what the weights are: model, embed_dim, text encoder, image size, mean, std, config
+      manifest.json   size and sha256 of every file, and of itself
+
+A folder that has its name is whole (it was renamed when it was). `latest` is the highest step; `best` is the newest
+one whose manifest says so: no pointer file can be stale or half written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from core.errors import CheckpointError
+from core.storage import PARTIAL_PREFIX, publish_folder, sweep_partials
+from trainer.tensor_tree import decode_tensors, decode_tree, dump_json, encode_tensors, encode_tree, parse_json
+
+MODEL, OPTIMIZER, EMA = "model.safetensors", "optimizer.safetensors", "ema.safetensors"
+STATE, IDENTITY, MANIFEST = "state.json", "model.json", "manifest.json"
+FORMAT_VERSION = 1
+_STEP_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint, on the CPU."""
+
+    path: Path
+    model_state: dict[str, Tensor]
+    optimizer_state: dict[str, Any]
+    ema_state: dict[str, Tensor] | None
+    state: dict[str, Any]
+    identity: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    model_state: Mapping[str, Tensor],
+    optimizer_state: Mapping[str, Any],
+    state: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    ema_state: Mapping[str, Tensor] | None = None,
+    keep_last: int,
+    is_best: bool,
+) -> Path:
+    """Publish `folder/step-XXXXXXXX`, read it back from the disk, and only then remove older ones.
+
+    One process calls it, with the random states of all ranks already gathered into `state`. A step that is
+    saved already is left as it is; the newest `keep_last` and the best one stay.
+
+    Raises:
+        StorageError: the disk is full or cannot be written; what was there before is untouched.
+        CheckpointError: what was written reads back differently; what was there before is untouched.
+    """
+    target = folder / step_name(int(state["step"]))
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep_partials(folder)
+    if target.exists():
+        if not damage(target):
+            return target
+        _set_aside(target)
+    files = {
+        MODEL: encode_tensors(model_state),
+        OPTIMIZER: encode_tree(dict(optimizer_state)),
+        STATE: dump_json(dict(state)),
+        IDENTITY: dump_json(dict(identity)),
+    }
+    if ema_state is not None:
+        files[EMA] = encode_tensors(ema_state)
+    files[MANIFEST] = _manifest_bytes(files, int(state["step"]), is_best)
+    publish_folder(lambda partial: _write_files(partial, files), target)
+    _forget_cached_pages(target)
+    if found := damage(target):
+        _set_aside(target)
+        raise CheckpointError(f"{found} It was written a moment ago: the disk or its driver is failing; check it.")
+    _remove_old(folder, keep_last)
+    return target
+
+
+def load_checkpoint(path: Path, expected_identity: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Everything in one checkpoint, after every hash was checked.
+
+    Args:
+        expected_identity: values that the checkpoint's `model.json` must have under the same keys.
+
+    Raises:
+        CheckpointError: a file is missing, cut short or altered (named), or the checkpoint is of another model
+            (the fields that differ are named with both values).
+    """
+    names = _files_of(path)
+    files = {name: _read_verified(path, name, entry) for name, entry in names.items()}
+    identity = parse_json(files[IDENTITY])
+    if expected_identity is not None:
+        check_identity(identity, expected_identity, path)
+    return Checkpoint(
+        path=path,
+        model_state=decode_tensors(files[MODEL]),
+        optimizer_state=decode_tree(files[OPTIMIZER]),
+        ema_state=decode_tensors(files[EMA]) if EMA in files else None,
+        state=parse_json(files[STATE]),
+        identity=identity,
+    )
+
+
+def load_latest(folder: Path, expected_identity: Mapping[str, Any] | None = None) -> Checkpoint | None:
+    """The newest checkpoint, or None where there is none yet; a damaged one is never stepped over silently.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`; for damage it also names the next older whole checkpoint.
+    """
+    path = latest_checkpoint(folder)
+    if path is None:
+        return None
+    if found := damage(path):
+        older = [other for other in _all_checkpoints(folder)[:-1] if not damage(other)]
+        way_out = (
+            f"The newest whole checkpoint before it is {older[-1].name}: continue with resume={older[-1]}"
+            if older
+            else "There is no older whole checkpoint: start again in another run_dir"
+        )
+        raise CheckpointError(f"{found} {way_out}.")
+    return load_checkpoint(path, expected_identity)
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights for evaluation (the averaged ones where there are any) and the identity; only these files are read."""
+    entries = _files_of(path)
+    name = EMA if EMA in entries else MODEL
+    return decode_tensors(_read_verified(path, name, entries[name])), read_identity(path)
+
+
+def read_identity(path: Path) -> dict[str, Any]:
+    """The verified `model.json`: enough to build the model before its weights are read."""
+    identity: dict[str, Any] = parse_json(_read_verified(path, IDENTITY, _files_of(path)[IDENTITY]))
+    return identity
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """The checkpoint folder that a person means by a run folder, `RUN/best`, `RUN/latest` or the folder itself.
+
+    A run folder means its best checkpoint, or the latest where none is marked best.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if _STEP_NAME.fullmatch(path.name) and path.is_dir():
+        return path
+    run, which = (path.parent, path.name) if path.name in ("best", "latest") else (path, None)
+    folder = run if run.name == "checkpoints" else run / "checkpoints"
+    found = None if which == "latest" else best_checkpoint(folder)
+    if found is None and which != "best":
+        found = latest_checkpoint(folder)
+    if found is None:
+        raise CheckpointError(
+            f"{path}: no {which + ' ' if which else ''}checkpoint there. Name a run folder that has one."
+        )
+    return found
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step."""
+    return checkpoints[-1] if (checkpoints := _all_checkpoints(folder)) else None
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was the best when it was saved."""
+    return next((path for path in reversed(_all_checkpoints(folder)) if _read_manifest(path)["is_best"]), None)
+
+
+def set_aside_after(folder: Path, step: int) -> list[Path]:
+    """Rename the checkpoints after `step`, so that a run continued from `step` does not meet them; the new names."""
+    later = [path for path in _all_checkpoints(folder) if _step_of(path) > step]
+    return [_set_aside(path) for path in later]
+
+
+def check_identity(found: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> None:
+    """Raise CheckpointError naming the first fields of `expected` that `found` does not have, with both values."""
+    wanted = dict(_flat(expected))
+    have = dict(_flat({key: found[key] for key in expected if key in found}))
+    names = [*wanted, *(name for name in have if name not in wanted)]
+    differing = [name for name in names if wanted.get(name, "absent") != have.get(name, "absent")]
+    if differing:
+        fields = "; ".join(
+            f"{n} is {have.get(n, 'absent')}, {wanted.get(n, 'absent')} is needed" for n in differing[:3]
+        )
+        more = f" (and {len(differing) - 3} more fields)" if len(differing) > 3 else ""
+        raise CheckpointError(
+            f"{path}: checkpoint of another model: {fields}{more}. Use the recipe it was trained with."
+        )
+
+
+def damage(path: Path) -> str | None:
+    """A sentence naming the first file that is missing or altered, or None for a whole checkpoint."""
+    try:
+        for name, entry in _files_of(path).items():
+            _read_verified(path, name, entry)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def step_name(step: int) -> str:
+    """The folder name of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def _all_checkpoints(folder: Path) -> list[Path]:
+    paths = [path for path in folder.glob("step-*") if _STEP_NAME.fullmatch(path.name)]
+    return sorted(paths, key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _manifest_bytes(files: Mapping[str, bytes], step: int, is_best: bool) -> bytes:
+    entries = {n: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for n, data in files.items()}
+    return _sign({"format_version": FORMAT_VERSION, "step": step, "is_best": is_best, "files": entries})
+
+
+def _sign(manifest: Mapping[str, Any]) -> bytes:
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**manifest, "sha256": digest}, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such checkpoint.")
+    data = _read(file)
+    try:
+        manifest: dict[str, Any] = json.loads(data)
+        body = {key: value for key, value in manifest.items() if key != "sha256"}
+        intact = _sign(body) == data  # byte for byte, so that no flipped bit is left to the JSON parser's taste
+    except (ValueError, AttributeError):
+        intact = False
+    if not intact:
+        raise CheckpointError(f"{file}: damaged (its content does not match its own hash).")
+    if manifest["format_version"] > FORMAT_VERSION:
+        raise CheckpointError(f"{file}: written by a newer shardclip (format {manifest['format_version']}). Update.")
+    return manifest
+
+
+def _files_of(path: Path) -> dict[str, dict[str, Any]]:
+    files: dict[str, dict[str, Any]] = _read_manifest(path)["files"]
+    return files
+
+
+def _read_verified(path: Path, name: str, entry: Mapping[str, Any]) -> bytes:
+    file = path / name
+    data = _read(file)
+    if len(data) != entry["bytes"]:
+        raise CheckpointError(f"{file}: damaged ({len(data)} bytes, {entry['bytes']} were written).")
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise CheckpointError(f"{file}: damaged (its sha256 is not the one in {MANIFEST}).")
+    return data
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: damaged (the file is missing).") from None
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror or error}).") from error
+
+
+def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+
+
+def _forget_cached_pages(path: Path) -> None:
+    # Otherwise reading back would compare memory with memory. Not every system has the call.
+    if hasattr(os, "posix_fadvise"):
+        for file in path.iterdir():
+            descriptor = os.open(file, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def _remove_old(folder: Path, keep_last: int) -> None:
+    checkpoints = _all_checkpoints(folder)
+    readable = {path: marks for path in checkpoints if (marks := _marks(path)) is not None}
+    best = next((path for path in reversed(checkpoints) if readable.get(path)), None)
+    for path in checkpoints[: -max(keep_last, 1)]:
+        if path != best and path in readable:  # a damaged one stays for a person to look at
+            partial = path.with_name(f"{PARTIAL_PREFIX}{path.name}")
+            os.rename(path, partial)  # killed while deleting, it must not pass for a checkpoint
+            shutil.rmtree(partial)
+
+
+def _marks(path: Path) -> bool | None:
+    try:
+        return bool(_read_manifest(path)["is_best"])
+    except CheckpointError:
+        return None
+
+
+def _set_aside(path: Path) -> Path:
+    number = 0
+    while (target := path.with_name(f"set-aside-{number}-{path.name}")).exists():
+        number += 1
+    os.rename(path, target)
+    return target
+
+
+def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(item, f"{place}.{key}" if place else str(key))
+    else:
+        # Identities written by a recipe hold tuples, the same read from elsewhere lists: they mean the same.
+        yield place, list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,104 @@
+"""Nested Python values with tensors in them, as safetensors or JSON and back, bit for bit, without pickle.
+
+JSON has no tuples, no integer keys and no tensors, and loses them silently. Here they carry a mark, so that an
+optimizer's state comes back as the same Python object: types, key types, dtypes, bits and memory layout.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+_TENSOR, _TUPLE, _PAIRS = "$tensor", "$tuple", "$pairs"
+
+
+def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """A state dict as safetensors; tied and strided tensors are written out plainly."""
+    return save({name: _plain(tensor) for name, tensor in tensors.items()})
+
+
+def decode_tensors(data: bytes) -> dict[str, Tensor]:
+    """The state dict, on the CPU."""
+    return load(data)
+
+
+def encode_tree(tree: Any) -> bytes:
+    """Any nesting of dicts, lists, tuples, scalars and tensors as one safetensors file.
+
+    Raises:
+        TypeError: a value of another type; the message names its place.
+    """
+    tensors: dict[str, Tensor] = {}
+    described = json.dumps(_describe(tree, "", tensors))
+    return save({name: _plain(tensor) for name, tensor in tensors.items()}, metadata={"tree": described})
+
+
+def decode_tree(data: bytes) -> Any:
+    """What `encode_tree` was given; tensors on the CPU, with the strides they had."""
+    (header_bytes,) = struct.unpack("<Q", data[:8])
+    described = json.loads(data[8 : 8 + header_bytes])["__metadata__"]["tree"]
+    return _rebuild(json.loads(described), load(data))
+
+
+def dump_json(tree: Any) -> bytes:
+    """Nested values without tensors as JSON that `parse_json` turns into the same object."""
+    return (json.dumps(_describe(tree, "", None), indent=1) + "\n").encode()
+
+
+def parse_json(data: bytes) -> Any:
+    """What `dump_json` was given."""
+    return _rebuild(json.loads(data), {})
+
+
+def _describe(value: Any, place: str, tensors: dict[str, Tensor] | None) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):  # numpy.float64 is a float
+        return value
+    if isinstance(value, Tensor) and tensors is not None:
+        name = place or "value"
+        tensors[name] = value
+        return {_TENSOR: name, "strides": list(value.stride())}
+    if isinstance(value, list):
+        return [_describe(item, _join(place, i), tensors) for i, item in enumerate(value)]
+    if isinstance(value, tuple):
+        return {_TUPLE: [_describe(item, _join(place, i), tensors) for i, item in enumerate(value)]}
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return {key: _describe(item, _join(place, key), tensors) for key, item in value.items()}
+        return {_PAIRS: [[key, _describe(item, _join(place, key), tensors)] for key, item in value.items()]}
+    raise TypeError(f"{place or 'value'}: a {type(value).__name__} cannot be saved without pickle; convert it first.")
+
+
+def _rebuild(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_rebuild(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if _TENSOR in value:
+        return _restride(tensors[value[_TENSOR]], value["strides"])
+    if _TUPLE in value:
+        return tuple(_rebuild(item, tensors) for item in value[_TUPLE])
+    if _PAIRS in value:
+        return {key: _rebuild(item, tensors) for key, item in value[_PAIRS]}
+    return {key: _rebuild(item, tensors) for key, item in value.items()}
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    # A clone, because safetensors refuses tensors that share memory (tied weights).
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _restride(tensor: Tensor, strides: list[int]) -> Tensor:
+    # Fused optimizers compare the strides of a parameter and its moments, and refuse a pair that differs.
+    if list(tensor.stride()) == strides:
+        return tensor
+    return torch.empty_strided(tensor.size(), strides, dtype=tensor.dtype).copy_(tensor)
+
+
+def _join(place: str, key: object) -> str:
+    return f"{place}.{key}" if place else str(key)
