@@ -1,0 +1,1 @@
+"""How things are started: the `shardclip` command, training under Accelerate, the demo."""

@@ -1,0 +1,188 @@
+"""The `shardclip` command: one verb per stage; every verb takes a recipe and `key=value` overrides."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from core.config import load_config
+from core.errors import ShardclipError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Train CLIP-style image encoders: build shards once, stream them to every GPU, follow recall.",
+)
+console = Console(highlight=False)
+Recipe = Annotated[Path, typer.Argument(help="A YAML recipe of configs/.", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, as in optim.lr=3e-4", show_default=False)]
+Shards = Annotated[str, typer.Argument(help="A shard set: folder or URL.", show_default=False)]
+
+
+def main() -> None:
+    """Run a verb; mistakes that people can mend end in one sentence and exit code 2."""
+    try:
+        app()
+    except ShardclipError as error:
+        print(f"shardclip: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("shardclip: stopped.", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def build(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Turn captioned images into a shard set; killed or finished, run it again.
+
+    Example: shardclip build configs/build/coco2014_train.yaml source.images=/data/train2014
+    """
+    from shard_builder.build import BuildConfig, build_shards
+
+    build_shards(load_config(BuildConfig, recipe, overrides or []), console)
+
+
+@app.command()
+def plan(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Say before a build how long it takes, how many bytes, and how many loader workers feed one GPU.
+
+    Example: shardclip plan configs/build/coco2014_train.yaml
+    """
+    from shard_builder.build import BuildConfig
+    from shard_builder.estimate import estimate
+
+    estimate(load_config(BuildConfig, recipe, overrides or []), console)
+
+
+@app.command()
+def verify(shards: Shards) -> None:
+    """Check every byte of a shard set against its manifest; list every fault; exit code 1 if there is one.
+
+    Example: shardclip verify data/coco2014-train
+    """
+    from shard_builder.verify import verify as find_faults
+
+    raise typer.Exit(1 if find_faults(shards, console) else 0)
+
+
+@app.command()
+def preview(
+    shards: Shards,
+    out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("preview.jpg"),
+    count: Annotated[int, typer.Option(help="How many images.")] = 24,
+    seed: Annotated[int, typer.Option(help="Which ones.")] = 0,
+) -> None:
+    """Make a picture of random images with their captions.
+
+    Example: shardclip preview data/coco2014-train --out preview.jpg
+    """
+    from shard_builder.preview import preview as draw
+
+    draw(shards, out, count, seed, console)
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    processes: Annotated[int | None, typer.Option(help="On this machine; default one per GPU.")] = None,
+    accelerate_config: Annotated[Path | None, typer.Option(help="As launch/accelerate/gpu_8.yaml.")] = None,
+) -> None:
+    """Train an image encoder: `accelerate launch -m launch.train RECIPE`, with its exit code.
+
+    Example: shardclip train configs/train/coco2014_resnet50.yaml optim.lr=3e-4
+    """
+    from launch.launcher import launch_training
+    from trainer.config import TrainConfig
+
+    load_config(TrainConfig, recipe, overrides or [])  # a wrong key ends here, before any process starts
+    raise typer.Exit(launch_training([str(recipe), *(overrides or [])], processes, accelerate_config))
+
+
+@app.command()
+def doctor(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Read a training recipe, its shards and this environment; name what is wrong, each with its repair.
+
+    Example: shardclip doctor configs/train/coco2014_resnet50.yaml
+    """
+    from launch.doctor import examine
+    from trainer.config import TrainConfig
+
+    raise typer.Exit(1 if examine(load_config(TrainConfig, recipe, overrides or []), console) else 0)
+
+
+@app.command("eval")
+def evaluate(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Measure a checkpoint: recall both ways, queries, zero-shot; writes results.json and report.html.
+
+    Example: shardclip eval configs/eval/coco2014_val.yaml checkpoint=runs/coco2014_resnet50
+    """
+    from eval.run import EvalConfig
+    from eval.run import evaluate as run
+
+    run(load_config(EvalConfig, recipe, overrides or []), console)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run folder that `eval` has measured.")]) -> None:
+    """Write report.html again from what lies in the run folder.
+
+    Example: shardclip report runs/coco2014_resnet50
+    """
+    from eval.report import write_report
+
+    console.print(f"report: {write_report(run)}")
+
+
+@app.command("index-shards")
+def index_shards(
+    shards: Shards,
+    size: Annotated[int, typer.Option(help="Side of the images when they are read, in pixels.")] = 224,
+    split: Annotated[str, typer.Option(help="Name of the split.")] = "train",
+) -> None:
+    """Adopt tars of img2dataset or any WebDataset (jpg, png or webp with txt or json); the tars stay as they are.
+
+    Example: shardclip index-shards data/cc3m && shardclip embed data/cc3m --encoder minilm
+    """
+    from shard_builder.adopt import index_shards as adopt
+
+    adopt(shards, size=size, split=split, console=console)
+
+
+@app.command()
+def embed(
+    shards: Shards,
+    encoder: Annotated[str, typer.Option(help="A frozen text encoder: hf_clip, minilm or sentence.")] = "hf_clip",
+    model: Annotated[str | None, typer.Option(help="Its model: a hub name or a folder.")] = None,
+) -> None:
+    """Add caption embeddings beside adopted shards.
+
+    Example: shardclip embed data/cc3m --encoder hf_clip --model openai/clip-vit-base-patch32
+    """
+    from core.config import Choice
+    from shard_builder.adopt import embed_shards
+
+    embed_shards(shards, Choice(encoder, {"model": model} if model else {}), console=console)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where shards and run go.")] = Path("runs/demo"),
+) -> None:
+    """Do the whole job in minutes on drawn scenes: build, train with two processes, evaluate, report.
+
+    Example: shardclip demo
+    """
+    from launch.demo import run_demo
+
+    run_demo(out, console)
+
+
+if __name__ == "__main__":
+    main()

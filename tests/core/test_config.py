@@ -1,0 +1,119 @@
+"""Recipes are read strictly and converted by declared type; every mistake is named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from core.config import Choice, build, config_diff, dump_yaml, from_mapping, load_config, read_recipe, to_mapping
+from core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Optim:
+    lr: float = 5e-4
+    steps: int | None = None
+    betas: tuple[float, float] = (0.9, 0.98)
+
+
+@dataclass(frozen=True)
+class Config:
+    run_dir: Path
+    name: str = "x"
+    fast: bool = False
+    shards: tuple[str, ...] = ()
+    fit: Literal["crop", "pad"] = "crop"
+    loss: Choice = Choice("infonce")
+    optim: Optim = field(default_factory=Optim)
+
+    def __post_init__(self) -> None:
+        if self.name == "bad":
+            raise ConfigError("name is 'bad': choose another.")
+
+
+def recipe(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_scalars_are_converted_by_the_declared_type(tmp_path: Path) -> None:
+    text = "run_dir: 012\nname: yes\nfast: on\nshards: [a, 7]\noptim: {lr: 1e-3, steps: 0012, betas: [0.5, 1]}\n"
+    config = load_config(Config, recipe(tmp_path, text))
+    assert config == Config(Path("012"), "yes", True, ("a", "7"), optim=Optim(1e-3, 12, (0.5, 1.0)))
+
+
+def test_overrides_reach_nested_keys_and_choices(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "run_dir: a\nloss: {name: infonce, block_size: 4}\n")
+    config = load_config(Config, path, ["optim.lr=3e-4", "loss.block_size=8", "shards=a,b", "optim.steps=null"])
+    assert config.optim.lr == 3e-4 and config.shards == ("a", "b") and config.optim.steps is None
+    assert config.loss == Choice("infonce", {"block_size": "8"})
+    assert load_config(Config, path, ["loss=siglip"]).loss == Choice("siglip")  # another part: no inherited options
+
+
+def test_the_resolved_config_reads_back_equal(tmp_path: Path) -> None:
+    config = Config(Path("runs/a"), shards=("x",), loss=Choice("infonce", {"label_smoothing": 0.1}))
+    again = load_config(Config, recipe(tmp_path, dump_yaml(config)))
+    assert to_mapping(again)["optim"] == to_mapping(config)["optim"] and again.shards == config.shards
+    assert config_diff(to_mapping(config), to_mapping(again)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("run_dir: a\noptim: {lrr: 1}", "optim: unknown key 'lrr' in Optim. Did you mean 'lr'?"),
+        ("run_dir: a\noptim: {lr: fast}", "optim: lr is 'fast': a number is needed."),
+        ("run_dir: a\noptim: {steps: 1.5}", "steps is '1.5': a whole number is needed."),
+        ("run_dir: a\nfast: maybe", "fast is 'maybe': true or false is needed."),
+        ("run_dir: a\nfit: crob", "fit is 'crob'. Did you mean 'crop'?"),
+        ("run_dir: a\noptim: {betas: [1]}", "betas has 1 values, 2 are needed."),
+        ("run_dir: a\noptim: 3", "optim is '3'"),
+        ("name: a", "Config needs 'run_dir'"),
+        ("run_dir: a\nname: bad", "name is 'bad': choose another."),
+        ("run_dir: a\nrun_dir: b", "key 'run_dir' stands twice"),
+        ("run_dir: [a", "not valid YAML"),
+        ("- a", "a recipe is a list of `key: value` lines"),
+    ],
+)
+def test_a_wrong_recipe_is_named(tmp_path: Path, text: str, sentence: str) -> None:
+    path = recipe(tmp_path, text)
+    with pytest.raises(ConfigError) as error:
+        load_config(Config, path)
+    assert sentence in str(error.value) and str(path) in str(error.value)
+
+
+def test_a_missing_recipe_names_its_nearest_neighbour(tmp_path: Path) -> None:
+    recipe(tmp_path, "name: a")
+    with pytest.raises(ConfigError, match=r"no such recipe. Did you mean '.*recipe.yaml'"):
+        read_recipe(tmp_path / "recipes.yaml")
+
+
+def test_an_override_without_equals_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'optim.lr' is no override"):
+        load_config(Config, None, ["optim.lr"])
+
+
+def _part(width: int = 3, *, given: float) -> tuple[int, float]:
+    return width, given
+
+
+def test_build_converts_options_and_names_wrong_ones() -> None:
+    table = {"part": _part}
+    assert build(table, Choice("part", {"width": "4"}), "kind", given=2.0) == (4, 2.0)
+    for choice, sentence in (
+        (Choice("prat"), "kind: unknown name 'prat'. Did you mean 'part'?"),
+        (Choice("part", {"widht": 1}), "unknown option 'widht'. Did you mean 'width'?"),
+        (Choice("part", {"width": "x"}), "width is 'x': a whole number is needed."),
+    ):
+        with pytest.raises(ConfigError) as error:
+            build(table, choice, "kind", given=2.0)
+        assert sentence in str(error.value)
+
+
+def test_config_diff_names_what_changed() -> None:
+    old = to_mapping(from_mapping(Config, {"run_dir": "a", "optim": {"lr": "1"}}, "t"))
+    new = to_mapping(from_mapping(Config, {"run_dir": "a", "optim": {"lr": "2"}}, "t"))
+    assert config_diff(old, new) == ["optim.lr: 1.0 -> 2.0"]
