@@ -46,7 +46,7 @@ def test_every_rank_sees_the_rows_of_all_in_rank_order(world_size: int) -> None:
         assert torch.equal(seen["strided"], values.repeat_interleave(2)[:, None].expand(-1, 3))
         assert torch.equal(seen["rows"], values.repeat_interleave(2 * (values - 1))[:, None].expand(-1, 2))
         assert seen["no_rows"].shape == (0, 2)
-        assert torch.equal(seen["sum"], torch.full((2, 3), values.sum().float()))
+        assert torch.equal(seen["sum"], torch.full((2, 3), float(values.sum())))
         assert torch.equal(seen["max"], torch.full((2, 3), float(world_size)))
         assert seen["object"] == {"from": world_size}
         assert seen["objects"] == [("rank", int(value)) for value in values]
