@@ -1,0 +1,204 @@
+"""Features of a whole shard set, gathered over the ranks; kept on disk with the encoder they are from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from core.distributed import all_gather_rows
+from core.errors import DamagedError, DataError
+from core.shard_set import ShardSet
+from core.storage import publish
+from eval.metrics import FeatureSet
+from trainer.data.loader import EvalLoader
+
+Autocast = Callable[[], AbstractContextManager[object]]
+
+
+class PairLoss(Protocol):
+    """A contrastive loss as the trainer's table has it."""
+
+    def __call__(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        all_image_features: Tensor,
+        all_text_features: Tensor,
+        logit_scale: Tensor,
+        groups: Tensor,
+        all_groups: Tensor,
+        offset: int,
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Extracted:
+    """Features of a shard set in the order of its samples; samples that show one image are one row of images.
+
+    `samples` `(N,)`: the sample each image row was read from. `captions` `(T, 2)`: sample and place of each text row.
+    """
+
+    features: FeatureSet
+    samples: np.ndarray
+    captions: np.ndarray
+    logit_scale: float
+
+
+def extract(
+    model: torch.nn.Module,
+    normalize: Callable[[Tensor], Tensor],
+    shard_set: ShardSet,
+    *,
+    device: torch.device,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    autocast: Autocast = nullcontext,
+    progress: Callable[[int], None] = lambda num_samples: None,
+) -> Extracted:
+    """Features of every sample, each computed once by one rank; every rank gets all of them (collective).
+
+    Args:
+        model: images -> (image features, logit_scale); not wrapped in DDP, whose forward would wait for other ranks.
+        normalize: uint8 `(B, 3, S, S)` -> what the model expects.
+        progress: called with the number of samples that this rank has just done.
+
+    Raises:
+        DataError: NaN features, or a sample that was not read exactly once.
+    """
+    loader = EvalLoader(shard_set, batch_size=batch_size, rank=rank, world_size=world_size, num_workers=num_workers)
+    was_training = model.training
+    model.eval()
+    images, texts, counts, samples = [], [], [], []
+    logit_scale = torch.tensor(1.0)
+    with torch.no_grad():
+        for batch in loader:
+            with autocast():
+                image_features, logit_scale = model(normalize(batch.images.to(device, non_blocking=True)))
+            images.append(image_features.float())
+            texts.append(batch.text)
+            counts.append(batch.num_captions)
+            samples.append(batch.samples)
+            progress(len(batch.samples))
+    model.train(was_training)
+    width = shard_set.embed_dim
+    return _assemble(
+        shard_set,
+        _gather(images, device, (0, width), torch.float32),
+        _gather(texts, device, (0, width), torch.float16),
+        _gather(counts, device, (0,), torch.int64),
+        _gather(samples, device, (0,), torch.int64),
+        float(logit_scale),
+    )
+
+
+def mean_pair_loss(extracted: Extracted, groups: np.ndarray, loss_fn: PairLoss, batch_size: int) -> float:
+    """The training loss over successive batches of images with their first captions, in sample order; nats.
+
+    Args:
+        groups: `(N,)` of the image rows, as the shard set gives them.
+        batch_size: the loss grows with it, so it should be the one trained with; a ragged rest is left out, and a set
+            that is smaller is one batch.
+    """
+    features = extracted.features
+    num_images = len(features.images)
+    batch_size = min(batch_size, num_images)
+    first_text = np.unique(features.image_of_text, return_index=True)[1]
+    images, texts = torch.from_numpy(features.images), torch.from_numpy(features.texts[first_text])
+    image_groups = torch.from_numpy(groups.view(np.int64))
+    scale = torch.tensor(extracted.logit_scale)
+    losses = []
+    for start in range(0, num_images - batch_size + 1, batch_size):
+        a, b, g = (rows[start : start + batch_size] for rows in (images, texts, image_groups))
+        losses.append(float(loss_fn(a, b, a, b, scale, g, g, 0)))
+    return float(np.mean(losses))
+
+
+def save_features(extracted: Extracted, path: Path, encoder: str, shards: str) -> None:
+    """Publish the features with the fingerprint of the image encoder and of the shard set they are from."""
+    tensors = {
+        "images": extracted.features.images,
+        "texts": extracted.features.texts,
+        "image_of_text": extracted.features.image_of_text,
+        "samples": extracted.samples,
+        "captions": extracted.captions,
+    }
+    metadata = {"encoder": encoder, "shards": shards, "logit_scale": json.dumps(extracted.logit_scale)}
+    publish(lambda partial: save_file(tensors, partial, metadata), path)
+
+
+def load_features(path: Path, encoder: str | None = None, shards: str | None = None) -> Extracted:
+    """Read features back; `encoder` and `shards`, where given, must be those they were saved with.
+
+    Raises:
+        DataError: the features are of another encoder or another shard set.
+        DamagedError: the file is cut short or no feature file.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    except SafetensorError as error:
+        raise DamagedError(f"{path}: no whole feature file ({error}). Run `shardclip eval` again.") from None
+    for what, expected in (("encoder", encoder), ("shards", shards)):
+        if expected is not None and metadata.get(what) != expected:
+            raise DataError(
+                f"{path}: its {what} is {metadata.get(what)}, {expected} is needed. Run `shardclip eval` again."
+            )
+    features = FeatureSet(tensors["images"], tensors["texts"], tensors["image_of_text"])
+    return Extracted(features, tensors["samples"], tensors["captions"], json.loads(metadata["logit_scale"]))
+
+
+def _gather(parts: list[Tensor], device: torch.device, empty: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:
+    """Rows of all ranks; a rank may have had no batch at all."""
+    rows = torch.cat([torch.as_tensor(part) for part in parts]) if parts else torch.zeros(empty)
+    return all_gather_rows(rows.to(device=device, dtype=dtype)).cpu().numpy()
+
+
+def _assemble(
+    shard_set: ShardSet,
+    images: np.ndarray,
+    texts: np.ndarray,
+    num_captions: np.ndarray,
+    samples: np.ndarray,
+    logit_scale: float,
+) -> Extracted:
+    order = np.argsort(samples, kind="stable")
+    if not np.array_equal(samples[order], np.arange(len(shard_set))):
+        raise DataError(
+            f"{len(samples)} samples were read, {len(np.unique(samples))} of them distinct; the set has"
+            f" {len(shard_set)}. Every sample counts once: this is a fault of the loader, please report it."
+        )
+    row_of_sample, first_sample = _merge_same_images(shard_set.groups(np.arange(len(shard_set))))
+    sample_of_text = np.repeat(samples, num_captions)
+    text_order = np.argsort(sample_of_text, kind="stable")
+    sample_of_text = sample_of_text[text_order]
+    starts = np.cumsum(num_captions[order]) - num_captions[order]
+    place = np.arange(len(sample_of_text)) - starts[sample_of_text]
+    features = FeatureSet(images[order][first_sample], _unit(texts[text_order]), row_of_sample[sample_of_text])
+    return Extracted(features, first_sample, np.stack([sample_of_text, place], axis=1), logit_scale)
+
+
+def _merge_same_images(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`(samples,)` image row of each sample and `(N,)` first sample of each row, rows in order of first appearance."""
+    first, inverse = np.unique(groups, return_index=True, return_inverse=True)[1:]
+    by_appearance = np.argsort(first)
+    row_of_group = np.argsort(by_appearance)
+    return row_of_group[inverse], first[by_appearance]
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """Stored as float16, lengths are off by up to 1e-3: enough to reorder near-equal captions of an image."""
+    rows = rows.astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)

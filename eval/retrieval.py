@@ -1,0 +1,209 @@
+"""Retrieval in both directions: named protocols, the validation that training calls, and what a query finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.distributed import broadcast_object
+from core.errors import ConfigError, DataError, did_you_mean
+from core.shard_set import ShardSet
+from eval.features import Autocast, Extracted, PairLoss, extract, mean_pair_loss
+from eval.metrics import RECALL_KS, FeatureSet, Ranks, bootstrap, retrieval_ranks, summarise
+
+DIRECTIONS = ("image_to_text", "text_to_image")
+COCO_IMAGES, COCO_FOLDS, COCO_CAPTIONS = 5000, 5, 5
+
+
+def full_gallery(features: FeatureSet) -> tuple[str, list[FeatureSet]]:
+    """Every image and every caption of the set at once."""
+    return _size(features, "full gallery"), [features]
+
+
+def coco_5k(features: FeatureSet) -> tuple[str, list[FeatureSet]]:
+    """The first 5,000 images with their first five captions, at once (Karpathy's test split holds exactly those)."""
+    gallery = _first_coco_images(features, "coco-5k")
+    return _size(gallery, "COCO 5k"), [gallery]
+
+
+def coco_1k_5fold(features: FeatureSet) -> tuple[str, list[FeatureSet]]:
+    """Mean over five galleries of 1,000 successive images with their first five captions, as VSE++ reports it."""
+    images = np.arange(len(_first_coco_images(features, "coco-1k-5fold").images))
+    folds = [features.select(fold, COCO_CAPTIONS) for fold in np.split(images, COCO_FOLDS)]
+    return _size(folds[0], f"COCO 1k, mean of {COCO_FOLDS} folds, each"), folds
+
+
+PROTOCOLS: dict[str, Callable[[FeatureSet], tuple[str, list[FeatureSet]]]] = {
+    "full": full_gallery,
+    "coco-5k": coco_5k,
+    "coco-1k-5fold": coco_1k_5fold,
+}
+
+
+def evaluate_retrieval(features: FeatureSet, protocol: str = "full") -> tuple[dict[str, Any], list[Ranks]]:
+    """Recall@1/5/10 and mAP@10 (0 to 1), median and mean rank (from 1) of both directions, and the protocol in words.
+
+    Returns:
+        `{"image_to_text": {...}, "text_to_image": {...}, "protocol": "full gallery: 300 images x 1,500 captions"}`, and
+        the ranks of each gallery.
+    """
+    if protocol not in PROTOCOLS:
+        raise ConfigError(f"protocols: unknown protocol '{protocol}'.{did_you_mean(protocol, PROTOCOLS)}")
+    name, galleries = PROTOCOLS[protocol](features)
+    ranks = [retrieval_ranks(gallery) for gallery in galleries]
+    summaries = [summarise(gallery_ranks) for gallery_ranks in ranks]
+    result: dict[str, Any] = {
+        direction: {
+            figure: float(np.mean([summary[direction][figure] for summary in summaries]))
+            for figure in summaries[0][direction]
+        }
+        for direction in DIRECTIONS
+    }
+    result["protocol"] = name + _clipped(galleries[0])
+    return result, ranks
+
+
+def recall_intervals(features: FeatureSet, ranks: Ranks, level: float = 0.95) -> dict[str, Any]:
+    """Bootstrap intervals of every recall, images drawn with all their captions: `{"text_to_image": {"10": ...}}`."""
+    return {
+        direction: {
+            str(k): asdict(bootstrap((direction_ranks <= k).astype(float), groups, level=level)) for k in RECALL_KS
+        }
+        for direction, direction_ranks, groups in (
+            ("image_to_text", ranks.image_to_text, None),
+            ("text_to_image", ranks.text_to_image, features.image_of_text),
+        )
+    }
+
+
+def make_validation(
+    shard_set: ShardSet,
+    normalize: Callable[[Tensor], Tensor],
+    loss_fn: PairLoss,
+    *,
+    loss_batch_size: int,
+    batch_size: int,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    autocast: Autocast = nullcontext,
+) -> Callable[[torch.nn.Module, int], dict[str, float]]:
+    """What the trainer calls with model and step, on all ranks; the figures are the same on all of them.
+
+    Keys: `val/loss` (over batches of `loss_batch_size`, the global batch of training), `val/image_to_text/recall@1`,
+    and so on for every figure of both directions.
+    """
+    groups = shard_set.groups(np.arange(len(shard_set)))
+
+    def validate(model: torch.nn.Module, step: int) -> dict[str, float]:
+        extracted = extract(
+            model,
+            normalize,
+            shard_set,
+            device=device,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            num_workers=num_workers,
+            autocast=autocast,
+        )
+        figures: dict[str, float] | None = None
+        if rank == 0:  # the ranks of a node share its cores: counted once, told to all
+            result, _ = evaluate_retrieval(extracted.features)
+            loss = mean_pair_loss(extracted, groups[extracted.samples], loss_fn, loss_batch_size)
+            figures = {"val/loss": loss}
+            for direction in DIRECTIONS:
+                figures |= {f"val/{direction}/{name}": value for name, value in result[direction].items()}
+        told: dict[str, float] = broadcast_object(figures)
+        return told
+
+    return validate
+
+
+def best_rows(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of `gallery` `(R, D)` nearest to each of `queries` `(Q, D)`, best first, and their cosines: `(Q, k)`."""
+    similarity = queries.astype(np.float32) @ gallery.T
+    rows = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    return rows, np.take_along_axis(similarity, rows, axis=1)
+
+
+def caption_examples(extracted: Extracted, ranks: Ranks, count: int, k: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Captions drawn at random, one per image, with the `k` images found for each; right is the caption's own image."""
+    features = extracted.features
+    images = np.random.default_rng((seed, 0)).permutation(len(features.images))[:count]
+    first_text = np.unique(features.image_of_text, return_index=True)[1]
+    rows, scores = best_rows(features.texts[first_text[images]], features.images, k)
+    return [
+        {
+            "text": _place(extracted.captions[first_text[image]]),
+            "rank": int(ranks.text_to_image[first_text[image]]),
+            "answers": [
+                {"sample": int(extracted.samples[row]), "score": float(score), "is_right": bool(row == image)}
+                for row, score in zip(rows[i], scores[i], strict=True)
+            ],
+        }
+        for i, image in enumerate(images)
+    ]
+
+
+def image_examples(extracted: Extracted, ranks: Ranks, count: int, k: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Images drawn at random, with the `k` captions found for each; right are the image's own captions."""
+    features = extracted.features
+    images = np.random.default_rng((seed, 1)).permutation(len(features.images))[:count]
+    rows, scores = best_rows(features.images[images], features.texts, k)
+    return [
+        {
+            "sample": int(extracted.samples[image]),
+            "rank": int(ranks.image_to_text[image]),
+            "answers": [
+                {
+                    "text": _place(extracted.captions[row]),
+                    "score": float(score),
+                    "is_right": bool(features.image_of_text[row] == image),
+                }
+                for row, score in zip(rows[i], scores[i], strict=True)
+            ],
+        }
+        for i, image in enumerate(images)
+    ]
+
+
+def query_answers(extracted: Extracted, query_features: Sequence[np.ndarray] | np.ndarray, k: int) -> list[list[dict]]:
+    """The `k` images found for each free text query; no answer is known to be right."""
+    rows, scores = best_rows(np.asarray(query_features), extracted.features.images, k)
+    return [
+        [
+            {"sample": int(extracted.samples[row]), "score": float(score), "is_right": None}
+            for row, score in zip(query_rows, query_scores, strict=True)
+        ]
+        for query_rows, query_scores in zip(rows, scores, strict=True)
+    ]
+
+
+def _place(caption: np.ndarray) -> dict[str, int]:
+    return {"sample": int(caption[0]), "place": int(caption[1])}
+
+
+def _first_coco_images(features: FeatureSet, protocol: str) -> FeatureSet:
+    if len(features.images) < COCO_IMAGES:
+        raise DataError(
+            f"Protocol '{protocol}' needs {COCO_IMAGES:,} images, the set has {len(features.images):,}."
+            " Use protocols: full."
+        )
+    return features.select(np.arange(COCO_IMAGES), COCO_CAPTIONS)
+
+
+def _size(features: FeatureSet, kind: str) -> str:
+    return f"{kind}: {len(features.images):,} images x {len(features.texts):,} captions"
+
+
+def _clipped(gallery: FeatureSet) -> str:
+    beyond = [f"recall@{k}" for k in RECALL_KS if k >= len(gallery.images)]
+    return f"; with so few images, text_to_image {', '.join(beyond)} cannot fail" if beyond else ""

@@ -1,0 +1,82 @@
+"""Zero-shot classification: class names become captions through templates, images go to the nearest class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.errors import ConfigError
+
+EmbedTexts = Callable[[Sequence[str]], np.ndarray]  # texts -> (n, D), unit length
+
+
+def read_lines(path: Path) -> tuple[str, ...]:
+    """A prompt file: one class or template per line; blank lines and lines that open with # are passed over."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file of classes or templates. Ours lie in configs/prompts/.")
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return tuple(line for line in lines if line and not line.startswith("#"))
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Raise where a template has no single place for the class name."""
+    if not templates:
+        raise ConfigError("templates: none given. Use 'a photo of a {}.' or a file of configs/prompts/.")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ConfigError(
+                f"templates: '{template}' needs exactly one {{}} for the class, as in 'a photo of a {{}}.'"
+            )
+
+
+def spoken_class(name: str) -> str:
+    """A folder's name as words: `grand_piano` -> `grand piano`."""
+    return " ".join(name.replace("_", " ").replace("-", " ").split())
+
+
+def class_features(classes: Sequence[str], templates: Sequence[str], embed_texts: EmbedTexts) -> np.ndarray:
+    """`(K, D)` per class the mean of its prompts' embeddings, of unit length (CLIP: Radford 2021, section 3.1.4)."""
+    prompts = [template.format(name) for name in classes for template in templates]
+    embeddings = embed_texts(prompts).astype(np.float32).reshape(len(classes), len(templates), -1)
+    mean = embeddings.mean(axis=1)
+    return mean / np.linalg.norm(mean, axis=1, keepdims=True)
+
+
+def class_probabilities(image_features: np.ndarray, features_of_class: np.ndarray, logit_scale: float) -> np.ndarray:
+    """`(N, K)` softmax over the classes, at the temperature that the model learned."""
+    logits = logit_scale * (image_features @ features_of_class.T)
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def score_labels(similarity: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Accuracy of `similarity` `(N, K)` against the right classes `(N,)`; ties count against the model.
+
+    Returns:
+        `top1`, `top5` (shares), `per_class` (top-1 share of each class, None for a class without images),
+        `mean_per_class` and `confusion` `(K, K)`: row = right class, column = predicted class, counts.
+    """
+    num_images, num_classes = similarity.shape
+    own = similarity[np.arange(num_images), labels]
+    rank = (similarity >= own[:, None]).sum(axis=1)  # its own class is always counted: 1 is the best
+    per_class = [float(np.mean(rank[labels == k] == 1)) if (labels == k).any() else None for k in range(num_classes)]
+    confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+    np.add.at(confusion, (labels, _predicted(similarity, labels, rank)), 1)
+    return {
+        "num_images": num_images,
+        "top1": float(np.mean(rank == 1)),
+        "top5": float(np.mean(rank <= 5)),
+        "mean_per_class": float(np.mean([share for share in per_class if share is not None])),
+        "per_class": per_class,
+        "confusion": confusion.tolist(),
+    }
+
+
+def _predicted(similarity: np.ndarray, labels: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """The best class, which for an image that only ties is the other one: the diagonal agrees with top-1."""
+    others = similarity.copy()
+    others[np.arange(len(labels)), labels] = -np.inf
+    return np.where(rank == 1, labels, others.argmax(axis=1))
