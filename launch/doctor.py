@@ -1,0 +1,147 @@
+"""Read recipe, shards and environment before a run; name every hindrance with its repair."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from core.errors import ShardclipError
+from core.shard_set import ShardSet
+from trainer.config import TrainConfig
+from trainer.data.order import steps_per_epoch
+from trainer.models import build_model
+from trainer.trackers.wandb_tracker import choose_mode
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found; `repair` is empty where all is well."""
+
+    level: Literal["ok", "warning", "error"]
+    what: str
+    repair: str = ""
+
+
+def examine(config: TrainConfig, console: Console) -> bool:
+    """Print every finding; returns whether one of them is an error."""
+    findings = [finding for check in CHECKS for finding in _run(check, config)]
+    table = Table("", "what", "repair", title="doctor", title_justify="left")
+    colours = {"ok": "green", "warning": "yellow", "error": "red"}
+    for finding in findings:
+        table.add_row(f"[{colours[finding.level]}]{finding.level}[/]", finding.what, finding.repair)
+    console.print(table)
+    return any(finding.level == "error" for finding in findings)
+
+
+def check_shards(config: TrainConfig) -> Iterator[Finding]:
+    """Manifests, indexes, the same encoder on both sides, batch against set, whole steps on every rank."""
+    train = ShardSet.open(config.data.train, config.data.cache_dir)
+    steps = steps_per_epoch(len(train), config.global_batch_size, max(1, torch.cuda.device_count()))
+    dropped = len(train) - steps * config.global_batch_size
+    yield Finding("ok", f"{len(train):,} training samples, {steps:,} steps an epoch, {dropped:,} left over in each")
+    yield Finding("ok", f"caption embeddings: {train.text_encoder}, width {train.embed_dim}")
+    if config.data.val:
+        validation = ShardSet.open(config.data.val, config.data.cache_dir)
+        if validation.text_encoder != train.text_encoder:
+            what = f"validation captions come from {validation.text_encoder}, training captions from {train.text_encoder}"
+            yield Finding("error", what, "Build both sets with one text_encoder.")
+        else:
+            yield Finding("ok", f"{len(validation):,} validation samples of the same encoder")
+    else:
+        yield Finding("warning", "no validation shards", "Set data.val, or recall is not followed.")
+
+
+def check_weights(config: TrainConfig) -> Iterator[Finding]:
+    """The tower's pretrained weights can be had here."""
+    model = build_model(config.model, ShardSet.open(config.data.train, config.data.cache_dir).embed_dim)
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    yield Finding("ok", f"{config.model.tower} with weights {config.model.weights}: {count:.1f} M parameters")
+
+
+def check_memory(config: TrainConfig) -> Iterator[Finding]:
+    """The largest block of logits, and shared memory for the loader's buffers."""
+    block = int(str(config.loss.options.get("block_size", 1024))) or config.global_batch_size
+    logits = block * config.global_batch_size * 4
+    yield Finding("ok", f"logits: blocks of {block} x {config.global_batch_size}, {logits / GIB:.2f} GiB at a time")
+    shared = Path("/dev/shm")
+    if config.data.num_workers and shared.is_dir():
+        side = config.image_size or ShardSet.open(config.data.train, config.data.cache_dir).image.size
+        needed = (config.data.prefetch + 2) * config.global_batch_size * side * side * 3
+        free = shutil.disk_usage(shared).free
+        repair = "Lower data.prefetch, or start the container with --shm-size." if needed > free else ""
+        what = f"loader buffers of all ranks: {needed / GIB:.2f} GiB of {free / GIB:.2f} GiB shared memory"
+        yield Finding("warning" if repair else "ok", what, repair)
+
+
+def check_cores(config: TrainConfig) -> Iterator[Finding]:
+    """Loader workers of all ranks against the machine's cores."""
+    ranks, cores = max(1, torch.cuda.device_count()), os.cpu_count() or 1
+    asked = config.data.num_workers * ranks
+    repair = f"Set data.num_workers to {max(1, cores // ranks)} or less." if asked > cores else ""
+    yield Finding("warning" if repair else "ok", f"{asked} loader workers for {ranks} processes on {cores} cores", repair)
+
+
+def check_imaging(config: TrainConfig) -> Iterator[Finding]:
+    """pillow-simd in its own folder; Pillow and pillow-simd never mixed in one."""
+    folder = Path(sys.prefix) / "lib" / "shardclip-pillow-simd"
+    mixed = list(Path(sys.prefix).glob("lib/python*/site-packages/pillow_simd-*.dist-info"))
+    if mixed:
+        repair = "Remove both (`pip uninstall pillow pillow-simd`) and run `make setup`."
+        yield Finding("error", "pillow-simd lies over Pillow in site-packages: their modules are mixed", repair)
+    elif folder.is_dir():
+        yield Finding("ok", "pillow-simd stands in a folder of its own, for building")
+    else:
+        repair = "apt-get install gcc python3-dev libjpeg-dev zlib1g-dev, then `make setup`."
+        yield Finding("warning", "pillow-simd is not installed: building resizes about half as fast", repair)
+
+
+def check_device(config: TrainConfig) -> Iterator[Finding]:
+    """What computes, and in which precision."""
+    if not torch.cuda.is_available():
+        level: Literal["warning", "error"] = "error" if config.precision == "fp16" else "warning"
+        repair = "Set precision=no." if level == "error" else "Fine for small runs; install a GPU driver for large ones."
+        yield Finding(level, "no GPU: training runs on the CPU", repair)
+        return
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        yield Finding("ok", f"GPU {number}: {properties.name}, {properties.total_memory / GIB:.0f} GiB")
+    if config.precision == "bf16" and not torch.cuda.is_bf16_supported():
+        yield Finding("error", "precision is bf16, this GPU has none", "Set precision=fp16.")
+
+
+def check_wandb(config: TrainConfig) -> Iterator[Finding]:
+    """Where metrics will go."""
+    said: list[str] = []
+    mode = choose_mode(config.tracking, said.append)
+    yield Finding("ok", f"wandb: {mode}. {' '.join(said)}".strip())
+
+
+CHECKS: tuple[Callable[[TrainConfig], Iterator[Finding]], ...] = (
+    check_device,
+    check_shards,
+    check_weights,
+    check_memory,
+    check_cores,
+    check_imaging,
+    check_wandb,
+)
+
+
+def _run(check: Callable[[TrainConfig], Iterator[Finding]], config: TrainConfig) -> list[Finding]:
+    findings: list[Finding] = []
+    try:
+        findings.extend(check(config))
+    except ShardclipError as error:  # the sentence says what to do; the other checks go on
+        findings.append(Finding("error", str(error)))
+    return findings

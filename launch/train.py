@@ -1,0 +1,41 @@
+"""Train from a recipe: `accelerate launch -m launch.train configs/train/coco2014_resnet50.yaml optim.lr=3e-4`.
+
+Exit codes: 0 trained; 2 a mistake, named in one sentence; 75 stopped on request (SIGTERM, SIGUSR1) after saving:
+start the same command again to go on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from core.config import load_config
+from core.errors import ConfigError, ShardclipError
+
+
+def main(arguments: list[str]) -> int:
+    """Run one process of a training; returns its exit code."""
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    started = False
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            raise ConfigError("usage: accelerate launch -m launch.train RECIPE [key=value ...].")
+        from eval.retrieval import make_validation
+        from trainer.config import TrainConfig
+        from trainer.train import open_run, train
+
+        config = load_config(TrainConfig, Path(arguments[0]), arguments[1:])
+        run = open_run(config, make_validation)
+        started = True
+        return train(run)
+    except ShardclipError as error:
+        # Mistakes found while opening are found by every process: one of them speaks.
+        if started or rank == 0:
+            who = f"shardclip (process {rank} of {world_size})" if started and world_size > 1 else "shardclip"
+            print(f"{who}: {error}", file=sys.stderr, flush=True)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,70 @@
+"""A training recipe: every setting of a run, each part's own dataclass under its own key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from core.config import Choice, check
+from core.errors import ConfigError
+from trainer.augment import AugmentConfig
+from trainer.losses import LOSSES
+from trainer.models import ModelConfig
+from trainer.optim import OptimConfig
+from trainer.trackers.tracker import TrackingConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where samples come from and how they are read."""
+
+    train: tuple[str, ...]  # shard sets: folders or URLs
+    val: tuple[str, ...] = ()
+    num_workers: int = 4  # decoding processes per rank; 0 decodes in the training process
+    prefetch: int = 2  # batches decoded ahead
+    window_shards: int = 0  # 0: shuffle over everything; else within groups of this many shards (remote, slow disks)
+    cache_dir: Path | None = None  # local disk for shards of remote sets
+    max_damaged: int = 0  # samples that may be damaged before the run ends; each is replaced and named
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A recipe of `shardclip train`."""
+
+    run_dir: Path
+    data: DataConfig
+    global_batch_size: int  # pairs per step over all processes: the same run on any number of GPUs
+    epochs: int = 30
+    max_steps: int | None = None  # ends the run earlier; the schedule spans what is trained
+    accumulate: int = 1  # pieces of a process's batch, run one after the other; all negatives are kept
+    seed: int = 0
+    precision: Literal["auto", "bf16", "fp16", "no"] = "auto"  # auto: bf16 on GPUs that have it, else no
+    image_size: int | None = None  # pixels that the tower sees; None: as stored
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: Choice = Choice("infonce")
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    log_every: int = 50  # steps
+    eval_every: int = 0  # steps; 0: after every epoch
+    eval_batch_size: int = 256  # images per process
+    checkpoint_every: int = 0  # steps; 0: after every epoch
+    keep_last: int = 3  # checkpoints, beside the best one
+    resume: str = "auto"  # auto: go on where run_dir stands, or start; no: a new folder only; or a checkpoint
+    timeout_s: float = 600.0  # without a word from another process
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        check(LOSSES, self.loss, "loss")
+        if not self.data.train:
+            raise ConfigError("data.train is empty. Name at least one shard set.")
+        if self.global_batch_size < 2:
+            raise ConfigError(
+                f"global_batch_size is {self.global_batch_size}: a contrastive loss needs at least 2 pairs. Raise it."
+            )
+        for name, least in (("epochs", 1), ("accumulate", 1), ("log_every", 1), ("keep_last", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}: at least {least} is needed.")
+        for name in ("eval_every", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: a number of steps, or 0 for every epoch.")
