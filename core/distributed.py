@@ -3,12 +3,17 @@
 Every function here is collective unless it says otherwise: all ranks call it, in the same order.
 """
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from core.errors import ShardclipError
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -80,6 +85,30 @@ def broadcast_object(obj: Any, source: int = 0) -> Any:
     box = [obj]
     dist.broadcast_object_list(box, src=source)
     return box[0]
+
+
+def on_main(act: Callable[[], T]) -> T:
+    """Let rank 0 act and give its (picklable) result, or its ShardclipError, to every rank.
+
+    Files that a run shares are opened so: were rank 0 alone to fail, the others would wait for it forever.
+    """
+    outcome: Any = None
+    if is_main():
+        try:
+            outcome = act()
+        except ShardclipError as error:
+            outcome = error
+    outcome = broadcast_object(outcome)
+    if isinstance(outcome, ShardclipError):
+        raise outcome
+    return outcome
+
+
+def broadcast_tensors(tensors: Iterable[Tensor], source: int = 0) -> None:
+    """Overwrite the tensors of every rank with those of rank `source`."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=source)
 
 
 def gather_objects(obj: Any) -> list[Any]:
