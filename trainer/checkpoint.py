@@ -12,8 +12,6 @@ one whose manifest says so: no pointer file can be stale or half written.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -26,11 +24,20 @@ from torch import Tensor
 
 from core.errors import CheckpointError
 from core.storage import PARTIAL_PREFIX, publish_folder, sweep_partials
+from trainer.checkpoint_files import (
+    MANIFEST,
+    damage,
+    files_of,
+    forget_cached_pages,
+    manifest_bytes,
+    read_manifest,
+    read_verified,
+    write_files,
+)
 from trainer.tensor_tree import decode_tensors, decode_tree, dump_json, encode_tensors, encode_tree, parse_json
 
 MODEL, OPTIMIZER, EMA = "model.safetensors", "optimizer.safetensors", "ema.safetensors"
-STATE, IDENTITY, MANIFEST = "state.json", "model.json", "manifest.json"
-FORMAT_VERSION = 1
+STATE, IDENTITY = "state.json", "model.json"
 _STEP_NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -85,9 +92,9 @@ def save_checkpoint(
     }
     if ema_state is not None:
         files[EMA] = encode_tensors(ema_state)
-    files[MANIFEST] = _manifest_bytes(files, int(state["step"]), is_best)
-    publish_folder(lambda partial: _write_files(partial, files), target)
-    _forget_cached_pages(target)
+    files[MANIFEST] = manifest_bytes(files, int(state["step"]), is_best)
+    publish_folder(lambda partial: write_files(partial, files), target)
+    forget_cached_pages(target)
     if found := damage(target):
         _set_aside(target)
         raise CheckpointError(f"{found} It was written a moment ago: the disk or its driver is failing; check it.")
@@ -105,8 +112,8 @@ def load_checkpoint(path: Path, expected_identity: Mapping[str, Any] | None = No
         CheckpointError: a file is missing, cut short or altered (named), or the checkpoint is of another model
             (the fields that differ are named with both values).
     """
-    names = _files_of(path)
-    files = {name: _read_verified(path, name, entry) for name, entry in names.items()}
+    names = files_of(path)
+    files = {name: read_verified(path, name, entry) for name, entry in names.items()}
     identity = parse_json(files[IDENTITY])
     if expected_identity is not None:
         check_identity(identity, expected_identity, path)
@@ -142,14 +149,14 @@ def load_latest(folder: Path, expected_identity: Mapping[str, Any] | None = None
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights for evaluation (the averaged ones where there are any) and the identity; only these files are read."""
-    entries = _files_of(path)
+    entries = files_of(path)
     name = EMA if EMA in entries else MODEL
-    return decode_tensors(_read_verified(path, name, entries[name])), read_identity(path)
+    return decode_tensors(read_verified(path, name, entries[name])), read_identity(path)
 
 
 def read_identity(path: Path) -> dict[str, Any]:
     """The verified `model.json`: enough to build the model before its weights are read."""
-    identity: dict[str, Any] = parse_json(_read_verified(path, IDENTITY, _files_of(path)[IDENTITY]))
+    identity: dict[str, Any] = parse_json(read_verified(path, IDENTITY, files_of(path)[IDENTITY]))
     return identity
 
 
@@ -182,7 +189,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 def best_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was the best when it was saved."""
-    return next((path for path in reversed(_all_checkpoints(folder)) if _read_manifest(path)["is_best"]), None)
+    return next((path for path in reversed(_all_checkpoints(folder)) if read_manifest(path)["is_best"]), None)
 
 
 def set_aside_after(folder: Path, step: int) -> list[Path]:
@@ -207,16 +214,6 @@ def check_identity(found: Mapping[str, Any], expected: Mapping[str, Any], path: 
         )
 
 
-def damage(path: Path) -> str | None:
-    """A sentence naming the first file that is missing or altered, or None for a whole checkpoint."""
-    try:
-        for name, entry in _files_of(path).items():
-            _read_verified(path, name, entry)
-    except CheckpointError as error:
-        return str(error)
-    return None
-
-
 def step_name(step: int) -> str:
     """The folder name of a step's checkpoint."""
     return f"step-{step:08d}"
@@ -229,72 +226,6 @@ def _all_checkpoints(folder: Path) -> list[Path]:
 
 def _step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
-
-
-def _manifest_bytes(files: Mapping[str, bytes], step: int, is_best: bool) -> bytes:
-    entries = {n: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for n, data in files.items()}
-    return _sign({"format_version": FORMAT_VERSION, "step": step, "is_best": is_best, "files": entries})
-
-
-def _sign(manifest: Mapping[str, Any]) -> bytes:
-    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    return (json.dumps({**manifest, "sha256": digest}, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / MANIFEST
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such checkpoint.")
-    data = _read(file)
-    try:
-        manifest: dict[str, Any] = json.loads(data)
-        body = {key: value for key, value in manifest.items() if key != "sha256"}
-        intact = _sign(body) == data  # byte for byte, so that no flipped bit is left to the JSON parser's taste
-    except (ValueError, AttributeError):
-        intact = False
-    if not intact:
-        raise CheckpointError(f"{file}: damaged (its content does not match its own hash).")
-    if manifest["format_version"] > FORMAT_VERSION:
-        raise CheckpointError(f"{file}: written by a newer shardclip (format {manifest['format_version']}). Update.")
-    return manifest
-
-
-def _files_of(path: Path) -> dict[str, dict[str, Any]]:
-    files: dict[str, dict[str, Any]] = _read_manifest(path)["files"]
-    return files
-
-
-def _read_verified(path: Path, name: str, entry: Mapping[str, Any]) -> bytes:
-    file = path / name
-    data = _read(file)
-    if len(data) != entry["bytes"]:
-        raise CheckpointError(f"{file}: damaged ({len(data)} bytes, {entry['bytes']} were written).")
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise CheckpointError(f"{file}: damaged (its sha256 is not the one in {MANIFEST}).")
-    return data
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: damaged (the file is missing).") from None
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror or error}).") from error
-
-
-def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-
-
-def _forget_cached_pages(path: Path) -> None:
-    # Otherwise reading back would compare memory with memory. Not every system has the call.
-    if hasattr(os, "posix_fadvise"):
-        for file in path.iterdir():
-            descriptor = os.open(file, os.O_RDONLY)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
 
 
 def _remove_old(folder: Path, keep_last: int) -> None:
@@ -310,7 +241,7 @@ def _remove_old(folder: Path, keep_last: int) -> None:
 
 def _marks(path: Path) -> bool | None:
     try:
-        return bool(_read_manifest(path)["is_best"])
+        return bool(read_manifest(path)["is_best"])
     except CheckpointError:
         return None
 

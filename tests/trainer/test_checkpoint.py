@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from core.errors import CheckpointError
 from trainer import checkpoint as module
+from trainer import checkpoint_files
 from trainer.checkpoint import (
     best_checkpoint,
-    damage,
     latest_checkpoint,
     load_checkpoint,
     load_latest,
@@ -31,6 +31,7 @@ from trainer.checkpoint import (
     save_checkpoint,
     set_aside_after,
 )
+from trainer.checkpoint_files import damage
 from trainer.rng import rng_state, set_rng_state
 from trainer.tensor_tree import decode_tree, dump_json, encode_tree, parse_json
 
@@ -192,7 +193,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_both_values(tmp_path: Pat
     assert "another model: model.tower is resnet50, resnet18 is needed; model.embed_dim is 384, 512" in str(
         caught.value
     )
-    with pytest.raises(CheckpointError, match="text_encoder.name is absent, minilm is needed"):
+    with pytest.raises(CheckpointError, match=r"text_encoder\.name is absent, minilm is needed"):
         load_checkpoint(path, {**IDENTITY, "text_encoder": {"name": "minilm"}})
 
 
@@ -245,7 +246,7 @@ def test_a_failed_save_leaves_the_older_ones_and_no_litter(tmp_path: Path, monke
         (folder / "model.safetensors").write_bytes(files["model.safetensors"][:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_write_files", full_disk)
+    monkeypatch.setattr(module, "write_files", full_disk)
     with pytest.raises(ValueError, match="No space left on device"):
         save(tmp_path, 2, keep_last=1)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
@@ -255,13 +256,13 @@ def test_a_disk_that_returns_other_bytes_is_caught_before_the_older_one_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1)
-    write = module._write_files
+    write = module.write_files
 
     def bad_disk(folder: Path, files: dict[str, bytes]) -> None:
         write(folder, files)
         flip(folder / "optimizer.safetensors")
 
-    monkeypatch.setattr(module, "_write_files", bad_disk)
+    monkeypatch.setattr(module, "write_files", bad_disk)
     with pytest.raises(CheckpointError, match=r"optimizer.safetensors: damaged .* the disk"):
         save(tmp_path, 2, keep_last=1)
     assert load_latest(tmp_path).step == 1  # type: ignore[union-attr]
@@ -271,7 +272,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     manifest = json.loads((path / "manifest.json").read_text())
     del manifest["sha256"]
-    (path / "manifest.json").write_bytes(module._sign({**manifest, "format_version": 2}))
+    (path / "manifest.json").write_bytes(checkpoint_files._sign({**manifest, "format_version": 2}))
     with pytest.raises(CheckpointError, match="newer shardclip"):
         load_checkpoint(path)
 

@@ -1,0 +1,97 @@
+"""The files of one checkpoint folder: their manifest of hashes, and reading nothing that does not match it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+
+
+def damage(path: Path) -> str | None:
+    """A sentence naming the first file that is missing or altered, or None for a whole checkpoint."""
+    try:
+        for name, entry in files_of(path).items():
+            read_verified(path, name, entry)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def manifest_bytes(files: Mapping[str, bytes], step: int, is_best: bool) -> bytes:
+    """The manifest of the given contents, signed with its own hash."""
+    entries = {n: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for n, data in files.items()}
+    return _sign({"format_version": FORMAT_VERSION, "step": step, "is_best": is_best, "files": entries})
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The verified manifest of a checkpoint folder; CheckpointError names what is wrong with it."""
+    file = path / MANIFEST
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such checkpoint.")
+    data = _read(file)
+    try:
+        manifest: dict[str, Any] = json.loads(data)
+        body = {key: value for key, value in manifest.items() if key != "sha256"}
+        intact = _sign(body) == data  # byte for byte, so that no flipped bit is left to the JSON parser's taste
+    except (ValueError, AttributeError):
+        intact = False
+    if not intact:
+        raise CheckpointError(f"{file}: damaged (its content does not match its own hash).")
+    if manifest["format_version"] > FORMAT_VERSION:
+        raise CheckpointError(f"{file}: written by a newer shardclip (format {manifest['format_version']}). Update.")
+    return manifest
+
+
+def files_of(path: Path) -> dict[str, dict[str, Any]]:
+    """`{name: {"bytes", "sha256"}}` of every file that the checkpoint has."""
+    files: dict[str, dict[str, Any]] = read_manifest(path)["files"]
+    return files
+
+
+def read_verified(path: Path, name: str, entry: Mapping[str, Any]) -> bytes:
+    """The very bytes that were written; CheckpointError names the file that is missing, cut short or altered."""
+    file = path / name
+    data = _read(file)
+    if len(data) != entry["bytes"]:
+        raise CheckpointError(f"{file}: damaged ({len(data)} bytes, {entry['bytes']} were written).")
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise CheckpointError(f"{file}: damaged (its sha256 is not the one in {MANIFEST}).")
+    return data
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write every content under its name."""
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+
+
+def forget_cached_pages(path: Path) -> None:
+    """Let the next read of the folder come from the disk."""
+    # Otherwise reading back would compare memory with memory. Not every system has the call.
+    if hasattr(os, "posix_fadvise"):
+        for file in path.iterdir():
+            descriptor = os.open(file, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def _sign(manifest: Mapping[str, Any]) -> bytes:
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**manifest, "sha256": digest}, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: damaged (the file is missing).") from None
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror or error}).") from error
