@@ -1,0 +1,139 @@
+"""Run folders: one writer, no run overwritten by another, changes shown, a registry that many may write."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from core.errors import ConfigError, DamagedError, StorageError
+from trainer.environment import describe_environment, git_state, hardware
+from trainer.journal import append_json, append_line, cut_torn_line, read_json_lines, read_lines
+from trainer.run_folder import (
+    RegistryLine,
+    open_run_folder,
+    read_events,
+    read_registry,
+    record_event,
+    register_run,
+    set_state,
+)
+
+CONFIG = {"seed": 3, "optim": {"lr": 0.1, "warmup_steps": 10}}
+
+
+def test_a_new_run_writes_down_what_it_was_started_with(tmp_path: Path) -> None:
+    with open_run_folder(tmp_path / "a", CONFIG, environment={"host": "x"}) as run:
+        assert not run.is_continued and run.config_changes == () and run.name == "a"
+        set_state(run, "finished")
+    assert (tmp_path / "a" / "config.yaml").read_text() == "seed: 3\noptim:\n  lr: 0.1\n  warmup_steps: 10\n"
+    assert json.loads((tmp_path / "a" / "environment.json").read_text()) == {"host": "x"}
+    assert [e["event"] for e in read_events(tmp_path / "a")] == ["started", "finished"]
+
+
+def test_a_run_is_continued_under_its_id_and_changes_are_shown(tmp_path: Path) -> None:
+    with open_run_folder(tmp_path, CONFIG, environment={"host": "x", "started": "1"}, resume="auto") as first:
+        assert not first.is_continued
+    changed = {"seed": 3, "optim": {"lr": 0.2}}
+    with open_run_folder(tmp_path, changed, environment={"host": "y", "started": "2"}, resume="auto") as run:
+        assert run.run_id == first.run_id and run.is_continued
+        assert run.config_changes == ("optim.lr: 0.1 -> 0.2", "optim.warmup_steps: 10 -> None")
+    events = read_events(tmp_path)
+    assert [e["event"] for e in events] == ["started", "environment changed", "continued"]
+    assert events[1]["changes"] == ["host: x -> y"] and events[2]["config_changes"] == list(run.config_changes)
+    checkpoint = tmp_path / "checkpoints" / "step-00000001"
+    with open_run_folder(tmp_path, changed, environment={}, resume=str(checkpoint)) as again:
+        assert again.run_id == first.run_id and again.config_changes == ()
+
+
+@pytest.mark.parametrize(("state", "words"), [("finished", "a finished run"), (None, "a run that was cut off")])
+@pytest.mark.parametrize("resume", ["no", "elsewhere/checkpoints/step-00000001"])
+def test_a_folder_with_a_run_is_not_started_afresh(tmp_path: Path, state: str | None, words: str, resume: str) -> None:
+    with open_run_folder(tmp_path, CONFIG, environment={}) as run:
+        if state:
+            set_state(run, "finished")
+    with pytest.raises(ConfigError, match=rf"holds {words} .*resume=auto"):
+        with open_run_folder(tmp_path, CONFIG, environment={}, resume=resume):
+            pass
+
+
+def test_strange_and_damaged_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "slurm-12.out").touch()  # a log that was there first is no obstacle
+    with open_run_folder(tmp_path, CONFIG, environment={}):
+        pass
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(DamagedError, match=r"run.json: damaged"):
+        with open_run_folder(tmp_path, CONFIG, environment={}, resume="auto"):
+            pass
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ConfigError, match=r"holds config.yaml, but no run.json"):
+        with open_run_folder(tmp_path, CONFIG, environment={}, resume="auto"):
+            pass
+
+
+def test_a_second_writer_is_told_who_the_first_is(tmp_path: Path) -> None:
+    with open_run_folder(tmp_path / "a", CONFIG, environment={}):
+        with pytest.raises(StorageError, match="in use by training run a .process"):
+            with open_run_folder(tmp_path / "a", CONFIG, environment={}, resume="auto"):
+                pass
+
+
+def test_the_registry_has_one_line_per_run(tmp_path: Path) -> None:
+    register_run(tmp_path, RegistryLine("id1", "first", "running", started="2026-01-01", recipe="a, b.yaml"))
+    register_run(tmp_path, RegistryLine("id2", "second", "running", started="2026-01-02"))
+    line = RegistryLine("id1", "first", "finished", "2026-01-01", 0.5, 100, 0.6, 0.7, "a, b.yaml", "f00d", "c0ffee")
+    register_run(tmp_path, line)
+    lines = read_registry(tmp_path)
+    assert [known["run_id"] for known in lines] == ["id1", "id2"]
+    assert lines[0]["state"] == "finished" and lines[0]["recipe"] == "a, b.yaml" and lines[0]["hours"] == "0.5"
+
+
+def _register(runs_dir: Path, number: int) -> None:
+    for step in range(5):
+        register_run(runs_dir, RegistryLine(f"id{number}", f"run{number}", "running", str(number), step=step))
+
+
+def test_runs_that_write_the_registry_together_lose_no_line(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    workers = [fork.Process(target=_register, args=(tmp_path, number)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    assert [(line["run_id"], line["step"]) for line in read_registry(tmp_path)] == [(f"id{n}", "4") for n in range(4)]
+
+
+def test_events_outlive_a_torn_line(tmp_path: Path) -> None:
+    record_event(tmp_path, "spike", step=3, loss=2.5)
+    with open(tmp_path / "events.jsonl", "a") as file:
+        file.write('{"event": "sto')
+    assert len(read_events(tmp_path)) == 1
+    record_event(tmp_path, "stopped", step=4)
+    assert [(e["event"], e["step"]) for e in read_events(tmp_path)] == [("spike", 3), ("stopped", 4)]
+
+
+@pytest.mark.parametrize("text", ["", "a", "a\n", "a\nb", "a\nb\n"])
+def test_a_torn_line_is_all_that_goes(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "log"
+    path.write_text(text)
+    whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    assert read_lines(path) == [line[:-1] for line in whole]
+    cut_torn_line(path)
+    assert path.read_text() == "".join(whole)
+    append_line(path, "ö")
+    append_json(path, {"a": "ä\n"})
+    assert read_lines(path)[-2] == "ö" and read_json_lines(tmp_path / "none") == []
+    assert json.loads(read_lines(path)[-1]) == {"a": "ä\n"}
+
+
+def test_the_environment_names_hardware_versions_and_commit(tmp_path: Path) -> None:
+    environment = describe_environment(world_size=2)
+    json.dumps(environment)
+    assert environment["packages"]["torch"] and environment["cpu_cores"] >= 1 and environment["world_size"] == 2
+    cpu_only = {**environment, "gpus": []}
+    assert hardware(cpu_only).startswith(f"{environment['cpu_cores']} cores of ")
+    assert hardware({**environment, "gpus": [{"name": "NVIDIA H200"}]}) == "2 x NVIDIA H200"
+    assert git_state(tmp_path) == {"commit": None, "uncommitted_changes": None}

@@ -1,0 +1,210 @@
+"""A run's folder: who writes in it, what it was started with, on what machine, and its line in the registry.
+
+runs/coco/
+  run.json          id, name, state (running, stopped, failed, finished), when it started
+  config.yaml       the resolved recipe          environment.json   hardware, versions, commit, command
+  metrics.csv       what was measured            events.jsonl       what happened: resumed, spikes, stops
+  checkpoints/      results.json                 report.html
+runs/registry.csv   a line per run
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from core.config import config_diff, dump_yaml
+from core.errors import ConfigError, DamagedError, StorageError
+from core.storage import lock, publish_bytes, sweep_partials
+from trainer.journal import append_json, read_json_lines
+
+RUN, CONFIG, ENVIRONMENT, EVENTS, CHECKPOINTS = (
+    "run.json", "config.yaml", "environment.json", "events.jsonl", "checkpoints",
+)  # fmt: skip
+REGISTRY = "registry.csv"
+State = Literal["running", "stopped", "failed", "finished"]
+_TRACES = (RUN, CONFIG, "metrics.csv", CHECKPOINTS)
+_REGISTRY_PATIENCE_S = 30.0
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """An open run folder, locked by this process."""
+
+    path: Path
+    run_id: str  # the same for every process that continues the run; wandb's id too
+    is_continued: bool
+    config_changes: tuple[str, ...] = ()  # `key: old -> new`, against the process before
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / CHECKPOINTS
+
+
+@dataclass(frozen=True)
+class RegistryLine:
+    """A run's line in `runs/registry.csv`; blank is not known yet."""
+
+    run_id: str
+    name: str
+    state: State
+    started: str = ""
+    hours: float | str = ""
+    step: int | str = ""
+    image_to_text_recall_at_10: float | str = ""
+    text_to_image_recall_at_10: float | str = ""
+    recipe: str = ""
+    shards: str = ""  # fingerprint of the training set
+    commit: str = ""
+    hardware: str = ""
+    updated: str = field(default_factory=lambda: _now())
+
+
+@contextmanager
+def open_run_folder(
+    path: Path, config: Any, *, environment: Mapping[str, Any], resume: str = "no"
+) -> Iterator[RunFolder]:
+    """Create or continue a run folder and hold its lock; on rank 0 only.
+
+    Args:
+        config: the resolved config (a dataclass or a mapping), saved as `config.yaml`.
+        environment: what `describe_environment` returned, saved as `environment.json`.
+        resume: `no` wants a new folder; `auto` continues the run in it, or starts one; a checkpoint of this folder
+            continues this run from there; a checkpoint of another run wants a new folder.
+
+    Raises:
+        ConfigError: there is a run in the folder and `resume` does not continue it.
+        StorageError: another process holds the folder.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with lock(path / ".lock", f"training run {path.name}"):
+        sweep_partials(path)
+        found = _found_run(path)
+        continues = resume == "auto" or path.resolve() in Path(resume).resolve().parents
+        if found and not (continues and resume != "no"):
+            raise ConfigError(_occupied(path, found))
+        run = found or {"run_id": secrets.token_hex(4), "name": path.name, "started": _now()}
+        changes = _save_settings(path, config, environment) if found else _save_first(path, config, environment)
+        publish_bytes(_as_json({**run, "state": "running"}), path / RUN)
+        record_event(path, "continued" if found else "started", config_changes=changes)
+        yield RunFolder(path, run["run_id"], bool(found), tuple(changes))
+
+
+def set_state(run: RunFolder, state: State) -> None:
+    """Write the run's state; a folder that still says `running` without a lock was killed."""
+    known = json.loads((run.path / RUN).read_text())
+    publish_bytes(_as_json({**known, "state": state, "updated": _now()}), run.path / RUN)
+    record_event(run.path, state)
+
+
+def record_event(run_dir: Path, kind: str, step: int | None = None, **details: Any) -> None:
+    """Add what happened to `events.jsonl`; the report shows it."""
+    at = {} if step is None else {"step": step}
+    append_json(run_dir / EVENTS, {"time": _now(), "event": kind, **at, **details})
+
+
+def read_events(run_dir: Path) -> list[dict[str, Any]]:
+    """The run's events in order."""
+    return read_json_lines(run_dir / EVENTS)
+
+
+def register_run(runs_dir: Path, line: RegistryLine) -> None:
+    """Add or replace the run's line in `runs_dir/registry.csv`, whole, waiting for other runs that do the same."""
+    with _patient_lock(runs_dir / ".registry.lock"):
+        lines = [known for known in read_registry(runs_dir) if known["run_id"] != line.run_id]
+        new = {key: str(value) for key, value in asdict(line).items()}
+        ordered = sorted([*lines, new], key=lambda known: known["started"])
+        names = [f.name for f in fields(RegistryLine)]
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, names, restval="", extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(ordered)
+        publish_bytes(buffer.getvalue().encode(), runs_dir / REGISTRY)
+
+
+def read_registry(runs_dir: Path) -> list[dict[str, str]]:
+    """The registry's lines, oldest first."""
+    path = runs_dir / REGISTRY
+    if not path.exists():
+        return []
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def _found_run(path: Path) -> dict[str, Any] | None:
+    try:
+        if (path / RUN).exists():
+            found: dict[str, Any] = json.loads((path / RUN).read_text())
+            return found
+    except ValueError:
+        raise DamagedError(
+            f"{path / RUN}: damaged. Delete it if nothing here is wanted, or choose another run_dir."
+        ) from None
+    if traces := [name for name in _TRACES if (path / name).exists()]:
+        raise ConfigError(
+            f"{path}: holds {traces[0]}, but no {RUN}: not a run of this version. Choose another run_dir."
+        )
+    return None
+
+
+def _occupied(path: Path, found: Mapping[str, Any]) -> str:
+    state = "a run that was cut off" if found["state"] == "running" else f"a {found['state']} run"
+    return (
+        f"{path}: holds {state} (started {found['started']}). Continue it with resume=auto, or choose another run_dir."
+    )
+
+
+def _save_first(path: Path, config: Any, environment: Mapping[str, Any]) -> list[str]:
+    publish_bytes(dump_yaml(config).encode(), path / CONFIG)
+    publish_bytes(_as_json(environment), path / ENVIRONMENT)
+    return []
+
+
+def _save_settings(path: Path, config: Any, environment: Mapping[str, Any]) -> list[str]:
+    old = yaml.safe_load((path / CONFIG).read_text()) if (path / CONFIG).exists() else {}
+    new = yaml.safe_load(dump_yaml(config))
+    changes = [line for line in config_diff(old, new) if not line.startswith("resume:")]
+    if (path / ENVIRONMENT).exists():
+        moved = config_diff(json.loads((path / ENVIRONMENT).read_text()), environment)
+        moved = [line for line in moved if not line.startswith(("started:", "command:"))]
+        if moved:
+            record_event(path, "environment changed", changes=moved)
+    _save_first(path, config, environment)
+    return changes
+
+
+@contextmanager
+def _patient_lock(path: Path) -> Iterator[None]:
+    deadline = time.monotonic() + _REGISTRY_PATIENCE_S
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(lock(path, "the registry of runs"))
+                break
+            except StorageError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+        yield
+
+
+def _as_json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
