@@ -1,0 +1,268 @@
+"""What the run does between two log lines: speed, where the time goes, and whether training is healthy.
+
+Nothing here waits for the device between two windows: losses stay where they are until the window closes.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from core.distributed import all_reduce_max, all_reduce_sum, world_size
+from trainer.feature_health import alignment, false_negative_rate, uniformity_potential
+from trainer.stability import Instability, StabilityConfig, StabilityWatch
+from trainer.trackers.tracker import Metric
+
+T = TypeVar("T")
+_COMPUTE_BOUND_BELOW = 0.05  # share of the step spent waiting for data
+_MAX_ROWS = 1024  # for the figures that compare all pairs
+_NEAR_DUPLICATE = 0.95  # cosine similarity of two captions' embeddings
+
+
+@dataclass(frozen=True)
+class Window:
+    """One closed window; the same on every rank."""
+
+    metrics: dict[str, Metric]
+    instabilities: list[Instability]
+    stop_reason: str | None  # a sentence when the run should end
+
+
+@dataclass
+class _Sums:
+    """This rank's sums since the last log line; seconds."""
+
+    samples: int = 0
+    host_wait: float = 0.0
+    read: float = 0.0
+    decode: float = 0.0
+    collate: float = 0.0
+    paused: float = 0.0
+    losses: list[Tensor] = field(default_factory=list)
+    grad_norms: list[Tensor] = field(default_factory=list)
+    device_waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+
+
+class Telemetry:
+    """Meters of one process; `close` reduces them over all ranks.
+
+    Args:
+        flops_per_image: forward and backward, from `flops.flops_per_image`.
+        peak_flops: of one device, from `flops.peak_flops`; None leaves MFU out.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        flops_per_image: float,
+        peak_flops: float | None,
+        stability: StabilityConfig,
+    ) -> None:
+        self._device, self._flops_per_image, self._peak_flops = device, flops_per_image, peak_flops
+        self._dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        self._stability = StabilityWatch(stability)
+        self._sums = _Sums()
+        self._began: float | None = None
+
+    def watch(self, batches: Iterator[T]) -> Iterator[T]:
+        """Pass batches on, timing the wait for each; wrap the outermost iterator, the one that gives device batches."""
+        while True:
+            before = time.perf_counter()
+            if self._began is None:
+                self._began = before
+            idle_from = self._mark()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self._sums.host_wait += time.perf_counter() - before
+            idle_to = self._mark()
+            if idle_from is not None and idle_to is not None:
+                self._sums.device_waits.append((idle_from, idle_to))
+            yield batch
+
+    def add(
+        self,
+        *,
+        loss: Tensor,
+        grad_norm: Tensor,
+        num_samples: int,
+        read_s: float,
+        decode_s: float,
+        collate_s: float = 0.0,
+    ) -> None:
+        """Note one step of this rank; `*_s` is what its loader worker spent on the batch."""
+        sums = self._sums
+        sums.losses.append(loss.detach())
+        sums.grad_norms.append(grad_norm.detach())
+        sums.samples += num_samples
+        sums.read, sums.decode, sums.collate = sums.read + read_s, sums.decode + decode_s, sums.collate + collate_s
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave validation and saving out of the window's time."""
+        self._synchronize()
+        before = time.perf_counter()
+        yield
+        self._synchronize()
+        self._sums.paused += time.perf_counter() - before
+
+    def close(
+        self,
+        step: int,
+        *,
+        learning_rates: Mapping[str, float],
+        logit_scale: Tensor,
+        image_features: Tensor,
+        text_features: Tensor,
+        groups: Tensor,
+    ) -> Window:
+        """End the window at `step` (collective) and begin the next.
+
+        Args:
+            learning_rates: per parameter group.
+            image_features: `(b, D)`, unit length, of the last batch on this rank; `text_features` `(b, D)` too.
+            groups: `(b,)`.
+        """
+        sums = self._sums
+        losses, grad_norms = self._reduced_curves(sums)  # waits for the device
+        elapsed = time.perf_counter() - (self._began or time.perf_counter()) - sums.paused
+        health = self._health(image_features, text_features, groups)
+        self._sums, self._began = _Sums(), None
+        instabilities = self._stability.look(step - len(losses) + 1, losses, grad_norms)
+        metrics: dict[str, Metric] = {
+            "train/loss": _finite_mean(losses),
+            "train/grad_norm": _finite_mean(grad_norms),
+            "train/grad_norm_max": max(grad_norms, default=math.nan),
+            "train/logit_scale": float(logit_scale),
+            **{f"train/lr_{name}": rate for name, rate in learning_rates.items()},
+            **health,
+            "train/nonfinite_steps": self._stability.num_nonfinite,
+            "train/loss_spikes": self._stability.num_spikes,
+            **self._speed(sums, elapsed, len(losses)),
+        }
+        return Window(metrics, instabilities, self._stability.stop_reason)
+
+    def _reduced_curves(self, sums: _Sums) -> tuple[list[float], list[float]]:
+        if not sums.losses:
+            return [], []
+        curves = torch.stack([torch.stack(sums.losses), torch.stack(sums.grad_norms).to(sums.losses[0].device)])
+        losses, grad_norms = (all_reduce_sum(curves.to(self._dtype)) / world_size()).tolist()
+        return losses, grad_norms
+
+    def _health(self, image_features: Tensor, text_features: Tensor, groups: Tensor) -> dict[str, Metric]:
+        # Features are unit length and rows are shuffled: the first rows are a fair sample.
+        images, texts, groups = (x.detach()[:_MAX_ROWS] for x in (image_features, text_features, groups))
+        local = torch.stack(
+            [
+                alignment(images, texts),
+                uniformity_potential(images),
+                uniformity_potential(texts),
+                false_negative_rate(texts, groups, _NEAR_DUPLICATE),
+            ]
+        )
+        aligned, image_potential, text_potential, false_negatives = (all_reduce_sum(local) / world_size()).tolist()
+        return {
+            "train/alignment": aligned,
+            "train/uniformity_image": _log(image_potential),
+            "train/uniformity_text": _log(text_potential),
+            "train/false_negative_rate": false_negatives,
+        }
+
+    def _speed(self, sums: _Sums, elapsed: float, num_steps: int) -> dict[str, Metric]:
+        waits = wait_parts(sums.host_wait, _device_wait(sums), sums.read, sums.decode, sums.collate)
+        local = torch.tensor([sums.samples, *waits.values()], dtype=self._dtype, device=self._device)
+        samples, *total_waits = all_reduce_sum(local).tolist()
+        peaks = torch.tensor([elapsed, peak_memory_gib(self._device)], dtype=self._dtype, device=self._device)
+        slowest, memory = all_reduce_max(peaks).tolist()
+        slowest = max(slowest, 1e-9)
+        shares = {name: wait / (slowest * world_size()) for name, wait in zip(waits, total_waits)}
+        per_device = samples / slowest / world_size()
+        achieved = per_device * self._flops_per_image
+        speed: dict[str, Metric] = {
+            "perf/images_per_s": per_device * world_size(),
+            "perf/images_per_s_per_device": per_device,
+            "perf/step_s": slowest / max(num_steps, 1),
+            "perf/wait_share": sum(shares.values()),
+            **{f"perf/wait_{name}_share": share for name, share in shares.items()},
+            "perf/verdict": verdict(shares),
+            "perf/peak_memory_gib": memory,
+            "perf/tflops_per_device": achieved / 1e12,
+        }
+        if self._peak_flops is not None:
+            speed["perf/mfu"] = achieved / self._peak_flops
+        return speed
+
+    def _mark(self) -> torch.cuda.Event | None:
+        if self._device.type != "cuda":
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def wait_parts(
+    host_wait: float, device_wait: float | None, read: float, decode: float, collate: float
+) -> dict[str, float]:
+    """Split the seconds lost to waiting into read, decode, collate and copy.
+
+    The device's idle time between two steps is what was lost (the host runs ahead of it, so the host's waiting costs
+    nothing while the device still works). What the host did not spend waiting for workers is the copy; the rest is
+    shared out like the workers' own seconds. On a CPU host and device are one.
+    """
+    lost = host_wait if device_wait is None else device_wait
+    for_workers = min(lost, host_wait)
+    worked = read + decode + collate
+    parts = (
+        {"read": read / worked, "decode": decode / worked, "collate": collate / worked} if worked else {"collate": 1.0}
+    )
+    shared = {name: for_workers * parts.get(name, 0.0) for name in ("read", "decode", "collate")}
+    return {**shared, "copy": lost - for_workers}
+
+
+def verdict(shares: Mapping[str, float]) -> str:
+    """One word for what holds the run back, from the shares of the step spent waiting."""
+    if sum(shares.values()) < _COMPUTE_BOUND_BELOW:
+        return "compute-bound"
+    causes = {
+        "storage-bound": shares["read"],
+        "decode-bound": shares["decode"] + shares["collate"],
+        "copy-bound": shares["copy"],
+    }
+    return max(causes, key=lambda name: causes[name])
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory that this process had on its GPU, or in RAM where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts in bytes, Linux in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _device_wait(sums: _Sums) -> float | None:
+    if not sums.device_waits:
+        return None
+    return sum(begin.elapsed_time(end) for begin, end in sums.device_waits) / 1000.0
+
+
+def _finite_mean(values: list[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
