@@ -25,7 +25,7 @@ def coco_dataset(num_images: int, captions_each: int = 2) -> dict[str, Any]:
     }
 
 
-def write_coco(folder: Path, dataset: Any, missing: tuple[str, ...] = ()) -> dict[str, str]:
+def write_coco(folder: Path, dataset: Any, missing: tuple[str, ...] = ()) -> dict[str, Any]:
     images = folder / "train2014"
     images.mkdir(exist_ok=True)
     for image in dataset["images"]:
@@ -143,7 +143,7 @@ def test_a_missing_file_or_folder_is_named(tmp_path: Path) -> None:
 KARPATHY_ORDER = ("train", "restval", "val", "test", "restval", "train")
 
 
-def write_karpathy(folder: Path, in_folders: bool) -> dict[str, str]:
+def write_karpathy(folder: Path, in_folders: bool) -> dict[str, Any]:
     images = []
     for number, split in enumerate(KARPATHY_ORDER):
         filepath = "train2014" if split == "train" else "val2014"

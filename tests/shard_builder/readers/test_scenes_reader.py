@@ -57,7 +57,7 @@ def test_captions_say_only_what_is_true_and_name_every_object() -> None:
 
 
 def test_what_captions_say_of_left_and_above_agrees_with_the_places() -> None:
-    checked = Counter()
+    checked: Counter[str] = Counter()
     for number in range(600):
         scene, captions, _ = content(number)
         if scene.relation is None:
