@@ -54,7 +54,9 @@ def check_shards(config: TrainConfig) -> Iterator[Finding]:
     if config.data.val:
         validation = ShardSet.open(config.data.val, config.data.cache_dir)
         if validation.text_encoder != train.text_encoder:
-            what = f"validation captions come from {validation.text_encoder}, training captions from {train.text_encoder}"
+            what = (
+                f"validation captions come from {validation.text_encoder}, training captions from {train.text_encoder}"
+            )
             yield Finding("error", what, "Build both sets with one text_encoder.")
         else:
             yield Finding("ok", f"{len(validation):,} validation samples of the same encoder")
@@ -89,7 +91,9 @@ def check_cores(config: TrainConfig) -> Iterator[Finding]:
     ranks, cores = max(1, torch.cuda.device_count()), os.cpu_count() or 1
     asked = config.data.num_workers * ranks
     repair = f"Set data.num_workers to {max(1, cores // ranks)} or less." if asked > cores else ""
-    yield Finding("warning" if repair else "ok", f"{asked} loader workers for {ranks} processes on {cores} cores", repair)
+    yield Finding(
+        "warning" if repair else "ok", f"{asked} loader workers for {ranks} processes on {cores} cores", repair
+    )
 
 
 def check_imaging(config: TrainConfig) -> Iterator[Finding]:
@@ -110,7 +114,9 @@ def check_device(config: TrainConfig) -> Iterator[Finding]:
     """What computes, and in which precision."""
     if not torch.cuda.is_available():
         level: Literal["warning", "error"] = "error" if config.precision == "fp16" else "warning"
-        repair = "Set precision=no." if level == "error" else "Fine for small runs; install a GPU driver for large ones."
+        repair = (
+            "Set precision=no." if level == "error" else "Fine for small runs; install a GPU driver for large ones."
+        )
         yield Finding(level, "no GPU: training runs on the CPU", repair)
         return
     for number in range(torch.cuda.device_count()):

@@ -21,9 +21,10 @@ def main(arguments: list[str]) -> int:
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             raise ConfigError("usage: accelerate launch -m launch.train RECIPE [key=value ...].")
-        from eval.retrieval import make_validation
+        from eval.validation import make_validation
         from trainer.config import TrainConfig
-        from trainer.train import open_run, train
+        from trainer.open_run import open_run
+        from trainer.train import train
 
         config = load_config(TrainConfig, Path(arguments[0]), arguments[1:])
         run = open_run(config, make_validation)

@@ -1,0 +1,256 @@
+"""Open a run: every part is built, checked against the others and put where the last process left it.
+
+What fails here fails before step 1, with one sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import nn
+
+from core.config import build, to_mapping
+from core.distributed import is_main, on_main, rank, world_size
+from core.errors import CheckpointError, ConfigError
+from core.seeding import derive_seed
+from core.shard_set import ShardSet
+from trainer.augment import Augment, Normalize
+from trainer.checkpoint import Checkpoint, load_checkpoint, load_latest, resolve_checkpoint, set_aside_after
+from trainer.config import TrainConfig
+from trainer.data.ledger import CoverageLedger
+from trainer.data.loader import TrainLoader
+from trainer.environment import describe_environment
+from trainer.flops import flops_per_image, peak_flops
+from trainer.losses import LOSSES
+from trainer.models import ContrastiveModel, build_model
+from trainer.optim import build_optimizer
+from trainer.proof import prove_gradients
+from trainer.rng import set_rng_state
+from trainer.run import MakeValidation, Run, console
+from trainer.run_folder import RunFolder, open_run_folder
+from trainer.step import unwrap
+from trainer.telemetry import Telemetry
+from trainer.trackers.opening import open_trackers
+from trainer.trackers.tracker import RunTrackers
+from trainer.trackers.wandb_tracker import RunIdentity
+
+
+def open_run(config: TrainConfig, make_validation: MakeValidation) -> Run:
+    """Build and check every part of a run, and take it up where it stands; collective.
+
+    Raises:
+        ShardclipError: in one sentence, whatever would have gone wrong later.
+    """
+    accelerator = _accelerator(config)
+    device = accelerator.device
+    train_set = ShardSet.open(config.data.train, config.data.cache_dir)
+    val_set = _open_validation_set(config, train_set)
+    loader = TrainLoader(
+        train_set,
+        global_batch_size=config.global_batch_size,
+        rank=rank(),
+        world_size=world_size(),
+        seed=config.seed,
+        num_workers=config.data.num_workers,
+        prefetch=config.data.prefetch,
+        window_shards=config.data.window_shards,
+        pin_memory=device.type == "cuda",
+        max_damaged=config.data.max_damaged,
+    )
+    total_steps = min(config.epochs * loader.steps_per_epoch, config.max_steps or 2**62)
+    _expect_whole_chunks(config)
+
+    torch.manual_seed(config.seed)  # the same initial weights on every rank
+    bare_model = build_model(config.model, train_set.embed_dim)
+    size = config.image_size or train_set.image.size
+    mean, std = bare_model.normalization
+    identity = {
+        "model": bare_model.describe(),
+        "text_encoder": asdict(train_set.text_encoder) if train_set.text_encoder else None,
+        "image": {"size": size, "fit": train_set.image.fit, "mean": list(mean), "std": list(std)},
+    }
+    order_identity = {
+        "shards": train_set.fingerprint,
+        "seed": config.seed,
+        "global_batch_size": config.global_batch_size,
+        "window_shards": config.data.window_shards,
+    }
+    environment = describe_environment(world_size())
+    resources = ExitStack()
+    folder = on_main(lambda: _enter_folder(config, environment, resources))
+    checkpoint = _find_checkpoint(config, folder, identity, order_identity)
+
+    model, optimizer = accelerator.prepare(
+        _placed(bare_model, config, device), build_optimizer(bare_model, config.optim)
+    )
+    bare_model = unwrap(model)  # type: ignore[assignment]
+    loss_fn = build(LOSSES, config.loss, kind="loss")
+    ratios = prove_gradients(
+        model, loss_fn, image_size=size, embed_dim=train_set.embed_dim, accumulate=config.accumulate, seed=config.seed
+    )
+    flops = flops_per_image(bare_model, size)
+    if config.model.compile:
+        bare_model.compile()
+    torch.manual_seed(derive_seed(config.seed, "dropout", rank()))
+
+    channels_last = config.model.channels_last
+    normalize = Normalize(size, mean, std, channels_last)
+    run = Run(
+        config=config,
+        accelerator=accelerator,
+        folder=folder,
+        resources=resources,
+        loader=loader,
+        ledger=CoverageLedger(config.global_batch_size, rank(), world_size(), config.data.max_damaged, device),
+        augment=Augment(config.augment, size, mean, std, config.seed, channels_last),
+        model=model,
+        bare_model=bare_model,
+        optimizer=optimizer,
+        loss_fn=loss_fn,
+        validate=make_validation(val_set, normalize, loss_fn, config, accelerator) if val_set else None,
+        telemetry=Telemetry(device, flops_per_image=flops, peak_flops=peak_flops(device, accelerator.mixed_precision)),
+        trackers=RunTrackers(),
+        identity={**identity, "config": to_mapping(config)},
+        order_identity=order_identity,
+        environment=environment,
+        total_steps=total_steps,
+    )
+    resources.callback(loader.close)
+    ledger_state = _resume(run, checkpoint) if checkpoint else None
+    epoch, step_in_epoch = divmod(run.start_step, loader.steps_per_epoch)
+    run.ledger.start(epoch, loader.order(epoch), step_in_epoch, ledger_state)
+    if is_main():
+        run.trackers = _open_trackers(config, run, checkpoint is not None)
+        checks = {f"check/grad_ratio_{name}": ratio for name, ratio in ratios.items()}
+        run.trackers.log(checks, run.start_step, run.start_step * config.global_batch_size)
+        _say_what_will_happen(run, train_set, val_set, ratios)
+    model.train()
+    return run
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    if config.precision == "auto":
+        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        precision = "bf16" if has_bf16 else "no"
+    else:
+        precision = config.precision
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ConfigError("precision is fp16, which needs a GPU. Set precision=no.")
+    return Accelerator(
+        mixed_precision=precision,
+        cpu=not torch.cuda.is_available(),
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout_s)),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        ],
+    )
+
+
+def _open_validation_set(config: TrainConfig, train_set: ShardSet) -> ShardSet | None:
+    if not config.data.val:
+        return None
+    val_set = ShardSet.open(config.data.val, config.data.cache_dir)
+    if val_set.text_encoder != train_set.text_encoder:
+        raise ConfigError(
+            f"{config.data.val[0]}: captions were embedded by {val_set.text_encoder}, those of training by "
+            f"{train_set.text_encoder}. Build both sets with the same text_encoder."
+        )
+    return val_set
+
+
+def _expect_whole_chunks(config: TrainConfig) -> None:
+    own = config.global_batch_size // world_size()
+    if own % config.accumulate or own // config.accumulate < 1:
+        raise ConfigError(
+            f"accumulate is {config.accumulate}: a process has {own} of the {config.global_batch_size} pairs, which "
+            "cannot be cut into that many equal pieces. Choose a divisor."
+        )
+
+
+def _enter_folder(config: TrainConfig, environment: Mapping[str, Any], resources: ExitStack) -> RunFolder:
+    opened = open_run_folder(config.run_dir, config, environment=environment, resume=config.resume)
+    return resources.enter_context(opened)
+
+
+def _find_checkpoint(
+    config: TrainConfig, folder: RunFolder, identity: Mapping[str, Any], order_identity: Mapping[str, Any]
+) -> Checkpoint | None:
+    if config.resume in ("auto", "no"):
+        found = on_main(lambda: _path_of(load_latest(folder.checkpoints, identity)))
+    else:
+        found = on_main(lambda: resolve_checkpoint(Path(config.resume)))
+    if found is None:
+        return None
+    checkpoint = load_checkpoint(found, identity)
+    was = checkpoint.state["order"]
+    for key, value in order_identity.items():
+        if was[key] != value:
+            raise CheckpointError(
+                f"{found}: {key} was {was[key]}, it is {value} now: the samples would come in another order. "
+                "Put it back, or start in another run_dir."
+            )
+    if folder.path.resolve() in found.resolve().parents:
+        on_main(lambda: set_aside_after(folder.checkpoints, checkpoint.step) and None)
+    return checkpoint
+
+
+def _path_of(checkpoint: Checkpoint | None) -> Path | None:
+    return checkpoint.path if checkpoint else None
+
+
+def _placed(model: ContrastiveModel, config: TrainConfig, device: torch.device) -> nn.Module:
+    model = model.to(device)
+    if config.model.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.model.sync_batchnorm and world_size() > 1:
+        if device.type != "cuda":
+            raise ConfigError("model.sync_batchnorm needs GPUs. Set model.sync_batchnorm=false.")
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model
+
+
+def _resume(run: Run, checkpoint: Checkpoint) -> Any:
+    """Put model, optimizer, scaler and random generators back; returns the ledger's state."""
+    state = checkpoint.state
+    run.bare_model.load_state_dict(checkpoint.model_state)
+    run.optimizer.load_state_dict(checkpoint.optimizer_state)
+    if run.accelerator.scaler is not None and state["scaler"] is not None:
+        run.accelerator.scaler.load_state_dict(state["scaler"])
+    if state["world_size"] == world_size():
+        set_rng_state(state["rng"][rank()])
+    run.start_step, run.best_score = int(state["step"]), state["best_score"]
+    run.earlier_seconds = float(state["seconds"])
+    return state["ledger"]
+
+
+def _open_trackers(config: TrainConfig, run: Run, is_resumed: bool) -> RunTrackers:
+    name = RunIdentity(run.folder.run_id, run.folder.name, run.folder.path, to_mapping(config))
+    resumed_from = run.start_step if is_resumed else None
+    return open_trackers(config.tracking, name, resumed_from=resumed_from, say=console.print)
+
+
+def _say_what_will_happen(run: Run, train_set: ShardSet, val_set: ShardSet | None, ratios: Mapping[str, float]) -> None:
+    config = run.config
+    for change in run.folder.config_changes:
+        console.print(f"[yellow]changed since the last start[/]: {change}")
+    at = (
+        f"going on at step {run.start_step:,} of {run.total_steps:,}"
+        if run.start_step
+        else f"{run.total_steps:,} steps"
+    )
+    console.print(
+        f"{run.folder.path}: {at}, {run.steps_per_epoch:,} an epoch of {len(train_set):,} samples "
+        f"({len(train_set) % config.global_batch_size} left over), global batch {config.global_batch_size} on {world_size()} x "
+        f"{run.accelerator.device.type}, precision {run.accelerator.mixed_precision}; "
+        f"validation on {len(val_set) if val_set else 0:,}"
+    )
+    figures = ", ".join(f"{name} {ratio:.6f}" for name, ratio in ratios.items())
+    console.print(f"gradient proof passed: |gradient| / |one-process gradient|: {figures}")

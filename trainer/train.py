@@ -1,0 +1,71 @@
+"""The training loop: shards -> checkpoint. `launch.train` runs it under Accelerate; `trainer.run` opens its parts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from core.distributed import all_reduce_max, world_size
+from trainer.gradients import drop_nonfinite
+from trainer.optim import set_learning_rates
+from trainer.run import Run
+from trainer.schedule import lr_at
+from trainer.signals import REQUEUE_EXIT_CODE, StopRequest
+from trainer.step import forward_backward
+
+
+def train(run: Run) -> int:
+    """Train from where the run stands to its last step; returns the exit code.
+
+    Returns:
+        0 when the last step is done; `REQUEUE_EXIT_CODE` when stopped on request, after saving.
+
+    Raises:
+        ShardclipError: damaged data, steps that stay without finite loss, samples missed or repeated.
+    """
+    config, accelerator, model, optimizer = run.config, run.accelerator, run.model, run.optimizer
+    with run.resources, StopRequest() as stop:
+        vote = StopVote(accelerator.device)
+        for step, batch in enumerate(run.batches(), run.start_step + 1):
+            rates = set_learning_rates(optimizer, lr_at(step - 1, run.total_steps, config.optim))
+            images = run.augment(batch.images, batch.epoch, batch.samples)
+            chunks = images.chunk(config.accumulate)
+            result = forward_backward(
+                model, chunks, batch.text, batch.groups, run.loss_fn, backward=accelerator.backward
+            )
+            grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
+            drop_nonfinite(model.parameters(), grad_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            run.bare_model.clamp_logit_scale()
+
+            run.count(step, batch, result, grad_norm)
+            is_last = step == run.total_steps
+            is_stopping = vote.ask(stop.requested)
+            has_improved = False
+            if is_last or is_stopping or step % config.log_every == 0:
+                run.log(step, result, batch, rates)
+            if is_last or run.is_due(step, config.eval_every):
+                has_improved = run.evaluate(step)
+            if is_last or is_stopping or has_improved or run.is_due(step, config.checkpoint_every):
+                run.save(step, is_best=has_improved)
+            if is_stopping and not is_last:
+                run.leave(step, stop.reason)
+                return REQUEUE_EXIT_CODE
+        run.finish()
+    return 0
+
+
+class StopVote:
+    """Whether any rank was asked to stop; the answer comes one step later, so that nobody waits for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last: Tensor | None = None
+
+    def ask(self, requested: bool) -> bool:
+        """The same answer on every rank; collective."""
+        if world_size() == 1:
+            return requested
+        last, self._last = self._last, all_reduce_max(torch.tensor(requested, dtype=torch.uint8, device=self._device))
+        return last is not None and bool(last.item())
