@@ -1,0 +1,147 @@
+"""Pictures of random samples with their captions: what one looks at before training."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from core.image import decode_into
+from core.manifest import Manifest
+from core.seeding import permutation
+from core.shard_set import ShardSet
+
+CONTACT_SHEET_NAME = "contact_sheet.jpg"
+COLUMNS, ROWS = 6, 4
+TILE, GAP, MARGIN = 224, 22, 36  # pixels
+CAPTION_LINES, LINE_HEIGHT = 3, 18
+PAPER, INK, FAINT = (250, 250, 248), (32, 33, 36), (128, 130, 134)
+_FOLDER = "mpl-data/fonts/ttf"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of a sheet."""
+
+    image: np.ndarray  # (S, S, 3) uint8
+    caption: str
+    note: str  # small and faint, below the caption
+
+
+def contact_sheet(shard_set: ShardSet, title: str, seed: int) -> bytes:
+    """The JPEG of `contact_sheet.jpg`: random samples of a whole set; equal sets give equal bytes."""
+    samples = permutation(len(shard_set), seed, "contact sheet")[: COLUMNS * ROWS]
+    tiles = [tile_of(shard_set, int(sample)) for sample in sorted(samples)]
+    return encode_sheet(draw_sheet(tiles, title, summary_of(shard_set.manifests[0])), "JPEG")
+
+
+def tile_of(shard_set: ShardSet, sample: int) -> Tile:
+    """The picture and the first caption of a sample."""
+    size = shard_set.image.size
+    image = np.empty((size, size, 3), np.uint8)
+    decode_into(shard_set.member(sample, "image"), shard_set.image, image)
+    captions, info = shard_set.captions(sample), shard_set.info(sample)
+    more = f"+{len(captions) - 1} captions" if len(captions) > 1 else ""
+    notes = (str(info.get("image_id") or shard_set.key(sample)), info.get("label"), more)
+    return Tile(image, captions[0], "   ".join(note for note in notes if note))
+
+
+def summary_of(manifest: Manifest) -> str:
+    """A set in one line."""
+    image, encoder = manifest.image, manifest.text_encoder
+    parts = [
+        f"{manifest.num_samples:,} images",
+        f"{manifest.num_captions:,} captions",
+        f"{image.size} px {image.fit}, {image.codec}" + (f" {image.quality}" if image.codec == "jpeg" else ""),
+        f"{encoder.name}, {encoder.embed_dim} wide" if encoder else "no embeddings",
+        f"{sum(manifest.skipped.values()):,} left out",
+    ]
+    return "   ·   ".join(parts)
+
+
+def draw_sheet(tiles: Sequence[Tile], title: str, subtitle: str) -> Image.Image:
+    """The tiles in rows under a heading."""
+    columns = min(COLUMNS, max(3, len(tiles)))
+    cell = (TILE + GAP, TILE + 14 + (CAPTION_LINES + 1) * LINE_HEIGHT + GAP)
+    top = MARGIN + 76
+    size = (2 * MARGIN + columns * cell[0] - GAP, top + -(-len(tiles) // columns) * cell[1] - GAP + MARGIN)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text(
+        (MARGIN, MARGIN - 8), _clipped(title, _font(26, bold=True), size[0] - 2 * MARGIN), INK, _font(26, bold=True)
+    )
+    draw.text((MARGIN, MARGIN + 30), _clipped(subtitle, _font(14), size[0] - 2 * MARGIN), FAINT, _font(14))
+    draw.line((MARGIN, top - 18, size[0] - MARGIN, top - 18), (222, 222, 218), 1)
+    for number, tile in enumerate(tiles):
+        corner = (MARGIN + number % columns * cell[0], top + number // columns * cell[1])
+        _draw_tile(sheet, draw, tile, corner)
+    return sheet
+
+
+def encode_sheet(sheet: Image.Image, form: str) -> bytes:
+    """The sheet as `JPEG` or `PNG` bytes."""
+    buffer = io.BytesIO()
+    sheet.save(buffer, form, **({"quality": 90, "subsampling": 0} if form == "JPEG" else {}))
+    return buffer.getvalue()
+
+
+def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, corner: tuple[int, int]) -> None:
+    picture = Image.fromarray(tile.image).resize((TILE, TILE), Image.Resampling.LANCZOS)
+    sheet.paste(picture, corner, _rounded_corners())
+    x, y = corner[0], corner[1] + TILE + 8
+    lines = _wrapped(tile.caption, _font(13), TILE)
+    for line in lines:
+        draw.text((x, y), line, INK, _font(13))
+        y += LINE_HEIGHT
+    draw.text((x, y + 1), _clipped(tile.note, _font(11), TILE), FAINT, _font(11))
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """`text` in lines that fit; the last one ends with an ellipsis where words are left over."""
+    words, lines = " ".join(text.split()).split(" "), [""]
+    while words and len(lines) <= CAPTION_LINES:
+        longer = f"{lines[-1]} {words[0]}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+            words.pop(0)
+        elif lines[-1]:
+            lines.append("")
+        else:  # a word wider than the tile, or a language without spaces
+            fits = max(1, sum(font.getlength(longer[: n + 1]) <= width for n in range(len(longer))))
+            lines[-1], words[0] = longer[:fits], longer[fits:]
+            lines.append("")
+    if len(lines) > CAPTION_LINES or words:
+        lines = lines[:CAPTION_LINES]
+        lines[-1] = _clipped(lines[-1] + "…", font, width)
+    return lines
+
+
+def _clipped(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+@lru_cache
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    # matplotlib carries DejaVu: the same letters on every machine, Greek and Cyrillic included. Found, not imported.
+    spec = importlib.util.find_spec("matplotlib")
+    assert spec is not None and spec.submodule_search_locations
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    path = Path(spec.submodule_search_locations[0]) / _FOLDER / name
+    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+@lru_cache
+def _rounded_corners() -> Image.Image:
+    mask = Image.new("L", (4 * TILE, 4 * TILE), 0)
+    ImageDraw.Draw(mask).rounded_rectangle((0, 0, 4 * TILE - 1, 4 * TILE - 1), 32, 255)
+    return mask.resize((TILE, TILE), Image.Resampling.LANCZOS)

@@ -1,0 +1,187 @@
+"""The default engine: worker processes on this machine, each a fresh interpreter without torch.
+
+Own processes rather than `multiprocessing`: its spawn imports the parent's `__main__` again in every worker (for the
+command line that means torch), and its pools hang when a worker is killed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+from core.errors import ConfigError, ShardclipError
+from shard_builder.engines.worker import SLOT_BYTES
+
+PILLOW_SIMD_VARIABLE = "SHARDCLIP_PILLOW_SIMD"
+POLL_S = 0.1
+_PROGRAM = "from shard_builder.engines.worker import main; main()"
+
+
+class Task(Protocol):
+    """Anything that can be pickled and can say what it is."""
+
+    @property
+    def name(self) -> str: ...
+
+    def describe(self, position: int) -> str:
+        """The task's part at `position`, for an error message."""
+        ...
+
+
+T = TypeVar("T", bound=Task)
+
+
+def pillow_simd_folder() -> Path | None:
+    """The folder that holds pillow-simd: beside this Python's packages, or where SHARDCLIP_PILLOW_SIMD says.
+
+    It has a folder of its own because torchvision asks for Pillow: one installed over the other is a mixture.
+    An empty SHARDCLIP_PILLOW_SIMD means plain Pillow.
+    """
+    named = os.environ.get(PILLOW_SIMD_VARIABLE)
+    if named == "":
+        return None
+    folder = Path(named) if named else Path(sys.prefix) / "lib" / "shardclip-pillow-simd"
+    if (folder / "PIL").is_dir():
+        return folder.absolute()
+    if named:
+        raise ConfigError(f"{PILLOW_SIMD_VARIABLE} is {named}: no PIL is there. Correct or unset it.")
+    return None
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class ProcessesEngine:
+    """Worker processes, started when the first work arrives; leaving the `with` block ends them."""
+
+    def __init__(self, workers: int) -> None:
+        self._limit = workers
+        self._workers: list[_Worker] = []
+        self._board_file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the engine is
+        self._board_file.truncate(workers * SLOT_BYTES)
+        self._board = mmap.mmap(self._board_file.fileno(), 0)
+
+    def __enter__(self) -> ProcessesEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self._workers:
+            worker.stop()
+        self._workers.clear()
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run `function(*arguments)` in one worker and wait for its result."""
+        worker = self._started(1)[0]
+        worker.send((function, arguments, False))
+        return worker.receive(function.__name__)
+
+    def run(
+        self, function: Callable[[T, Callable[[int], None]], Any], tasks: Iterable[T], progress: Callable[[int], None]
+    ) -> Iterator[tuple[T, Any]]:
+        """Yield `(task, function(task, report))` as they finish, in any order.
+
+        Args:
+            function: importable by name; calls `report(n)` when `n` parts of its task are done.
+            progress: told now and then how many parts of all tasks are done.
+
+        Raises:
+            ShardclipError: raised by the function, or a worker died.
+        """
+        waiting = list(tasks)[::-1]
+        idle = self._started(min(len(waiting), self._limit))
+        busy: dict[Connection, tuple[_Worker, T]] = {}
+        finished = 0
+        while waiting or busy:
+            while waiting and idle:
+                worker, task = idle.pop(), waiting.pop()
+                worker.send((function, (task,), True))
+                busy[worker.connection] = (worker, task)
+            for connection in wait(list(busy), POLL_S):
+                worker, task = busy.pop(connection)  # type: ignore[index]
+                position = self._position(worker)
+                result = worker.receive(f"{task.name}: {task.describe(position)}")
+                finished += position
+                idle.append(worker)
+                yield task, result
+            progress(finished + sum(self._position(worker) for worker, _ in busy.values()))
+
+    def _started(self, count: int) -> list[_Worker]:
+        for slot in range(len(self._workers), count):
+            self._workers.append(_start(slot, self._board_file.fileno()))
+        return self._workers[:count]
+
+    def _position(self, worker: _Worker) -> int:
+        return int.from_bytes(self._board[worker.slot * SLOT_BYTES : (worker.slot + 1) * SLOT_BYTES], "little")
+
+
+@dataclass
+class _Worker:
+    slot: int  # its counter on the board
+    process: subprocess.Popen[bytes]
+    connection: Connection
+
+    def send(self, request: tuple[Any, ...]) -> None:
+        with suppress(OSError):  # it died while idle; `receive` says so
+            self.connection.send_bytes(pickle.dumps(request))
+
+    def receive(self, place: str) -> Any:
+        """The answer; `place` is where the work stands, for the error if there is none."""
+        try:
+            kind, *values = pickle.loads(self.connection.recv_bytes())
+        except (EOFError, OSError):
+            raise ShardclipError(f"A worker process {_how_it_ended(self.process)} at {place}.") from None
+        if kind == "error":
+            error, trace = values
+            error.add_note(f"in a worker process at {place}\n{trace}")
+            raise error
+        return values[0]
+
+    def stop(self) -> None:
+        self.connection.close()
+        self.process.kill()  # whatever it was writing has a temporary name
+        self.process.wait()
+
+
+def _start(slot: int, board_file: int) -> _Worker:
+    ours, theirs = socket.socketpair()
+    folder = pillow_simd_folder()
+    path = [str(folder)] if folder else []
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path + [os.path.abspath(entry) for entry in sys.path]),
+        "OMP_NUM_THREADS": "1",
+    }
+    numbers = [str(theirs.fileno()), str(board_file), str(slot)]
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _PROGRAM, *numbers],
+            env=environment,
+            pass_fds=(theirs.fileno(), board_file),
+        )
+    return _Worker(slot, process, Connection(ours.detach()))
+
+
+def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
+    code = process.wait()
+    if code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name
+    causes = {"SIGKILL": "killed, often because memory ran out: set fewer `workers`", "SIGSEGV": "crashed"}
+    return f"ended with {name}" + (f" ({causes[name]})" if name in causes else "")
