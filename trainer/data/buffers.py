@@ -1,0 +1,73 @@
+"""Memory for the images of batches: written by workers, read by the trainer, used again and again.
+
+Fresh memory for each batch costs a third of the decoding speed: the system clears every page of it first
+(224 px, 1 core: 4,300 images/s into old memory, 2,700 into new shared memory).
+Memory is anonymous and shared with forked workers, so a small /dev/shm (containers: 64 MiB) is no limit.
+"""
+
+from __future__ import annotations
+
+import mmap
+import weakref
+from collections import deque
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.errors import ConfigError
+
+_MAX_LENT = 3  # buffers that consumers may hold at a time: the batch in use, and two on their way to the device
+
+
+class ImageBuffers:
+    """A fixed number of buffers `(rows, size, size, 3)` uint8; each is free, in flight (workers write it) or lent.
+
+    A lent buffer returns by itself once nobody holds its tensor or a view of it. Who keeps more batches than a loop
+    needs (`list(loader)`) gets copies, so that no batch ever changes under its holder.
+    """
+
+    def __init__(self, max_in_flight: int, rows: int, size: int, pin_memory: bool) -> None:
+        shape = (rows, size, size, 3)
+        memories = [mmap.mmap(-1, rows * size * size * 3) for _ in range(max_in_flight + _MAX_LENT)]
+        self.arrays = [np.frombuffer(memory, np.uint8).reshape(shape) for memory in memories]
+        self._free = deque(range(len(memories)))
+        self._in_flight: set[int] = set()
+        if pin_memory:
+            for memory, array in zip(memories, self.arrays):
+                _page_lock(memory, array)
+
+    def take(self) -> int:
+        """A free buffer's number; it is in flight from now on."""
+        slot = self._free.popleft()
+        self._in_flight.add(slot)
+        return slot
+
+    def lend(self, slot: int, rows: int) -> Tensor:
+        """The first `rows` images of a buffer that is written, `(rows, 3, S, S)` channels_last."""
+        self._in_flight.remove(slot)
+        num_lent = len(self.arrays) - len(self._free) - len(self._in_flight) - 1
+        if num_lent >= _MAX_LENT:
+            images = torch.from_numpy(self.arrays[slot][:rows].copy())
+            self._free.append(slot)
+        else:
+            view = self.arrays[slot][:rows]  # torch holds this very object until the last view of the tensor is gone
+            weakref.finalize(view, self._free.append, slot).atexit = False
+            images = torch.from_numpy(view)
+        return images.permute(0, 3, 1, 2)
+
+    def reclaim(self) -> None:
+        """Free the buffers in flight; nobody may be writing them any more."""
+        self._free.extend(sorted(self._in_flight))
+        self._in_flight.clear()
+
+
+def _page_lock(memory: mmap.mmap, array: np.ndarray) -> None:
+    # Locked once, so that workers decode into memory that the GPU copies from: no copy by the trainer's process.
+    cudart, address = torch.cuda.cudart(), array.ctypes.data
+    if int(cudart.cudaHostRegister(address, array.nbytes, 0)) != 0:
+        raise ConfigError(
+            f"{array.nbytes / 2**20:.0f} MiB of memory cannot be page-locked. "
+            "Raise `ulimit -l`, or set data.pin_memory=false."
+        )
+    weakref.finalize(memory, cudart.cudaHostUnregister, address).atexit = False

@@ -1,0 +1,175 @@
+"""Proof of coverage: what the ranks were given in an epoch, against what was declared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+import torch
+
+from core.distributed import all_reduce_sum, gather_objects
+from core.errors import DataError
+from trainer.data.batch import Batch, too_many_damaged
+
+_NAMED = 5  # samples named in an error
+
+
+@dataclass(frozen=True)
+class LedgerReport:
+    """One epoch over all ranks.
+
+    Attributes:
+        declared: samples in the epoch's whole global batches.
+        seen: declared samples that came at least once; damaged ones count where a substitute came in their place.
+        repeated: samples that came again, or came without being declared.
+        missed: declared samples that never came.
+        dropped: samples left over by the last partial batch.
+        substituted: places in which a damaged sample's substitute stood.
+        order_digest: hash of (position, sample) pairs, the same for any number of ranks.
+    """
+
+    declared: int
+    seen: int
+    repeated: int
+    missed: int
+    dropped: int
+    substituted: int
+    order_digest: int
+
+
+class LedgerState(TypedDict):
+    """What a checkpoint keeps beside (epoch, step); the same on all ranks."""
+
+    substituted: int  # in this epoch
+    damaged: dict[int, str]  # in this run: sample -> description
+
+
+class CoverageLedger:
+    """Counts what this rank's training loop was given.
+
+    Args:
+        device: where the process group reduces: the GPU under NCCL.
+        max_damaged: distinct damaged samples over all ranks and epochs.
+    """
+
+    def __init__(
+        self, global_batch_size: int, rank: int, world_size: int, max_damaged: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self._global_batch_size, self._rank, self._world_size = global_batch_size, rank, world_size
+        self._max_damaged, self._device = max_damaged, device
+        self._damaged: dict[int, str] = {}
+
+    def start(self, epoch: int, order: np.ndarray, step: int = 0, state: LedgerState | None = None) -> None:
+        """Begin an epoch, or go on at `step`: what came before it is a pure function of the order.
+
+        Args:
+            order: the epoch's permutation (`TrainLoader.order`).
+            state: from the checkpoint that is resumed.
+        """
+        self._epoch, self._order = epoch, order
+        self._counts = np.zeros(len(order), dtype=np.uint8)
+        steps = len(order) // self._global_batch_size
+        self._declared_digest = self._digest(order, 0, steps)
+        self._seen_digest = self._digest(order, 0, step)
+        np.add.at(self._counts, self._own(order, 0, step).ravel(), 1)
+        self._substituted = 0
+        if state is not None:
+            self._damaged = {int(sample): text for sample, text in state["damaged"].items()}
+            self._substituted = state["substituted"] if self._rank == 0 else 0
+
+    def add(self, batch: Batch) -> None:
+        """Count a batch that training has used."""
+        assert batch.epoch == self._epoch, f"batch of epoch {batch.epoch} in the ledger of epoch {self._epoch}"
+        samples = batch.samples.numpy().copy()
+        for damage in batch.damaged:
+            samples[damage.row] = damage.sample  # the place belongs to the declared sample
+            self._damaged[damage.sample] = damage.description
+        self._substituted += len(batch.damaged)
+        np.add.at(self._counts, samples, 1)
+        start = batch.step * self._global_batch_size + self._rank * (self._global_batch_size // self._world_size)
+        self._seen_digest += _pair_hashes(np.arange(start, start + len(samples)), samples).sum(dtype=np.uint64)
+
+    def state(self) -> LedgerState:
+        """What to save with a checkpoint; collective."""
+        damaged = self._all_damaged()
+        return {"substituted": int(self._sum([self._substituted])[0]), "damaged": damaged}
+
+    def finish(self) -> LedgerReport:
+        """The epoch's account; collective, the same on all ranks.
+
+        Raises:
+            DataError: samples were missed, repeated, or came in another order.
+            DamagedError: more than `max_damaged` samples are damaged.
+        """
+        damaged = self._all_damaged()
+        if len(damaged) > self._max_damaged:
+            raise too_many_damaged(list(damaged.values()), self._max_damaged)
+        counts = all_reduce_sum(torch.from_numpy(self._counts).to(self._device)).cpu().numpy()
+        seen_digest, declared_digest, substituted = self._sum(
+            [int(self._seen_digest.view(np.int64)), int(self._declared_digest.view(np.int64)), self._substituted]
+        )
+        num_declared = len(self._order) // self._global_batch_size * self._global_batch_size
+        declared = self._order[:num_declared]
+        missed = declared[counts[declared] == 0]
+        due = np.zeros_like(counts)
+        due[declared] = 1
+        again = np.flatnonzero(counts > due)
+        report = LedgerReport(
+            declared=num_declared,
+            seen=num_declared - len(missed),
+            repeated=int((counts[again] - due[again]).sum(dtype=np.int64)),
+            missed=len(missed),
+            dropped=len(self._order) - num_declared,
+            substituted=int(substituted),
+            order_digest=int(seen_digest) % 2**64,
+        )
+        if report.missed or report.repeated or seen_digest != declared_digest:
+            raise DataError(self._complaint(report, missed, again))
+        return report
+
+    def _complaint(self, report: LedgerReport, missed: np.ndarray, again: np.ndarray) -> str:
+        if report.missed or report.repeated:
+            what = f"{report.missed} missed{_named(missed)}, {report.repeated} repeated{_named(again)}"
+        else:
+            what = "all of them came, but not in the declared order"
+        return (
+            f"Epoch {self._epoch}: {report.declared} samples were declared: {what}. "
+            "The run does not train on what it says: resume it from the last checkpoint with the same data."
+        )
+
+    def _all_damaged(self) -> dict[int, str]:
+        union: dict[int, str] = {}
+        for damaged in gather_objects(self._damaged):
+            union.update(damaged)
+        return dict(sorted(union.items()))
+
+    def _sum(self, values: list[int]) -> list[int]:
+        summed: list[int] = all_reduce_sum(torch.tensor(values, dtype=torch.int64, device=self._device)).tolist()
+        return summed
+
+    def _own(self, order: np.ndarray, first: int, last: int) -> np.ndarray:
+        per_rank = self._global_batch_size // self._world_size
+        steps = order[first * self._global_batch_size : last * self._global_batch_size]
+        mine = slice(self._rank * per_rank, (self._rank + 1) * per_rank)
+        return steps.reshape(last - first, self._global_batch_size)[:, mine]
+
+    def _digest(self, order: np.ndarray, first: int, last: int) -> np.uint64:
+        positions = self._own(np.arange(len(order)), first, last).ravel()
+        return _pair_hashes(positions, self._own(order, first, last).ravel()).sum(dtype=np.uint64)
+
+
+def _pair_hashes(positions: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    return _mix(positions.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + _mix(samples.astype(np.uint64)))
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _named(samples: np.ndarray) -> str:
+    return (
+        f" ({', '.join(map(str, samples[:_NAMED]))}{', ...' if len(samples) > _NAMED else ''})" if len(samples) else ""
+    )

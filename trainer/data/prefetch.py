@@ -1,0 +1,56 @@
+"""Batches to the device: the next one is copied while the current one is in use, and waiting is measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from trainer.data.batch import AnyBatch
+
+
+def to_device(batches: Iterator[AnyBatch], device: torch.device) -> Iterator[AnyBatch]:
+    """The batches on `device`, with `wait_s`: the time this process waited for the loader (not for the device)."""
+    return _ahead(batches, device) if device.type == "cuda" else _moved(batches, device)
+
+
+def _moved(batches: Iterator[AnyBatch], device: torch.device) -> Iterator[AnyBatch]:
+    while (batch := _timed_next(batches)) is not None:
+        yield batch.to(device)
+
+
+def _ahead(batches: Iterator[AnyBatch], device: torch.device) -> Iterator[AnyBatch]:
+    stream = torch.cuda.Stream(device)
+    copying = _start_copy(_timed_next(batches), device, stream)
+    while copying is not None:
+        batch, source, done = copying
+        following = _start_copy(_timed_next(batches), device, stream)
+        in_use = torch.cuda.current_stream(device)
+        in_use.wait_event(done)
+        for tensor in (batch.images, batch.text, batch.groups):
+            tensor.record_stream(in_use)  # the allocator must not give the memory to the next copy too early
+        yield batch
+        done.synchronize()  # long past; only now may workers write the source again
+        del source, batch
+        copying = following
+
+
+def _start_copy(
+    batch: AnyBatch | None, device: torch.device, stream: torch.cuda.Stream
+) -> tuple[AnyBatch, AnyBatch, torch.cuda.Event] | None:
+    if batch is None:
+        return None
+    pinned = batch.pin_memory()
+    with torch.cuda.stream(stream):
+        moved = pinned.to(device, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record(stream)
+    return moved, pinned, done
+
+
+def _timed_next(batches: Iterator[AnyBatch]) -> AnyBatch | None:
+    start = time.perf_counter()
+    batch = next(batches, None)
+    return None if batch is None else replace(batch, wait_s=time.perf_counter() - start)

@@ -1,0 +1,185 @@
+"""Planned batches in, decoded batches out, in order: PyTorch's worker pool over shared image buffers.
+
+Workers are forked: they start in milliseconds (spawned ones import torch first: seconds before the first batch), share
+the buffers and the opened index without copying, and never touch CUDA. A batch is cut into parts of some hundred rows
+that several workers decode at the same time, so memory grows with `prefetch`, not with workers times batch size.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from core.errors import DataError, ShardclipError
+from core.shard_set import ShardSet
+from trainer.data.batch import Damage
+from trainer.data.buffers import ImageBuffers
+from trainer.data.parts import ChooseCaptions, Part, PartReader, Task
+
+T = TypeVar("T")
+_MAX_PART_ROWS = 128  # 30 ms of decoding: handing a part over costs half a millisecond
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """Which samples a batch has."""
+
+    epoch: int
+    step: int
+    samples: np.ndarray
+
+
+@dataclass(frozen=True)
+class DecodedBatch:
+    """A batch as its parts came back, joined; shapes as in `Batch` and `EvalBatch`."""
+
+    epoch: int
+    step: int
+    images: Tensor
+    text: Tensor
+    num_captions: Tensor
+    samples: Tensor
+    groups: Tensor
+    damaged: tuple[Damage, ...]
+    read_s: float
+    decode_s: float
+
+
+class BatchStream:
+    """Decodes the batches of a plan ahead of their use. The same bytes for any number of workers, 0 included."""
+
+    def __init__(
+        self,
+        shard_set: ShardSet,
+        choose_captions: ChooseCaptions,
+        *,
+        max_rows: int,
+        num_workers: int,
+        prefetch: int,
+        pin_memory: bool,
+        max_damaged: int,
+    ) -> None:
+        max_parts = _num_parts(max_rows)
+        tasks_per_worker = max(2, -(-prefetch * max_parts // max(1, num_workers)))
+        max_in_flight = 2 + -(-num_workers * tasks_per_worker // max_parts)
+        self._buffers = ImageBuffers(max_in_flight, max_rows, shard_set.image.size, pin_memory)
+        self._tasks = _Tasks(self._buffers)
+        self._parts: Iterator[Part | ShardclipError] | None = None
+        self._loader: DataLoader[Part | ShardclipError] | None = DataLoader(
+            PartReader(shard_set, self._buffers.arrays, choose_captions, max_damaged),
+            batch_size=None,
+            sampler=self._tasks,
+            collate_fn=_as_it_is,
+            num_workers=num_workers,
+            prefetch_factor=tasks_per_worker if num_workers else None,
+            persistent_workers=num_workers > 0,
+            multiprocessing_context="fork" if num_workers else None,
+            worker_init_fn=_leave_signals_to_the_trainer,
+            generator=torch.Generator(),  # or the loader would draw from the global one, and resume would shift it
+        )
+
+    def start(self, plan: Iterable[PlannedBatch]) -> None:
+        """Begin with a plan; whatever was under way is dropped."""
+        assert self._loader is not None, "closed"
+        self._tasks.plan = plan
+        self._parts = _explained(lambda: iter(self._loader))  # type: ignore[arg-type]
+
+    def take(self) -> DecodedBatch:
+        """The next batch of the plan.
+
+        Raises:
+            ShardclipError: a worker met an error that ends the run, or died.
+        """
+        first = self._take_part()
+        parts = [first, *(self._take_part() for _ in range(first.task.num_parts - 1))]
+        samples = np.concatenate([p.samples for p in parts])
+        return DecodedBatch(
+            epoch=first.task.epoch,
+            step=first.task.step,
+            images=self._buffers.lend(first.task.slot, len(samples)),
+            text=_joined([p.text for p in parts]),
+            num_captions=_joined([p.num_captions for p in parts]),
+            samples=torch.from_numpy(samples),
+            groups=_joined([p.groups.view(np.int64) for p in parts]),
+            damaged=tuple(d for p in parts for d in p.damaged),
+            read_s=sum(p.read_s for p in parts),
+            decode_s=sum(p.decode_s for p in parts),
+        )
+
+    def close(self) -> None:
+        """Let the workers go."""
+        self._parts = self._loader = None
+
+    def _take_part(self) -> Part:
+        assert self._parts is not None, "not started"
+        parts = self._parts
+        part = _explained(lambda: next(parts))
+        if isinstance(part, ShardclipError):
+            raise part
+        return part
+
+
+class _Tasks:
+    """Cuts the planned batches into tasks, as the worker pool asks for them."""
+
+    def __init__(self, buffers: ImageBuffers) -> None:
+        self._buffers = buffers
+        self.plan: Iterable[PlannedBatch] = ()
+
+    def __iter__(self) -> Iterator[Task]:
+        self._buffers.reclaim()  # first asked after the workers have put down what an earlier plan gave them
+        for batch in self.plan:
+            slot, row = self._buffers.take(), 0
+            num_parts = _num_parts(len(batch.samples))
+            for samples in np.array_split(batch.samples, num_parts):
+                yield Task(batch.epoch, batch.step, slot, row, num_parts, samples)
+                row += len(samples)
+
+
+def _num_parts(rows: int) -> int:
+    return -(-rows // _MAX_PART_ROWS)
+
+
+def _joined(arrays: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays))
+
+
+def _as_it_is(part: T) -> T:
+    return part
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    # Schedulers and Ctrl-C signal every process of a job; the trainer decides what to do, and must not lose its workers
+    # before it has saved. Only the trainer itself ends them: hence the thread that looks who sends SIGTERM.
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_the_trainer_says, daemon=True).start()
+
+
+def _end_when_the_trainer_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def _explained(act: Callable[[], T]) -> T:
+    try:
+        return act()
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        cause = str(error).split(". ")[0].removeprefix("DataLoader worker ").rstrip(". ")
+        raise DataError(
+            f"A data loading worker died: {cause}. If killed, memory ran out: lower data.num_workers or data.prefetch; "
+            "a bus error means that a shard was cut short or its disk failed: run `shardclip verify`."
+        ) from error
