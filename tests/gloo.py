@@ -23,9 +23,9 @@ def run(world_size: int, worker: Callable[..., Any], *args: Any, timeout_s: floa
     `worker` is a top-level function of a test file; arguments and results are picklable or tensors. The first error of
     a process is raised here with its traceback; processes that do not end in time are killed.
     """
-    # A server that has imported torch once, and has no threads yet, forks each process in milliseconds.
+    # The server imports torch once, with what DDP would import later, and forks in milliseconds: it has no threads.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "torch.nn.parallel"])
+    context.set_forkserver_preload(["torch", "torch._dynamo", "torch.nn.parallel", "pytest"])
     with tempfile.TemporaryDirectory() as folder:
         job = (world_size, Path(worker.__code__.co_filename), worker.__name__, args, Path(folder), timeout_s)
         processes = [context.Process(target=_process, args=(rank, *job), daemon=True) for rank in range(world_size)]
@@ -53,9 +53,7 @@ def _join(processes: list[Any], folder: Path, deadline: float) -> None:
             process.join()
 
 
-def _process(
-    rank: int, world_size: int, file: Path, name: str, args: tuple, folder: Path, timeout_s: float
-) -> None:
+def _process(rank: int, world_size: int, file: Path, name: str, args: tuple, folder: Path, timeout_s: float) -> None:
     try:
         torch.set_num_threads(1)
         if sys.platform == "linux":

@@ -34,7 +34,7 @@ def everything(dtype: torch.dtype) -> dict:
     }
 
 
-@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("world_size", [2, 4])
 def test_every_rank_sees_the_rows_of_all_in_rank_order(world_size: int) -> None:
     ranks = gloo.run(world_size, everything, torch.float32)
     values = torch.arange(1, world_size + 1)
