@@ -1,0 +1,71 @@
+"""Torchvision's image classifiers as towers: built by name, last layer off, frozen up to a stage."""
+
+from __future__ import annotations
+
+import torchvision
+from torch import nn
+
+from core.errors import ConfigError, did_you_mean
+
+# GoogLeNet and Inception end in several outputs while training; SqueezeNet has no linear layer to take off.
+_NO_TOWERS = ("googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1")
+TOWERS = tuple(name for name in torchvision.models.list_models(module=torchvision.models) if name not in _NO_TOWERS)
+
+
+def build_tower(name: str) -> tuple[nn.Module, int, str]:
+    """A freshly initialised tower.
+
+    Returns:
+        The network up to its pooled features, their width, and the name of the linear layer that was taken off.
+    """
+    if name not in TOWERS:
+        raise ConfigError(f"model.tower: torchvision has no image classifier '{name}'.{did_you_mean(name, TOWERS)}")
+    tower = torchvision.models.get_model(name, weights=None)
+    last_name, last = [(n, m) for n, m in tower.named_modules() if isinstance(m, nn.Linear)][-1]
+    parent_name, _, child_name = last_name.rpartition(".")
+    setattr(tower.get_submodule(parent_name), child_name, nn.Identity())
+    return tower, last.in_features, last_name
+
+
+def stages(tower: nn.Module) -> list[str]:
+    """The parts of a tower that freezing can end at, in order: `conv1 bn1 layer1 ..`, `features.0 features.1 ..`."""
+    total = sum(p.numel() for p in tower.parameters())
+
+    def split(module: nn.Module, prefix: str) -> list[str]:
+        names = []
+        for name, child in module.named_children():
+            size = sum(p.numel() for p in child.parameters())
+            if size > 0.9 * total and list(child.children()):  # the one part that holds nearly everything: look inside
+                names += split(child, f"{prefix}{name}.")
+            elif size:
+                names.append(prefix + name)
+        return names
+
+    return split(tower, "")
+
+
+def freeze(tower: nn.Module, until: str) -> list[str]:
+    """Stop the gradients of the stage `until` and of all that comes before it ("tower": of everything).
+
+    Returns:
+        Names of the modules without a trainable parameter: they must stay in eval mode, or batch norms and dropout
+        change what a frozen part computes.
+    """
+    if until == "nothing":
+        return []
+    names = [name for name, _ in tower.named_parameters()]
+    if until == "tower":
+        last = len(names)
+    elif until in stages(tower):
+        last = max(i for i, name in enumerate(names) if name.startswith(until + ".")) + 1
+    else:
+        known = ["nothing", "tower", *stages(tower)]
+        raise ConfigError(f"model.freeze: this tower has no stage '{until}'.{did_you_mean(until, known)}")
+    for name in names[:last]:
+        tower.get_parameter(name).requires_grad_(False)
+    return [name for name, module in tower.named_modules() if _is_frozen(module)]
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
