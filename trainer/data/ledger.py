@@ -70,9 +70,9 @@ class CoverageLedger:
         self._epoch, self._order = epoch, order
         self._counts = np.zeros(len(order), dtype=np.uint8)
         steps = len(order) // self._global_batch_size
-        self._declared_digest = self._digest(order, 0, steps)
-        self._seen_digest = self._digest(order, 0, step)
-        np.add.at(self._counts, self._own(order, 0, step).ravel(), 1)
+        self._declared_digest = self._order_digest(order, steps)
+        self._seen_digest = self._order_digest(order, step)
+        np.add.at(self._counts, self._own(order, step).ravel(), 1)
         self._substituted = 0
         if state is not None:
             self._damaged = {int(sample): text for sample, text in state["damaged"].items()}
@@ -88,7 +88,7 @@ class CoverageLedger:
         self._substituted += len(batch.damaged)
         np.add.at(self._counts, samples, 1)
         start = batch.step * self._global_batch_size + self._rank * (self._global_batch_size // self._world_size)
-        self._seen_digest += _pair_hashes(np.arange(start, start + len(samples)), samples).sum(dtype=np.uint64)
+        self._seen_digest += _digest(np.arange(start, start + len(samples)), samples)
 
     def state(self) -> LedgerState:
         """What to save with a checkpoint; collective."""
@@ -107,7 +107,7 @@ class CoverageLedger:
             raise too_many_damaged(list(damaged.values()), self._max_damaged)
         counts = all_reduce_sum(torch.from_numpy(self._counts).to(self._device)).cpu().numpy()
         seen_digest, declared_digest, substituted = self._sum(
-            [int(self._seen_digest.view(np.int64)), int(self._declared_digest.view(np.int64)), self._substituted]
+            [_signed(self._seen_digest), _signed(self._declared_digest), self._substituted]
         )
         num_declared = len(self._order) // self._global_batch_size * self._global_batch_size
         declared = self._order[:num_declared]
@@ -148,19 +148,23 @@ class CoverageLedger:
         summed: list[int] = all_reduce_sum(torch.tensor(values, dtype=torch.int64, device=self._device)).tolist()
         return summed
 
-    def _own(self, order: np.ndarray, first: int, last: int) -> np.ndarray:
+    def _own(self, order: np.ndarray, num_steps: int) -> np.ndarray:
         per_rank = self._global_batch_size // self._world_size
-        steps = order[first * self._global_batch_size : last * self._global_batch_size]
-        mine = slice(self._rank * per_rank, (self._rank + 1) * per_rank)
-        return steps.reshape(last - first, self._global_batch_size)[:, mine]
+        steps = order[: num_steps * self._global_batch_size].reshape(num_steps, self._global_batch_size)
+        return steps[:, self._rank * per_rank : (self._rank + 1) * per_rank]
 
-    def _digest(self, order: np.ndarray, first: int, last: int) -> np.uint64:
-        positions = self._own(np.arange(len(order)), first, last).ravel()
-        return _pair_hashes(positions, self._own(order, first, last).ravel()).sum(dtype=np.uint64)
+    def _order_digest(self, order: np.ndarray, num_steps: int) -> int:
+        return _digest(self._own(np.arange(len(order)), num_steps).ravel(), self._own(order, num_steps).ravel())
 
 
-def _pair_hashes(positions: np.ndarray, samples: np.ndarray) -> np.ndarray:
-    return _mix(positions.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + _mix(samples.astype(np.uint64)))
+def _digest(positions: np.ndarray, samples: np.ndarray) -> int:
+    # A sum modulo 2^64, so that ranks and resumed parts can be added in any order.
+    pairs = positions.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + _mix(samples.astype(np.uint64))
+    return int(_mix(pairs).sum(dtype=np.uint64))
+
+
+def _signed(digest: int) -> int:
+    return (digest + 2**63) % 2**64 - 2**63  # as int64, which process groups can add
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
