@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train CLIP-style image encoders: build shards once, stream them to every GPU, follow recall.",
 )
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 Recipe = Annotated[Path, typer.Argument(help="A YAML recipe of configs/.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, as in optim.lr=3e-4", show_default=False)]
 Shards = Annotated[str, typer.Argument(help="A shard set: folder or URL.", show_default=False)]

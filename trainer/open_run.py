@@ -27,6 +27,7 @@ from trainer.checkpoint import Checkpoint, load_checkpoint, load_latest, resolve
 from trainer.config import TrainConfig
 from trainer.data.ledger import CoverageLedger
 from trainer.data.loader import TrainLoader
+from trainer.ema import averaged_model
 from trainer.environment import describe_environment
 from trainer.flops import flops_per_image, peak_flops
 from trainer.losses import LOSSES
@@ -36,7 +37,7 @@ from trainer.proof import prove_gradients
 from trainer.rng import set_rng_state
 from trainer.run import MakeValidation, Run, console
 from trainer.run_folder import RunFolder, open_run_folder
-from trainer.step import unwrap
+from trainer.stability import StabilityConfig
 from trainer.telemetry import Telemetry
 from trainer.trackers.opening import open_trackers
 from trainer.trackers.tracker import RunTrackers
@@ -88,10 +89,9 @@ def open_run(config: TrainConfig, make_validation: MakeValidation) -> Run:
     folder = on_main(lambda: _enter_folder(config, environment, resources))
     checkpoint = _find_checkpoint(config, folder, identity, order_identity)
 
-    model, optimizer = accelerator.prepare(
-        _placed(bare_model, config, device), build_optimizer(bare_model, config.optim)
-    )
-    bare_model = unwrap(model)  # type: ignore[assignment]
+    bare_model = _placed(bare_model, config, device)
+    averaged = averaged_model(bare_model, config.optim.ema_decay) if config.optim.ema_decay else None
+    model, optimizer = accelerator.prepare(bare_model, build_optimizer(bare_model, config.optim))
     loss_fn = build(LOSSES, config.loss, kind="loss")
     ratios = prove_gradients(
         model, loss_fn, image_size=size, embed_dim=train_set.embed_dim, accumulate=config.accumulate, seed=config.seed
@@ -113,10 +113,16 @@ def open_run(config: TrainConfig, make_validation: MakeValidation) -> Run:
         augment=Augment(config.augment, size, mean, std, config.seed, channels_last),
         model=model,
         bare_model=bare_model,
+        averaged=averaged,
         optimizer=optimizer,
         loss_fn=loss_fn,
         validate=make_validation(val_set, normalize, loss_fn, config, accelerator) if val_set else None,
-        telemetry=Telemetry(device, flops_per_image=flops, peak_flops=peak_flops(device, accelerator.mixed_precision)),
+        telemetry=Telemetry(
+            device,
+            flops_per_image=flops,
+            peak_flops=peak_flops(device, accelerator.mixed_precision),
+            stability=StabilityConfig(),
+        ),
         trackers=RunTrackers(),
         identity={**identity, "config": to_mapping(config)},
         order_identity=order_identity,
@@ -131,6 +137,7 @@ def open_run(config: TrainConfig, make_validation: MakeValidation) -> Run:
         run.trackers = _open_trackers(config, run, checkpoint is not None)
         checks = {f"check/grad_ratio_{name}": ratio for name, ratio in ratios.items()}
         run.trackers.log(checks, run.start_step, run.start_step * config.global_batch_size)
+        run.register(run.start_step, "running")
         _say_what_will_happen(run, train_set, val_set, ratios)
     model.train()
     return run
@@ -206,14 +213,14 @@ def _path_of(checkpoint: Checkpoint | None) -> Path | None:
     return checkpoint.path if checkpoint else None
 
 
-def _placed(model: ContrastiveModel, config: TrainConfig, device: torch.device) -> nn.Module:
+def _placed(model: ContrastiveModel, config: TrainConfig, device: torch.device) -> ContrastiveModel:
     model = model.to(device)
     if config.model.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     if config.model.sync_batchnorm and world_size() > 1:
         if device.type != "cuda":
             raise ConfigError("model.sync_batchnorm needs GPUs. Set model.sync_batchnorm=false.")
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model
 
 
@@ -226,6 +233,9 @@ def _resume(run: Run, checkpoint: Checkpoint) -> Any:
         run.accelerator.scaler.load_state_dict(state["scaler"])
     if state["world_size"] == world_size():
         set_rng_state(state["rng"][rank()])
+    if run.averaged and checkpoint.ema_state:
+        run.averaged.module.load_state_dict(checkpoint.ema_state)
+        run.averaged.n_averaged.fill_(state["num_averaged"])
     run.start_step, run.best_score = int(state["step"]), state["best_score"]
     run.earlier_seconds = float(state["seconds"])
     return state["ledger"]
@@ -241,16 +251,14 @@ def _say_what_will_happen(run: Run, train_set: ShardSet, val_set: ShardSet | Non
     config = run.config
     for change in run.folder.config_changes:
         console.print(f"[yellow]changed since the last start[/]: {change}")
-    at = (
-        f"going on at step {run.start_step:,} of {run.total_steps:,}"
-        if run.start_step
-        else f"{run.total_steps:,} steps"
-    )
+    start = f"going on at step {run.start_step:,} of" if run.start_step else "training for"
+    rest = len(train_set) % config.global_batch_size
+    accelerator = run.accelerator
     console.print(
-        f"{run.folder.path}: {at}, {run.steps_per_epoch:,} an epoch of {len(train_set):,} samples "
-        f"({len(train_set) % config.global_batch_size} left over), global batch {config.global_batch_size} on {world_size()} x "
-        f"{run.accelerator.device.type}, precision {run.accelerator.mixed_precision}; "
-        f"validation on {len(val_set) if val_set else 0:,}"
+        f"{run.folder.path}: {start} {run.total_steps:,} steps, {run.steps_per_epoch:,} an epoch of {len(train_set):,} "
+        f"samples ({rest} left over); global batch {config.global_batch_size} on {world_size()} x "
+        f"{accelerator.device.type}, precision {accelerator.mixed_precision}; "
+        f"validation on {len(val_set) if val_set else 0:,} images"
     )
     figures = ", ".join(f"{name} {ratio:.6f}" for name, ratio in ratios.items())
     console.print(f"gradient proof passed: |gradient| / |one-process gradient|: {figures}")

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from core.distributed import broadcast_tensors, gather_objects, is_main, on_main, world_size
 from core.errors import DistributedError
@@ -28,12 +29,12 @@ from trainer.data.prefetch import to_device
 from trainer.environment import hardware
 from trainer.models import ContrastiveModel
 from trainer.rng import rng_state
-from trainer.run_folder import RegistryLine, RunFolder, record_event, register_run, set_state
+from trainer.run_folder import RegistryLine, RunFolder, State, record_event, register_run, set_state
 from trainer.step import StepResult
 from trainer.telemetry import Telemetry
 from trainer.trackers.tracker import Metric, RunTrackers
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Run:
     augment: Augment
     model: nn.Module  # wrapped for several processes
     bare_model: ContrastiveModel
+    averaged: AveragedModel | None  # of the weights; evaluated and saved beside them
     optimizer: Any
     loss_fn: Any
     validate: Callable[[nn.Module, int], Validation] | None
@@ -140,10 +142,11 @@ class Run:
         if self.validate is None:
             return False
         with self.telemetry.paused():
+            measured = self.averaged.module if self.averaged else self.bare_model
             # Running statistics are each rank's own; what is measured must be what is saved.
-            broadcast_tensors(self.bare_model.buffers())
-            self.bare_model.eval()
-            validation = self.validate(self.bare_model, step)
+            broadcast_tensors(measured.buffers())
+            measured.eval()
+            validation = self.validate(measured, step)
             self.bare_model.train()
         self.summary |= validation.metrics
         self.trackers.log(validation.metrics, step, step * self.config.global_batch_size)
@@ -197,6 +200,7 @@ class Run:
             "rng": random_states,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "run_id": self.folder.run_id,
+            "num_averaged": int(self.averaged.n_averaged) if self.averaged else 0,
         }
         self.trackers.flush()
         save_checkpoint(
@@ -205,15 +209,21 @@ class Run:
             optimizer_state=self.optimizer.state_dict(),
             state=state,
             identity=self.identity,
+            ema_state=self.averaged.module.state_dict() if self.averaged else None,
             keep_last=self.config.keep_last,
             is_best=is_best,
         )
 
-    def _close(self, step: int, state: Any) -> None:
-        recall = {key: self.summary.get(f"val/{key}/recall@10", "") for key in ("image_to_text", "text_to_image")}
+    def _close(self, step: int, state: State) -> None:
         self.summary |= {"seconds": round(self.seconds, 1), "steps": step, "hardware": hardware(dict(self.environment))}
-        record_event(self.folder.path, "summary", step, **dict(self.summary.items()))
+        record_event(self.folder.path, "summary", step, **self.summary)
         set_state(self.folder, state)
+        self.register(step, state)
+        self.trackers.finish(self.summary)
+
+    def register(self, step: int, state: State) -> None:
+        """Bring the run's line in the registry up to date."""
+        recall = {key: self.summary.get(f"val/{key}/recall@10", "") for key in ("image_to_text", "text_to_image")}
         register_run(
             self.folder.path.parent,
             RegistryLine(
@@ -227,10 +237,9 @@ class Run:
                 text_to_image_recall_at_10=recall["text_to_image"],
                 shards=str(self.order_identity["shards"])[:12],
                 commit=str(self.environment["commit"])[:12],
-                hardware=str(self.summary["hardware"]),
+                hardware=hardware(dict(self.environment)),
             ),
         )
-        self.trackers.finish(self.summary)
 
     def _eta(self, step: int) -> float:
         done = step - self.start_step

@@ -114,7 +114,8 @@ class Telemetry:
         before = time.perf_counter()
         yield
         self._synchronize()
-        self._sums.paused += time.perf_counter() - before
+        if self._began is not None:  # between two windows there is nothing to leave out of
+            self._sums.paused += time.perf_counter() - before
 
     def close(
         self,

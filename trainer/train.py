@@ -38,6 +38,8 @@ def train(run: Run) -> int:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             run.bare_model.clamp_logit_scale()
+            if run.averaged:
+                run.averaged.update_parameters(run.bare_model)
 
             run.count(step, batch, result, grad_norm)
             is_last = step == run.total_steps
