@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +12,15 @@ from typing import Protocol
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import Tensor
 
 from core.distributed import all_gather_rows
 from core.errors import DamagedError, DataError
 from core.shard_set import ShardSet
-from core.storage import publish
+from core.storage import publish_bytes
 from eval.metrics import FeatureSet
-from trainer.data.loader import EvalLoader
+from trainer.data.batch import EvalBatch
 
 Autocast = Callable[[], AbstractContextManager[object]]
 
@@ -58,12 +58,9 @@ def extract(
     model: torch.nn.Module,
     normalize: Callable[[Tensor], Tensor],
     shard_set: ShardSet,
+    batches: Iterable[EvalBatch],
     *,
     device: torch.device,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    num_workers: int = 0,
     autocast: Autocast = nullcontext,
     progress: Callable[[int], None] = lambda num_samples: None,
 ) -> Extracted:
@@ -72,18 +69,18 @@ def extract(
     Args:
         model: images -> (image features, logit_scale); not wrapped in DDP, whose forward would wait for other ranks.
         normalize: uint8 `(B, 3, S, S)` -> what the model expects.
+        batches: this rank's share of the shard set (an `EvalLoader`).
         progress: called with the number of samples that this rank has just done.
 
     Raises:
         DataError: NaN features, or a sample that was not read exactly once.
     """
-    loader = EvalLoader(shard_set, batch_size=batch_size, rank=rank, world_size=world_size, num_workers=num_workers)
     was_training = model.training
     model.eval()
     images, texts, counts, samples = [], [], [], []
     logit_scale = torch.tensor(1.0)
     with torch.no_grad():
-        for batch in loader:
+        for batch in batches:
             with autocast():
                 image_features, logit_scale = model(normalize(batch.images.to(device, non_blocking=True)))
             images.append(image_features.float())
@@ -135,7 +132,7 @@ def save_features(extracted: Extracted, path: Path, encoder: str, shards: str) -
         "captions": extracted.captions,
     }
     metadata = {"encoder": encoder, "shards": shards, "logit_scale": json.dumps(extracted.logit_scale)}
-    publish(lambda partial: save_file(tensors, partial, metadata), path)
+    publish_bytes(save(tensors, metadata), path)
 
 
 def load_features(path: Path, encoder: str | None = None, shards: str | None = None) -> Extracted:

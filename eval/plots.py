@@ -103,7 +103,7 @@ def similarity_matrix(
         spine.set_visible(False)
     bar = figure.colorbar(drawn, cax=figure.add_axes((1 - 0.9 / width, 0.15 / height, 0.16 / width, cell * n / height)))
     bar.ax.tick_params(colors=theme.quiet, labelsize=8, length=0)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     return figure
 
 
@@ -160,25 +160,26 @@ def curves(
     percent: bool = False,
     marked: Sequence[str] = (),
 ) -> Figure:
-    """Curves over samples seen. The first two take the colours of the two directions; `marked` ones carry points."""
+    """Curves over samples seen, each with its last value beside its end; `marked` ones carry points."""
     figure, axes = _figure(theme, 7.2, 4.2, title, note)
     colours = [theme.image_to_text, theme.text_to_image, theme.third, theme.quiet]
+    endings = []
     for number, one in enumerate(series):
         colour, y = colours[number % len(colours)], np.asarray(one.y, dtype=float)
         is_marked = one.name in marked or len(y) < 3
         if len(y) > 60 and not is_marked:  # a noisy line: the raw one pale behind its running mean
             axes.plot(one.x, y, color=colour, linewidth=0.8, alpha=0.28, zorder=2)
             y = _smooth(y)
-        axes.plot(one.x, y, color=colour, linewidth=2, marker="o" if is_marked else None, markersize=4.5,
-                  label=one.name, zorder=3, solid_capstyle="round")  # fmt: skip
-        axes.annotate(_ending(y[-1], percent), (one.x[-1], y[-1]), (6, 0), textcoords="offset points", va="center",
-                      color=colour, fontsize=9, fontweight="bold", annotation_clip=False)  # fmt: skip
+        marker = "o" if is_marked else None
+        axes.plot(one.x, y, color=colour, linewidth=2, label=one.name, zorder=3, marker=marker, markersize=4.5)
+        endings.append((float(y[-1]), one.x[-1], colour))
     axes.set_xlabel("samples seen")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     if percent:
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.set_ylim(bottom=0)
+    _label_endings(axes, endings, percent)
     _legend(axes, theme, is_single=len(series) == 1)
     return figure
 
@@ -186,7 +187,7 @@ def curves(
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str], theme: Theme = LIGHT) -> Figure:
     """`(K, K)` counts: row = right class, column = predicted class; each row is coloured by its shares."""
     num_classes = len(classes)
-    side = min(12.0, max(5.0, 0.42 * num_classes + 2.2))
+    side = min(12.0, max(4.5, 0.33 * num_classes + 1.7))
     right = np.trace(counts) / max(counts.sum(), 1)
     note = f"rows: the right class, columns: the predicted one; {100 * right:.1f} % on the diagonal"
     figure, axes = _figure(theme, side + 0.6, side, "Zero-shot confusion", note)
@@ -270,13 +271,21 @@ def png_bytes(figure: Figure) -> bytes:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Publish the figure as a PNG file."""
+    """Publish a chart as a PNG file."""
     publish_bytes(png_bytes(figure), path)
 
 
+def save_jpeg(figure: Figure, path: Path) -> None:
+    """Publish a sheet of pictures as a JPEG file: a tenth of the PNG's bytes."""
+    buffer = io.BytesIO()
+    options = {"quality": 88, "optimize": True}
+    figure.savefig(buffer, format="jpeg", dpi=_DPI, facecolor=figure.get_facecolor(), pil_kwargs=options)
+    publish_bytes(buffer.getvalue(), path)
+
+
 def _figure(theme: Theme, width: float, height: float, title: str, note: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), facecolor=theme.paper, layout="constrained")
-    figure.get_layout_engine().set(rect=(0.01, 0.01, 0.97, 1 - 0.72 / height))  # type: ignore[union-attr]
+    figure = Figure(figsize=(width, height), facecolor=theme.paper)
+    figure.set_layout_engine("constrained", rect=(0.01, 0.01, 0.97, 1 - 0.72 / height))
     _headline(figure, theme, title, note, height)
     axes = figure.add_subplot(facecolor=theme.paper)
     for side, spine in axes.spines.items():
@@ -296,6 +305,27 @@ def _headline(figure: Figure, theme: Theme, title: str, note: str, height: float
     room = int(figure.get_figwidth() * 13.5)
     line = (wrap(note, room) or [""])[0] if len(note) <= room else shorten(note, room, placeholder=" …")
     figure.text(left, 1 - 0.42 / height, line, color=theme.quiet, fontsize=9.5, va="top")
+
+
+def _label_endings(axes: Axes, endings: Sequence[tuple[float, float, str]], percent: bool) -> None:
+    """Last values `(y, x, colour)` to the right of their curves, pushed apart where they would overlap."""
+    low, high = axes.get_ylim()
+    lowest = -np.inf
+    for y, x, colour in sorted(endings):
+        if abs(y) < 1e-3 * (high - low):
+            continue  # a learning rate at its end: a number too small to read anything from
+        lowest = max(y, lowest + 0.055 * (high - low))
+        axes.annotate(
+            f"{100 * y:.1f} %" if percent else f"{y:.3g}",
+            (x, lowest),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=9,
+            fontweight="bold",
+            annotation_clip=False,
+        )
 
 
 def _legend(axes: Axes, theme: Theme, is_single: bool = False) -> None:
@@ -328,10 +358,6 @@ def _smooth(y: np.ndarray) -> np.ndarray:
     centre = np.arange(len(y))
     reach = np.minimum(half, np.minimum(centre, len(y) - 1 - centre))
     return (total[centre + reach + 1] - total[centre - reach]) / (2 * reach + 1)
-
-
-def _ending(value: float, percent: bool) -> str:
-    return f"{100 * value:.1f} %" if percent else f"{value:.3g}"
 
 
 def _thousands(value: float) -> str:

@@ -1,20 +1,15 @@
-"""Retrieval in both directions: named protocols, the validation that training calls, and what a query finds."""
+"""Retrieval in both directions: named protocols, intervals, and what a query finds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from core.distributed import broadcast_object
 from core.errors import ConfigError, DataError, did_you_mean
-from core.shard_set import ShardSet
-from eval.features import Autocast, Extracted, PairLoss, extract, mean_pair_loss
+from eval.features import Extracted
 from eval.metrics import RECALL_KS, FeatureSet, Ranks, bootstrap, retrieval_ranks, summarise
 
 DIRECTIONS = ("image_to_text", "text_to_image")
@@ -80,51 +75,6 @@ def recall_intervals(features: FeatureSet, ranks: Ranks, level: float = 0.95) ->
             ("text_to_image", ranks.text_to_image, features.image_of_text),
         )
     }
-
-
-def make_validation(
-    shard_set: ShardSet,
-    normalize: Callable[[Tensor], Tensor],
-    loss_fn: PairLoss,
-    *,
-    loss_batch_size: int,
-    batch_size: int,
-    device: torch.device,
-    rank: int = 0,
-    world_size: int = 1,
-    num_workers: int = 0,
-    autocast: Autocast = nullcontext,
-) -> Callable[[torch.nn.Module, int], dict[str, float]]:
-    """What the trainer calls with model and step, on all ranks; the figures are the same on all of them.
-
-    Keys: `val/loss` (over batches of `loss_batch_size`, the global batch of training), `val/image_to_text/recall@1`,
-    and so on for every figure of both directions.
-    """
-    groups = shard_set.groups(np.arange(len(shard_set)))
-
-    def validate(model: torch.nn.Module, step: int) -> dict[str, float]:
-        extracted = extract(
-            model,
-            normalize,
-            shard_set,
-            device=device,
-            batch_size=batch_size,
-            rank=rank,
-            world_size=world_size,
-            num_workers=num_workers,
-            autocast=autocast,
-        )
-        figures: dict[str, float] | None = None
-        if rank == 0:  # the ranks of a node share its cores: counted once, told to all
-            result, _ = evaluate_retrieval(extracted.features)
-            loss = mean_pair_loss(extracted, groups[extracted.samples], loss_fn, loss_batch_size)
-            figures = {"val/loss": loss}
-            for direction in DIRECTIONS:
-                figures |= {f"val/{direction}/{name}": value for name, value in result[direction].items()}
-        told: dict[str, float] = broadcast_object(figures)
-        return told
-
-    return validate
 
 
 def best_rows(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,108 @@
+"""An image encoder and the text encoder it was trained against, both from a checkpoint's own word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.config import Choice, build
+from core.errors import CheckpointError, WeightsError
+from core.manifest import TextEncoderSpec
+from core.shard_set import ShardSet
+from core.storage import sha256_of
+from core.text_encoders import TEXT_ENCODERS
+from core.text_encoders.encode import encode_captions
+from trainer.augment import Normalize
+from trainer.checkpoint import EMA, MODEL, load_weights, resolve_checkpoint
+from trainer.models.build import rebuild_model
+from trainer.models.contrastive import ContrastiveModel
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEncoder:
+    """A checkpoint ready to encode images."""
+
+    path: Path
+    model: ContrastiveModel
+    normalize: Callable[[Tensor], Tensor]
+    identity: dict[str, Any]
+    fingerprint: str  # of the weights: features of equal fingerprints belong together
+
+    @property
+    def text_encoder(self) -> TextEncoderSpec:
+        return TextEncoderSpec(**self.identity["text_encoder"])
+
+
+def load_encoder(checkpoint: Path, device: torch.device) -> ImageEncoder:
+    """The checkpoint that a run folder, `RUN/best`, `RUN/latest` or a checkpoint folder means, on the device.
+
+    Raises:
+        CheckpointError: missing, damaged, or of a model that this version does not build.
+    """
+    path = resolve_checkpoint(checkpoint)
+    state, identity = load_weights(path)
+    model = rebuild_model(identity["model"])
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path}: its weights do not fit the model it names: {str(error).splitlines()[-1].strip()}"
+        ) from None
+    image = identity["image"]
+    normalize = Normalize(image["size"], image["mean"], image["std"])
+    fingerprint = sha256_of(path / (EMA if (path / EMA).exists() else MODEL))
+    return ImageEncoder(path, model.to(device).eval(), normalize, identity, fingerprint)
+
+
+def expect_same_text_encoder(encoder: ImageEncoder, shard_set: ShardSet) -> None:
+    """Raise where a shard set's captions were embedded by another encoder than the checkpoint was trained against."""
+    trained, found = encoder.text_encoder, shard_set.text_encoder
+    where = " + ".join(shard_set.urls)
+    if found is None:
+        raise CheckpointError(
+            f"{where}: has no caption embeddings; {encoder.path} was trained against {trained}. Add them with"
+            " `shardclip embed`."
+        )
+    if found != trained:
+        raise CheckpointError(
+            f"{where}: its captions were embedded by {found}, {encoder.path} was trained against {trained}."
+            " Build the shards with the checkpoint's encoder."
+        )
+
+
+def text_embedder(
+    spec: TextEncoderSpec, choice: Choice | None, device: torch.device, batch_size: int = 64
+) -> Callable[[Sequence[str]], np.ndarray]:
+    """A function from texts to `(n, D)` unit embeddings, by the very encoder that made the shards' embeddings.
+
+    Args:
+        choice: where to find it; None: by the name and revision in `spec`.
+
+    Raises:
+        WeightsError: what is found is another encoder, or its weights are not on this machine.
+    """
+    encoder = build(TEXT_ENCODERS, choice or choice_of(spec), "text_encoder", device=str(device))
+    if encoder.spec != spec:
+        raise WeightsError(
+            f"text_encoder: {encoder.spec} is found, the checkpoint was trained against {spec}."
+            " Name the encoder of the build recipe in the evaluation's text_encoder."
+        )
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        return encode_captions(encoder, texts, batch_size, lambda done: None).astype(np.float32)
+
+    return embed
+
+
+def choice_of(spec: TextEncoderSpec) -> Choice:
+    """The line of a recipe that loads an encoder again: `hf_clip:openai/clip-vit-base-patch32` and its revision."""
+    kind, _, model = spec.name.partition(":")
+    revision, _, precision = spec.revision.partition("+")
+    options = {"model": model, "revision": revision} if model and revision != "local" else {"model": model}
+    return Choice(kind, (options if model else {}) | ({"precision": precision} if precision else {}))

@@ -1,0 +1,120 @@
+"""What a report shows of a shard set: thumbnails and captions of the samples that queries found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from core.image import decode_into, encode_jpeg
+from core.shard_index import IMAGE
+from core.shard_set import ShardSet
+from core.storage import join, publish_bytes
+from eval.features import Extracted
+from eval.metrics import Ranks
+from eval.retrieval import caption_examples, image_examples, query_answers
+
+THUMBNAIL_SIZE = 176  # pixels
+RANK_EDGES = (1, 2, 6, 11, 26, 51, 101, 251, 501, 1001, 2501, 5001, 10001)  # bands: 1, 2-5, 6-10, 11-25, ...
+
+
+class Shelf:
+    """Samples of one shard set, for people: captions as text, images as thumbnails in `folder/thumbnails`.
+
+    Args:
+        name: opens the file names, so that several shard sets can share a folder.
+    """
+
+    def __init__(self, shard_set: ShardSet, folder: Path, name: str) -> None:
+        self._shard_set, self._folder, self._name = shard_set, folder, name
+
+    def picture(self, sample: int) -> str:
+        """Path of the sample's thumbnail below `folder`; written when first asked for."""
+        place = f"thumbnails/{self._name}-{sample:09d}.jpg"
+        if not (self._folder / place).exists():
+            spec = self._shard_set.image
+            pixels = np.empty((spec.size, spec.size, 3), dtype=np.uint8)
+            decode_into(self._shard_set.member(sample, IMAGE), spec, pixels)
+            image = Image.fromarray(pixels)
+            image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.LANCZOS)
+            publish_bytes(encode_jpeg(image, quality=88), join(self._folder, place))
+        return place
+
+    def text(self, caption: Mapping[str, int]) -> str:
+        """The caption at `{"sample": ..., "place": ...}`."""
+        return self._shard_set.captions(caption["sample"])[caption["place"]]
+
+    def label(self, sample: int) -> str | None:
+        """The sample's class, where the source has labels."""
+        label: str | None = self._shard_set.info(sample).get("label")
+        return label
+
+    def labels(self) -> list[str | None]:
+        """The class of every sample."""
+        return [self.label(sample) for sample in range(len(self._shard_set))]
+
+
+def show_retrieval(extracted: Extracted, ranks: Ranks, shelf: Shelf, count: int, k: int = 5) -> dict[str, Any]:
+    """Captions and images drawn at random with what each found, as values for `results.json`."""
+    return {
+        "captions": [
+            {"query": shelf.text(example["text"]), "rank": example["rank"], "answers": _pictures(example, shelf)}
+            for example in caption_examples(extracted, ranks, count, k)
+        ],
+        "images": [
+            {
+                "picture": shelf.picture(example["sample"]),
+                "rank": example["rank"],
+                "answers": [
+                    {"text": shelf.text(answer["text"]), **_judged(answer)} for answer in example["answers"]
+                ],
+            }
+            for example in image_examples(extracted, ranks, count, k)
+        ],
+    }  # fmt: skip
+
+
+def show_queries(
+    extracted: Extracted, queries: Sequence[str], query_features: np.ndarray, shelf: Shelf, k: int = 5
+) -> list[dict[str, Any]]:
+    """Free text queries with the pictures each found."""
+    return [
+        {"query": query, "answers": _pictures({"answers": answers}, shelf)}
+        for query, answers in zip(queries, query_answers(extracted, query_features, k), strict=True)
+    ]
+
+
+def show_similarity(extracted: Extracted, shelf: Shelf, count: int, seed: int = 0) -> dict[str, Any]:
+    """Cosines of some images drawn at random with their first captions: row = caption, column = image."""
+    features = extracted.features
+    images = np.random.default_rng((seed, 2)).permutation(len(features.images))[:count]
+    first_text = np.unique(features.image_of_text, return_index=True)[1][images]
+    cosines = features.texts[first_text] @ features.images[images].T
+    places = [{"sample": int(sample), "place": int(place)} for sample, place in extracted.captions[first_text]]
+    return {
+        "cosines": [[round(float(value), 4) for value in row] for row in cosines],
+        "captions": [shelf.text(place) for place in places],
+        "pictures": [shelf.picture(int(sample)) for sample in extracted.samples[images]],
+    }
+
+
+def rank_bands(ranks: Ranks) -> dict[str, Any]:
+    """Counts of ranks per band, for both directions, up to the worst rank that occurs."""
+    worst = int(max(ranks.image_to_text.max(), ranks.text_to_image.max()))
+    edges = [edge for edge in RANK_EDGES if edge <= worst] + [worst + 1]
+    return {
+        "edges": edges,
+        "image_to_text": np.histogram(ranks.image_to_text, edges)[0].tolist(),
+        "text_to_image": np.histogram(ranks.text_to_image, edges)[0].tolist(),
+    }
+
+
+def _pictures(example: Mapping[str, Any], shelf: Shelf) -> list[dict[str, Any]]:
+    return [{"picture": shelf.picture(answer["sample"]), **_judged(answer)} for answer in example["answers"]]
+
+
+def _judged(answer: Mapping[str, Any]) -> dict[str, Any]:
+    return {"score": round(answer["score"], 4), "is_right": answer["is_right"]}

@@ -1,0 +1,214 @@
+"""One self-contained `report.html` from what lies in a folder: `shardclip report runs/flickr8k_sample`."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
+
+from core.errors import DamagedError, StorageError
+from core.storage import publish_bytes
+from eval.charts import result_charts, training_charts
+from eval.metrics import RECALL_KS
+from eval.plots import DARK, LIGHT, Theme, png_bytes
+from eval.retrieval import DIRECTIONS
+from trainer.environment import hardware
+from trainer.run_folder import CONFIG, ENVIRONMENT, RUN, read_events
+from trainer.trackers.metrics_csv import METRICS, Row, read_metrics
+
+RESULTS, REPORT, PICTURES = "results.json", "report.html", "pictures"
+_TEMPLATE = Path(__file__).parent / "templates" / "report.html"
+_INSTABILITIES = ("loss spike", "non-finite step")
+_MAX_EVENTS = 40  # listed; all of them lie in events.jsonl
+
+
+def write_report(folder: Path) -> Path:
+    """Publish `folder/report.html` from its `results.json` and the run folder that it names (or that `folder` is).
+
+    Parts that are absent are named in the report, with the command that makes them.
+
+    Raises:
+        StorageError: there is neither an evaluation nor a run in the folder.
+    """
+    results = _json(folder / RESULTS)
+    run_dir = folder / results.get("run_dir", ".")
+    if not results and not (run_dir / METRICS).exists() and not (run_dir / RUN).exists():
+        raise StorageError(f"{folder}: neither {RESULTS} nor a run is there. Run `shardclip eval RECIPE` first.")
+    html = render(results, folder / PICTURES, **_run_facts(run_dir))
+    publish_bytes(html.encode(), folder / REPORT)
+    return folder / REPORT
+
+
+def render(
+    results: Mapping[str, Any],
+    pictures: Path,
+    *,
+    rows: Sequence[Row] = (),
+    events: Sequence[Mapping[str, Any]] = (),
+    environment: Mapping[str, Any] | None = None,
+    config: str = "",
+    run: Mapping[str, Any] | None = None,
+) -> str:
+    """The page; every argument may be empty. `pictures` holds the thumbnails that `results` names."""
+    charts = _both_themes(results, pictures, rows)
+    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template.filters.update(percent=_percent, count=_count, figure=_figure)
+    return template.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        results=results,
+        title=results.get("run") or (run or {}).get("name") or "shardclip",
+        directions=_headline(results),
+        recall_ks=RECALL_KS,
+        charts=charts,
+        inline=lambda place: _inline((pictures / place).read_bytes(), "jpeg"),
+        ranked=lambda values: sorted(range(len(values)), key=lambda i: -values[i]),
+        per_class=_per_class,
+        run=run or {},
+        facts=_facts(results, rows, events, environment or {}),
+        checks=_last_values(rows, "check/"),
+        final=_last_values(rows, "train/") | _last_values(rows, "perf/"),
+        coverage=[event for event in events if "declared" in event],
+        instabilities=[event for event in events if event["event"] in _INSTABILITIES],
+        events=[_spoken_event(event) for event in events if "declared" not in event][-_MAX_EVENTS:],
+        environment=_spoken_environment(environment or {}),
+        config=config,
+        has_history=bool(rows),
+    )
+
+
+def _run_facts(run_dir: Path) -> dict[str, Any]:
+    config = run_dir / CONFIG
+    return {
+        "rows": read_metrics(run_dir / METRICS),
+        "events": read_events(run_dir),
+        "environment": _json(run_dir / ENVIRONMENT),
+        "config": config.read_text() if config.exists() else "",
+        "run": _json(run_dir / RUN),
+    }
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except ValueError:
+        raise DamagedError(f"{path}: no whole JSON. Run `shardclip eval` again, or delete the file.") from None
+    return found
+
+
+def _both_themes(results: Mapping[str, Any], pictures: Path, rows: Sequence[Row]) -> dict[str, dict[str, str]]:
+    """`{name: {"light": data URL, "dark": data URL}}`."""
+
+    def drawn(theme: Theme) -> dict[str, Figure]:
+        return result_charts(results, pictures, theme) | training_charts(rows, theme)
+
+    light, dark = drawn(LIGHT), drawn(DARK)
+    return {
+        name: {"light": _inline(png_bytes(light[name]), "png"), "dark": _inline(png_bytes(dark[name]), "png")}
+        for name in light
+    }
+
+
+def _headline(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Both directions with their figures and intervals; empty where retrieval was not measured."""
+    if "image_to_text" not in results:
+        return []
+    names = {"image_to_text": ("Image → text", "find a caption for an image"),
+             "text_to_image": ("Text → image", "find the image of a caption")}  # fmt: skip
+    return [
+        {
+            "name": names[direction][0],
+            "means": names[direction][1],
+            "key": direction,
+            "figures": results[direction],
+            "intervals": results["intervals"].get(direction, {}),
+        }
+        for direction in DIRECTIONS
+    ]
+
+
+def _facts(
+    results: Mapping[str, Any],
+    rows: Sequence[Row],
+    events: Sequence[Mapping[str, Any]],
+    environment: Mapping[str, Any],
+) -> list[tuple[str, str]]:
+    """What stands under the title: name and value."""
+    facts = []
+    if rows:
+        facts.append(("Trained", f"{_count(rows[-1].samples_seen)} samples in {_count(rows[-1].step)} steps"))
+        measured = [event["seconds"] for event in events if "seconds" in event]  # validation and saving included
+        facts.append(("Training time", _duration(measured[-1] if measured else rows[-1].time - rows[0].time)))
+    if environment:
+        facts.append(("Hardware", hardware(dict(environment))))
+    elif results:
+        facts.append(("Hardware", results["hardware"]))
+    if results:
+        facts.append(("Text encoder", results["text_encoder"].split(" (")[0]))
+        facts.append(("Embedding", f"{results['embed_dim']} dimensions"))
+        facts.append(("Evaluation", f"{results['seconds']:.0f} s on {results['evaluated'][:10]}"))
+    return facts
+
+
+def _last_values(rows: Sequence[Row], section: str) -> dict[str, float | int | str]:
+    """The newest value of every metric of a section, under its name without the section."""
+    last: dict[str, float | int | str] = {}
+    for row in rows:
+        last |= {name.removeprefix(section): value for name, value in row.metrics.items() if name.startswith(section)}
+    return last
+
+
+def _per_class(part: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Classes with their accuracy, the best first; classes without images are left out."""
+    pairs = [(name, share) for name, share in zip(part["classes"], part["per_class"], strict=True) if share is not None]
+    return sorted(pairs, key=lambda pair: -pair[1])
+
+
+def _spoken_event(event: Mapping[str, Any]) -> dict[str, Any]:
+    known = ("time", "event", "step")
+    details = {key: value for key, value in event.items() if key not in known and value not in ("", [], {}, None)}
+    named = {key: "" if key == "detail" else f"{key.replace('_', ' ')}: " for key in details}
+    spoken = "; ".join(f"{named[key]}{_as_text(value)}" for key, value in details.items())
+    return {"time": event["time"], "event": event["event"], "step": event.get("step"), "details": spoken}
+
+
+def _spoken_environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values that say something."""
+    return [(k.replace("_", " "), _as_text(v)) for k, v in environment.items() if v not in ("", [], {}, None)]
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    if isinstance(value, list):
+        texts = [_as_text(item) for item in value]
+        return (" " if all(" " not in text for text in texts) else ", ").join(texts)
+    return _figure(value) if isinstance(value, float) else str(value)
+
+
+def _inline(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def _figure(value: float | int | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
