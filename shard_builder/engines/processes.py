@@ -67,10 +67,17 @@ def available_cores() -> int:
 
 
 class ProcessesEngine:
-    """Worker processes, started when the first work arrives; leaving the `with` block ends them."""
+    """Worker processes, started when the first work arrives; leaving the `with` block ends them.
 
-    def __init__(self, workers: int) -> None:
+    Args:
+        workers: at most so many.
+        pillow_simd: let the workers import pillow-simd where it is installed; false: plain Pillow, which is slower
+            but knows WebP and AVIF everywhere.
+    """
+
+    def __init__(self, workers: int, pillow_simd: bool = True) -> None:
         self._limit = workers
+        self._path_first = pillow_simd_folder() if pillow_simd else None
         self._workers: list[_Worker] = []
         self._board_file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the engine is
         self._board_file.truncate(workers * SLOT_BYTES)
@@ -124,7 +131,7 @@ class ProcessesEngine:
 
     def _started(self, count: int) -> list[_Worker]:
         for slot in range(len(self._workers), count):
-            self._workers.append(_start(slot, self._board_file.fileno()))
+            self._workers.append(_start(slot, self._board_file.fileno(), self._path_first))
         return self._workers[:count]
 
     def _position(self, worker: _Worker) -> int:
@@ -159,10 +166,9 @@ class _Worker:
         self.process.wait()
 
 
-def _start(slot: int, board_file: int) -> _Worker:
+def _start(slot: int, board_file: int, path_first: Path | None) -> _Worker:
     ours, theirs = socket.socketpair()
-    folder = pillow_simd_folder()
-    path = [str(folder)] if folder else []
+    path = [str(path_first)] if path_first else []
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path + [os.path.abspath(entry) for entry in sys.path]),

@@ -58,4 +58,3 @@ def _pickled_error(error: Exception) -> bytes:
     except Exception:
         answer = pickle.dumps(("error", RuntimeError(repr(error)), trace))
     return answer
-

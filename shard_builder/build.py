@@ -1,0 +1,263 @@
+"""Build a shard set from a recipe: `shardclip build configs/build/coco2014_train.yaml`.
+
+The story: read the source, plan the shards, embed the captions that no build has embedded before, let the engine's
+workers write the shards, publish the manifest. A killed build goes on where it was; a finished one is left alone.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from core import config as parts
+from core.config import Choice
+from core.errors import ConfigError, DataError
+from core.image import imaging_library
+from core.manifest import ImageSpec, Manifest, TextEncoderSpec, save_manifest
+from core.shard_set import ShardSet
+from core.storage import is_local, join, local, lock, publish_bytes
+from shard_builder.build_state import close_state, finished_results, open_state, save_build, save_result
+from shard_builder.caption_embeddings import embed_with_progress, text_encoder_spec
+from shard_builder.contact_sheet import CONTACT_SHEET_NAME, contact_sheet
+from shard_builder.engines import ENGINES
+from shard_builder.engines.processes import ProcessesEngine, available_cores
+from shard_builder.inputs import Inputs, read_inputs
+from shard_builder.plan import ShardPlan, fingerprint_of, plan_shards, recipe_of
+from shard_builder.progress import progress_bar, spoken_bytes, spoken_seconds, summary_table
+from shard_builder.readers import READERS
+from shard_builder.records import Skip
+from shard_builder.rejected import REJECTED_NAME, count_by_reason, write_rejected
+from shard_builder.writer import ShardResult, ShardTask, write_shard
+
+_UNSUPPORTED_HINT = " (plain Pillow reads more formats: engine.pillow_simd=false)"
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How images are stored."""
+
+    size: int = 224  # pixels, both sides
+    fit: Literal["crop", "squash", "pad"] = "crop"
+    codec: Literal["jpeg", "raw"] = "jpeg"  # raw: 8 times the disk, no decoding in training
+    quality: int = 95  # of jpeg
+    max_pixels: int = 100_000_000  # larger originals are left out before they are decoded
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.size <= 4096:
+            raise ConfigError(f"image.size is {self.size}: 16 to 4096 pixels are possible. Towers take 224 as a rule.")
+        if not 1 <= self.quality <= 100:
+            raise ConfigError(f"image.quality is {self.quality}: JPEG knows 1 to 100. 95 keeps what matters.")
+        if self.max_pixels < 1:
+            raise ConfigError(f"image.max_pixels is {self.max_pixels}: no image has fewer. 100000000 is usual.")
+
+    @property
+    def spec(self) -> ImageSpec:
+        """What the manifest says."""
+        return ImageSpec(self.size, self.fit, self.codec, self.quality)
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """A recipe of `shardclip build`."""
+
+    source: Choice  # a reader and its options
+    out: str  # folder or fsspec URL of the new set
+    split: str = "train"  # names the shards; the reader decides what it means
+    image: ImageConfig = ImageConfig()
+    text_encoder: Choice = Choice("minilm")  # frozen; its caption embeddings are stored
+    samples_per_shard: int = 1000
+    seed: int = 0  # of the order of the samples
+    max_skipped: float = 0.01  # share of the inputs that may be left out
+    workers: int = 0  # 0: one per core
+    engine: Choice = Choice("processes")
+    text_batch_size: int = 256  # captions
+    cache_dir: Path = Path("~/.cache/shardclip")  # caption embeddings, shared by all builds
+
+    def __post_init__(self) -> None:
+        parts.check(READERS, self.source, "source", given=["split"])
+        parts.check(ENGINES, self.engine, "engine", given=["workers"])
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.split):
+            raise ConfigError(f"split is '{self.split}': it names files, so letters, digits, - and _ only.")
+        if self.samples_per_shard < 1:
+            raise ConfigError(f"samples_per_shard is {self.samples_per_shard}: at least 1 is needed. 1000 is usual.")
+        if not 0 <= self.max_skipped <= 1:
+            raise ConfigError(f"max_skipped is {self.max_skipped}: it is a share, 0 to 1.")
+        if self.workers < 0:
+            raise ConfigError(f"workers is {self.workers}: 0 means one per core.")
+        if self.text_batch_size < 1:
+            raise ConfigError(f"text_batch_size is {self.text_batch_size}: at least 1 is needed. 256 is usual.")
+
+    @property
+    def num_workers(self) -> int:
+        """Worker processes."""
+        return self.workers or available_cores()
+
+    @property
+    def caption_cache(self) -> Path:
+        """The folder of the caption embeddings."""
+        return self.cache_dir.expanduser() / "captions"
+
+
+def build_shards(config: BuildConfig, console: Console | None = None) -> Manifest:
+    """Build the set that the recipe describes, or what is left of it to build; returns its manifest.
+
+    Raises:
+        ManifestError: the folder holds another recipe's set.
+        DataError: more than `max_skipped` of the inputs cannot be used.
+        StorageError: another build is at work there, or the disk is full.
+    """
+    console = console or Console()
+    started = time.monotonic()
+    engine = parts.build(ENGINES, config.engine, "engine", workers=config.num_workers)
+    with lock(_lock_path(config), f"a build of {config.out}"), engine:
+        inputs = read_inputs(config.source, config.split)
+        console.print(f"{len(inputs.records):,} images, {len(inputs.captions):,} distinct captions -> {config.out}")
+        library = engine.call(imaging_library)
+        say_which_library(library, console)
+        encoder = text_encoder_spec(config.text_encoder)
+        recipe = recipe_of(_settings(config), inputs.records, inputs.skipped, inputs.image_bytes, library, encoder)
+        finished = open_state(config.out, recipe)
+        if finished:
+            console.print(f"[green]already built[/]: {config.out} holds exactly this, nothing to do.")
+            return finished
+        _expect_few_skips(inputs.skipped, inputs.num_inputs, config)
+
+        embed_with_progress(
+            config.text_encoder, encoder, inputs.captions, config.caption_cache, config.text_batch_size, console
+        )
+        plans = plan_shards(inputs.records, config.split, config.samples_per_shard, config.seed)
+        results = finished_results(config.out, plans)
+        rate = _write_shards(config, encoder, inputs, plans, results, engine, console)
+
+        ordered = [results[plan.name] for plan in plans]
+        manifest = _manifest(config, encoder, inputs, ordered, fingerprint_of(recipe))
+        files = _publish_extras(config, manifest, _all_skips(inputs, ordered))
+        save_build(config.out, recipe, files)
+        save_manifest(manifest, config.out)
+        close_state(config.out)
+    console.print(summary_table(manifest, _figures(config, ordered, rate, time.monotonic() - started)))
+    return manifest
+
+
+def say_which_library(library: str, console: Console) -> None:
+    """Say so when images are resized by the slower library."""
+    if not library.startswith("pillow-simd"):
+        console.print(
+            f"[yellow]Images are resized by {library}[/]: pillow-simd, about twice as fast, is not installed "
+            "(`make setup` tries to compile it; it needs a C compiler and the headers of libjpeg and zlib)."
+        )
+
+
+def _settings(config: BuildConfig) -> dict[str, Any]:
+    """What of the recipe decides the bytes; workers, engine, cache and limits do not."""
+    return {
+        "split": config.split,
+        "image": asdict(config.image),
+        "samples_per_shard": config.samples_per_shard,
+        "seed": config.seed,
+    }
+
+
+def _write_shards(
+    config: BuildConfig,
+    encoder: TextEncoderSpec,
+    inputs: Inputs,
+    plans: Sequence[ShardPlan],
+    results: dict[str, ShardResult],
+    engine: ProcessesEngine,
+    console: Console,
+) -> float:
+    """Let the engine write the shards that `results` lacks, and add them to it; returns images/s."""
+    started = time.monotonic()
+    missing = [plan for plan in plans if plan.name not in results]
+    done = len(inputs.records) - sum(len(plan.records) for plan in missing)
+    if results:
+        console.print(
+            f"Going on with a killed build: {len(results):,} of {len(plans):,} shards are finished and intact."
+        )
+    image = config.image
+    tasks = [ShardTask(p, config.out, image.spec, image.max_pixels, config.caption_cache, encoder) for p in missing]
+    with progress_bar(console, "images", total=len(inputs.records), done=done) as show:
+        for task, result in engine.run(write_shard, tasks, lambda position: show(done + position)):
+            save_result(config.out, task.name, result)
+            results[task.name] = result
+            _expect_few_skips(_all_skips(inputs, results.values()), inputs.num_inputs, config)
+    return (len(inputs.records) - done) / (time.monotonic() - started)
+
+
+def _all_skips(inputs: Inputs, results: Iterable[ShardResult]) -> list[Skip]:
+    return [*inputs.skipped, *(skip for result in results for skip in result.skipped)]
+
+
+def _expect_few_skips(skipped: Sequence[Skip], num_inputs: int, config: BuildConfig) -> None:
+    share = len(skipped) / num_inputs if num_inputs else 1.0
+    if share <= config.max_skipped and len(skipped) < num_inputs:
+        return
+    write_rejected(config.out, skipped)
+    counts = count_by_reason(skipped)
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+    see = f"See {join(config.out, REJECTED_NAME)}" + (_UNSUPPORTED_HINT if "unsupported" in counts else "")
+    source = f"source '{config.source.name}'"
+    if len(skipped) == num_inputs:
+        raise DataError(f"{source}: none of its {num_inputs:,} inputs can be used ({reasons}). {see}.")
+    raise DataError(
+        f"{source}: {len(skipped):,} of {num_inputs:,} inputs cannot be used ({reasons}): {share:.1%}, max_skipped is "
+        f"{config.max_skipped:.1%}. {see}; mend them, or set max_skipped={math.ceil(share * 100) / 100}."
+    )
+
+
+def _manifest(
+    config: BuildConfig, encoder: TextEncoderSpec, inputs: Inputs, results: Sequence[ShardResult], fingerprint: str
+) -> Manifest:
+    entries = [result.entry for result in results if result.entry]
+    return Manifest(
+        split=config.split,
+        num_samples=sum(entry.num_samples for entry in entries),
+        num_captions=sum(entry.num_captions for entry in entries),
+        image=config.image.spec,
+        text_encoder=encoder,
+        classes=inputs.classes,
+        shards=tuple(entries),
+        num_inputs=inputs.num_inputs,
+        skipped=count_by_reason(_all_skips(inputs, results)),
+        fingerprint=fingerprint,
+    )
+
+
+def _publish_extras(config: BuildConfig, manifest: Manifest, skipped: Sequence[Skip]) -> dict[str, str]:
+    """Publish the listing and the contact sheet; returns name -> sha256."""
+    # The manifest is not in the folder yet (it comes last), so the set is opened by hand.
+    shard_set = ShardSet((config.out,), (manifest,), config.cache_dir.expanduser(), verified=True)
+    sheet = contact_sheet(shard_set, f"{config.source.name}   {config.split}", config.seed)
+    return {
+        REJECTED_NAME: write_rejected(config.out, skipped),
+        CONTACT_SHEET_NAME: publish_bytes(sheet, join(config.out, CONTACT_SHEET_NAME)),
+    }
+
+
+def _figures(config: BuildConfig, results: Sequence[ShardResult], rate: float, seconds: float) -> list[tuple[str, str]]:
+    stored = sum(result.entry.bytes for result in results if result.entry)
+    figures = [
+        ("size", f"{spoken_bytes(stored)} (originals {spoken_bytes(sum(r.source_bytes for r in results))})"),
+        ("time", f"{spoken_seconds(seconds)}, {rate:,.0f} images/s while writing ({config.num_workers} workers)"),
+        ("look at", join(config.out, CONTACT_SHEET_NAME)),
+    ]
+    enlarged = sum(result.num_enlarged for result in results)
+    if enlarged:
+        figures.insert(0, ("enlarged", f"{enlarged:,} originals are smaller than {config.image.size} px"))
+    return figures
+
+
+def _lock_path(config: BuildConfig) -> Path:
+    if is_local(config.out):
+        return local(config.out) / ".lock"
+    # A bucket has no locks: only the builds of this machine are kept apart.
+    return config.cache_dir.expanduser() / "locks" / sha256(config.out.encode()).hexdigest()[:16] / "lock"

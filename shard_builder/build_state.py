@@ -1,0 +1,140 @@
+"""What a build notes in its folder: a killed one goes on from it, a finished one is known by it.
+
+`OUT/.build/recipe.json` says what is being built, `OUT/.build/NAME.json` what became of each finished shard. Both go
+when the manifest is there. `OUT/build.json` stays: the recipe, and the hashes of the files that the manifest omits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from core.config import config_diff
+from core.errors import ManifestError, StorageError
+from core.manifest import MANIFEST_NAME, Manifest, ShardEntry, index_name, load_manifest
+from core.shard_set import ShardSet
+from core.storage import (
+    exists,
+    is_local,
+    join,
+    list_names,
+    local,
+    publish_bytes,
+    read_bytes,
+    remove,
+    sha256_of,
+    size,
+    sweep_partials,
+)
+from shard_builder.plan import ShardPlan, fingerprint_of
+from shard_builder.records import Skip
+from shard_builder.writer import ShardResult
+
+BUILD_NAME = "build.json"
+STATE_NAME = ".build"
+
+
+def open_state(out: str, recipe: Mapping[str, Any]) -> Manifest | None:
+    """The finished set of this very recipe, or None when there is work to do (new, or to be continued).
+
+    Raises:
+        ManifestError: another recipe's set or unfinished build lies in the folder.
+        DamagedError: the finished set has files missing or of another size.
+    """
+    if is_local(out):
+        sweep_partials(local(out))
+    if exists(join(out, MANIFEST_NAME)):
+        manifest = load_manifest(out)
+        if manifest.fingerprint != fingerprint_of(recipe):
+            raise _other_recipe(out, "holds a shard set", _read_json(join(out, BUILD_NAME)).get("recipe"), recipe)
+        ShardSet.open(out)  # indexes by hash, tars by size: cheap; `verify` reads everything
+        close_state(out)
+        return manifest
+    begun = _read_json(join(out, STATE_NAME, "recipe.json"))
+    if not begun:
+        _expect_no_shards(out)
+        publish_bytes(_json_bytes(recipe), join(out, STATE_NAME, "recipe.json"))
+    elif begun != recipe:
+        raise _other_recipe(out, "holds an unfinished build", begun, recipe)
+    return None
+
+
+def save_result(out: str, name: str, result: ShardResult) -> None:
+    """Note that a shard is finished."""
+    publish_bytes(_json_bytes(asdict(result)), _result_path(out, name))
+
+
+def finished_results(out: str, plans: list[ShardPlan]) -> dict[str, ShardResult]:
+    """Shard name -> result, for each shard whose files are there and are byte for byte those that were written."""
+    found = {plan.name: _read_json(_result_path(out, plan.name)) for plan in plans}
+    results = {name: _result_of(body) for name, body in found.items() if body}
+    return {name: result for name, result in results.items() if _is_intact(out, result.entry)}
+
+
+def save_build(out: str, recipe: Mapping[str, Any], files: Mapping[str, str]) -> None:
+    """Publish `build.json`. `files`: name -> sha256 of what the manifest does not name."""
+    publish_bytes(build_bytes(recipe, files), join(out, BUILD_NAME))
+
+
+def build_bytes(recipe: Mapping[str, Any], files: Mapping[str, str]) -> bytes:
+    """The bytes of `build.json`, with a hash of itself, in the one form that `verify` accepts."""
+    body = {"recipe": recipe, "files": files}
+    return _json_bytes({**body, "sha256": fingerprint_of(body)})
+
+
+def close_state(out: str) -> None:
+    """Remove what was kept for going on; the manifest is there."""
+    remove(join(out, STATE_NAME))
+
+
+def _is_intact(out: str, entry: ShardEntry | None) -> bool:
+    if entry is None:
+        return True
+    tar, index = join(out, entry.name), join(out, index_name(entry.name))
+    if not (exists(tar) and exists(index) and size(tar) == entry.bytes):
+        return False
+    return sha256_of(tar) == entry.sha256 and sha256_of(index) == entry.index_sha256
+
+
+def _expect_no_shards(out: str) -> None:
+    names = list_names(out) if exists(out) else []
+    strangers = [name for name in names if name.endswith((".tar", ".idx"))]
+    if strangers:
+        raise StorageError(
+            f"{out}: holds {len(strangers)} shard files ({strangers[0]}, ...) but neither a manifest nor an unfinished "
+            "build. Choose another `out`, or delete them."
+        )
+
+
+def _other_recipe(out: str, what: str, old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> ManifestError:
+    differences = config_diff(old, json.loads(_json_bytes(new))) if old else ["(its build.json is missing or damaged)"]
+    listed = (
+        "; ".join(line for line in differences if not line.startswith("inputs.sha256")) or "the inputs' ids or texts"
+    )
+    return ManifestError(
+        f"{out}: {what} of other inputs or settings: {listed}. Choose another `out`, or delete that folder."
+    )
+
+
+def _result_path(out: str, name: str) -> str:
+    return join(out, STATE_NAME, f"{name}.json")
+
+
+def _result_of(body: dict[str, Any]) -> ShardResult:
+    entry = ShardEntry(**body["entry"]) if body["entry"] else None
+    return ShardResult(**{**body, "entry": entry, "skipped": tuple(Skip(**skip) for skip in body["skipped"])})
+
+
+def _read_json(url: str) -> dict[str, Any]:
+    if not exists(url):
+        return {}
+    try:
+        return dict(json.loads(read_bytes(url)))
+    except (ValueError, TypeError):
+        return {}  # a damaged note is no note: the work it speaks of is done again
+
+
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
