@@ -8,6 +8,7 @@ that several workers decode at the same time, so memory grows with `prefetch`, n
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -83,7 +84,7 @@ class BatchStream:
             prefetch_factor=tasks_per_worker if num_workers else None,
             persistent_workers=num_workers > 0,
             multiprocessing_context="fork" if num_workers else None,
-            worker_init_fn=_leave_signals_to_the_trainer,
+            worker_init_fn=_prepare_worker,
             generator=torch.Generator(),  # or the loader would draw from the global one, and resume would shift it
         )
 
@@ -120,9 +121,8 @@ class BatchStream:
         self._parts = self._loader = None
 
     def _take_part(self) -> Part:
-        assert self._parts is not None, "not started"
-        parts = self._parts
-        part = _explained(lambda: next(parts))
+        # No local name for the iterator: the traceback of an error would keep it, and its workers, alive after close().
+        part = _explained(lambda: next(self._parts))  # type: ignore[arg-type]
         if isinstance(part, ShardclipError):
             raise part
         return part
@@ -157,7 +157,9 @@ def _as_it_is(part: T) -> T:
     return part
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # a mapped shard each
     # Schedulers and Ctrl-C signal every process of a job; the trainer decides what to do, and must not lose its workers
     # before it has saved. Only the trainer itself ends them: hence the thread that looks who sends SIGTERM.
     for number in (signal.SIGINT, signal.SIGUSR1):
@@ -179,7 +181,7 @@ def _explained(act: Callable[[], T]) -> T:
         if "DataLoader worker" not in str(error):
             raise
         cause = str(error).split(". ")[0].removeprefix("DataLoader worker ").rstrip(". ")
-        raise DataError(
-            f"A data loading worker died: {cause}. If killed, memory ran out: lower data.num_workers or data.prefetch; "
-            "a bus error means that a shard was cut short or its disk failed: run `shardclip verify`."
-        ) from error
+    raise DataError(
+        f"A data loading worker died: {cause}. If killed, memory ran out: lower data.num_workers or data.prefetch; "
+        "a bus error means that a shard was cut short or its disk failed: run `shardclip verify`."
+    )
