@@ -11,7 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
 
 from core.errors import WeightsError
 from core.storage import sha256_of
@@ -134,7 +137,7 @@ def load(pretrained: Pretrained, model_class: str) -> tuple[Any, Any]:
                 output_loading_info=True,
             )
             tokenizer = transformers.AutoTokenizer.from_pretrained(str(pretrained.folder), local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
             reason = " ".join(str(error).split())[:200]
             raise WeightsError(f"{pretrained.name}: {pretrained.folder} cannot be loaded ({reason}).") from error
     # A missing pooler is of no account: pooling is ours.
