@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import resource
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,6 @@ from core.manifest import ImageSpec, Manifest, ShardEntry, TextEncoderSpec, inde
 from core.shard_index import IMAGE, JSON, NPY, TXT, ShardIndex, checksum, decode_index, split_name
 from core.storage import fetch, is_local, join, sha256_of, size
 
-_MAX_OPEN_FILES = 256  # mapped at once in a process; the least recently used goes first
 
 
 class ShardSet:
@@ -196,8 +196,8 @@ class ShardSet:
         with open(path, "rb") as opened:
             mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         self._maps[name] = memoryview(mapped)
-        if len(self._maps) > _MAX_OPEN_FILES:
-            self._maps.popitem(last=False)  # closed when its last slice is gone
+        if len(self._maps) > resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2:
+            self._maps.popitem(last=False)  # least recently used; closed when its last slice is gone
         return self._maps[name]
 
 
