@@ -18,7 +18,6 @@ from core.shard_index import IMAGE, JSON, NPY, TXT, ShardIndex, checksum, decode
 from core.storage import fetch, is_local, join, sha256_of, size
 
 
-
 class ShardSet:
     """One or several shard sets as one sequence of samples 0..len-1, in the manifests' order.
 
