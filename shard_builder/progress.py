@@ -14,7 +14,7 @@ from core.manifest import Manifest
 
 
 @contextmanager
-def progress_bar(console: Console, unit: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+def progress_bar(console: Console, unit: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
     """A bar; the function it gives is told how many units are done altogether."""
     columns = (
         TextColumn("{task.description:>9}"),

@@ -158,8 +158,8 @@ class _SampleChecker:
             record = self.index.records[row, column]
             offset, length = int(record["offset"]), int(record["length"])
             data[member.name] = self._maps.get(member.file, memoryview(b""))[offset : offset + length]
-            in_tar = sample and length and member.file == self.task.entry.name
-            if in_tar and (offset, length) not in sample.members.values():
+            places = sample.members.values() if sample and member.file == self.task.entry.name else None
+            if places and length and (offset, length) not in places:
                 self._fault(key, f"the {member.name} lies elsewhere than the index says")
             if length and checksum(data[member.name]) != int(record["xxh3"]):
                 damaged.append(f"{member.name}{' (cut off)' if len(data[member.name]) < length else ''}")

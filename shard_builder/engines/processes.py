@@ -120,8 +120,9 @@ class ProcessesEngine:
                 worker, task = idle.pop(), waiting.pop()
                 worker.send((function, (task,), True))
                 busy[worker.connection] = (worker, task)
-            for connection in wait(list(busy), POLL_S):
-                worker, task = busy.pop(connection)  # type: ignore[index]
+            answered = set(wait(list(busy), POLL_S))
+            for connection in [c for c in busy if c in answered]:
+                worker, task = busy.pop(connection)
                 position = self._position(worker)
                 result = worker.receive(f"{task.name}: {task.describe(position)}")
                 finished += position
