@@ -55,9 +55,9 @@ def plan(recipe: Recipe, overrides: Overrides = None) -> None:
     Example: shardclip plan configs/build/coco2014_train.yaml
     """
     from shard_builder.build import BuildConfig
-    from shard_builder.estimate import estimate
+    from shard_builder.estimate import estimate_build
 
-    estimate(load_config(BuildConfig, recipe, overrides or []), console)
+    estimate_build(load_config(BuildConfig, recipe, overrides or []), console=console)
 
 
 @app.command()
@@ -68,7 +68,7 @@ def verify(shards: Shards) -> None:
     """
     from shard_builder.verify import verify as find_faults
 
-    raise typer.Exit(1 if find_faults(shards, console) else 0)
+    raise typer.Exit(1 if find_faults(shards, console=console) else 0)
 
 
 @app.command()
@@ -77,14 +77,15 @@ def preview(
     out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("preview.jpg"),
     count: Annotated[int, typer.Option(help="How many images.")] = 24,
     seed: Annotated[int, typer.Option(help="Which ones.")] = 0,
+    query: Annotated[str | None, typer.Option(help="Only images with this text in a caption.")] = None,
 ) -> None:
     """Make a picture of random images with their captions.
 
-    Example: shardclip preview data/coco2014-train --out preview.jpg
+    Example: shardclip preview data/coco2014-train --query "a dog" --out dogs.jpg
     """
     from shard_builder.preview import preview as draw
 
-    draw(shards, out, count, seed, console)
+    draw(shards, out, count, seed, query, console=console)
 
 
 @app.command()
@@ -152,7 +153,7 @@ def index_shards(
     """
     from shard_builder.adopt import index_shards as adopt
 
-    adopt(shards, size=size, split=split, console=console)
+    adopt(shards, split, size, console=console)
 
 
 @app.command()
