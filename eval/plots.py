@@ -189,7 +189,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], theme: Theme = 
     num_classes = len(classes)
     side = min(12.0, max(4.5, 0.33 * num_classes + 1.7))
     right = np.trace(counts) / max(counts.sum(), 1)
-    note = f"rows: the right class, columns: the predicted one; {100 * right:.1f} % on the diagonal"
+    note = f"{100 * right:.1f} % right; row: right, column: predicted"
     figure, axes = _figure(theme, side + 0.6, side, "Zero-shot confusion", note)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap=_ramp(theme), vmin=0, vmax=1)

@@ -77,6 +77,7 @@ def render(
         environment=_spoken_environment(environment or {}),
         config=config,
         has_history=bool(rows),
+        has_events=bool(events),
     )
 
 

@@ -39,7 +39,7 @@ def spoken_class(name: str) -> str:
 
 def class_features(classes: Sequence[str], templates: Sequence[str], embed_texts: EmbedTexts) -> np.ndarray:
     """`(K, D)` per class the mean of its prompts' embeddings, of unit length (CLIP: Radford 2021, section 3.1.4)."""
-    prompts = [template.format(name) for name in classes for template in templates]
+    prompts = [template.replace("{}", name) for name in classes for template in templates]
     embeddings = embed_texts(prompts).astype(np.float32).reshape(len(classes), len(templates), -1)
     mean = embeddings.mean(axis=1)
     return mean / np.linalg.norm(mean, axis=1, keepdims=True)

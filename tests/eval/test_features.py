@@ -1,0 +1,129 @@
+"""Features of a shard set: order, merging, ranks, the validation loss, and files that know their encoder."""
+
+import gloo
+import numpy as np
+import pytest
+import torch
+from shard_sets import make_shard_set
+from torch import nn
+
+from core.distributed import rank, world_size
+from core.errors import DamagedError, DataError
+from core.shard_set import ShardSet
+from eval.features import extract, load_features, mean_pair_loss, save_features
+from trainer.data.loader import EvalLoader
+from trainer.losses import InfoNCE
+
+
+class PixelModel(nn.Module):
+    """Features straight from the pixels, so that they can be worked out by hand."""
+
+    def __init__(self, embed_dim=8):
+        super().__init__()
+        self.embed_dim = embed_dim
+
+    def forward(self, images):
+        pixels = nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)[:, : self.embed_dim]
+        return nn.functional.normalize(pixels, dim=-1), torch.tensor(10.0)
+
+
+def normalize(images):
+    return images.float() / 255 - 0.5
+
+
+def extracted(url, batch_size=4, model=None):
+    shard_set = ShardSet.open(url)
+    loader = EvalLoader(shard_set, batch_size=batch_size, rank=rank(), world_size=world_size())
+    return extract(model or PixelModel(), normalize, shard_set, loader, device=torch.device("cpu"))
+
+
+def in_a_group(url, batch_size):
+    found = extracted(url, batch_size)
+    return found.features.images, found.features.texts, found.features.image_of_text, found.captions
+
+
+def test_features_stand_in_the_order_of_the_samples_with_their_own_captions(tmp_path):
+    url = make_shard_set(tmp_path, 7, num_captions=[1, 2, 3, 4, 5, 6, 7], samples_per_shard=3)
+    found = extracted(url, batch_size=3)
+    shard_set = ShardSet.open(url)
+    row = 0
+    for sample in range(7):
+        for place, embedding in enumerate(shard_set.embeddings(sample).astype(np.float32)):
+            np.testing.assert_allclose(found.features.texts[row], embedding / np.linalg.norm(embedding), atol=1e-6)
+            assert found.features.image_of_text[row] == sample
+            assert list(found.captions[row]) == [sample, place]
+            row += 1
+    assert row == len(found.features.texts)
+    assert list(found.samples) == list(range(7))
+
+
+@pytest.mark.parametrize(("ranks", "num_samples"), [(2, 7), (3, 2)])
+def test_every_number_of_ranks_gathers_the_same_features(tmp_path, ranks, num_samples):
+    url = make_shard_set(tmp_path, num_samples, num_captions=[1 + n % 4 for n in range(num_samples)])
+    alone = in_a_group(url, 4)
+    for gathered in gloo.run(ranks, in_a_group, url, 2):
+        for a, b in zip(alone, gathered, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_samples_that_show_one_image_become_one_row(tmp_path, monkeypatch):
+    url = make_shard_set(tmp_path, 6, num_captions=2)
+    same = np.array([5, 9, 5, 9, 7, 5], dtype=np.uint64)
+    monkeypatch.setattr(ShardSet, "groups", lambda self, samples: same[samples])
+    found = extracted(url)
+    assert list(found.samples) == [0, 1, 4]
+    assert list(found.features.image_of_text) == [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 0, 0]
+
+
+def test_extraction_leaves_the_model_in_the_mode_it_found(tmp_path):
+    url = make_shard_set(tmp_path, 3)
+    model = PixelModel().train()
+    extracted(url, model=model)
+    assert model.training
+    extracted(url, model=model.eval())
+    assert not model.training
+
+
+def test_a_diverged_model_is_refused(tmp_path):
+    class Diverged(PixelModel):
+        def forward(self, images):
+            features, scale = super().forward(images)
+            return features * torch.nan, scale
+
+    with pytest.raises(DataError, match="Image row 0 holds NaN"):
+        extracted(make_shard_set(tmp_path, 3), model=Diverged())
+
+
+def test_the_validation_loss_is_the_mean_of_plain_cross_entropies(tmp_path):
+    found = extracted(make_shard_set(tmp_path, 10, num_captions=3))
+    groups = np.arange(10, dtype=np.uint64)
+    images, texts = torch.from_numpy(found.features.images), torch.from_numpy(found.features.texts[::3])
+    losses = []
+    for start in (0, 4):  # a rest of two images is left out
+        logits = 10 * images[start : start + 4] @ texts[start : start + 4].T
+        target = torch.arange(4)
+        losses.append((nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2)
+    assert mean_pair_loss(found, groups, InfoNCE(), 4) == pytest.approx(float(sum(losses)) / 2, rel=1e-5)
+    assert mean_pair_loss(found, groups, InfoNCE(), 1000) == mean_pair_loss(found, groups, InfoNCE(), 10)
+
+
+def test_saved_features_come_back_and_know_their_encoder(tmp_path):
+    found = extracted(make_shard_set(tmp_path / "shards", 4))
+    path = tmp_path / "features.safetensors"
+    save_features(found, path, encoder="abc", shards="def")
+    back = load_features(path, encoder="abc", shards="def")
+    np.testing.assert_array_equal(back.features.images, found.features.images)
+    np.testing.assert_array_equal(back.captions, found.captions)
+    assert back.logit_scale == 10
+    with pytest.raises(DataError, match=r"its encoder is abc, xyz is needed"):
+        load_features(path, encoder="xyz")
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(DamagedError, match="no whole feature file"):
+        load_features(path)
+
+
+def test_a_sample_read_twice_is_an_error(tmp_path):
+    shard_set = ShardSet.open(make_shard_set(tmp_path, 4))
+    twice = [*EvalLoader(shard_set, batch_size=2), *EvalLoader(shard_set, batch_size=4)]
+    with pytest.raises(DataError, match=r"8 samples were read, 4 of them distinct; the set has 4"):
+        extract(PixelModel(), normalize, shard_set, twice, device=torch.device("cpu"))
