@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
 from eval.metrics import RECALL_KS
 from eval.plots import (
     LIGHT,
+    Figure,
     PictureRow,
     Series,
     Theme,

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from matplotlib.figure import Figure
 
 from core.errors import DamagedError, StorageError
 from core.storage import publish_bytes
 from eval.charts import result_charts, training_charts
 from eval.metrics import RECALL_KS
-from eval.plots import DARK, LIGHT, Theme, png_bytes
+from eval.plots import DARK, LIGHT, Figure, Theme, png_bytes
 from eval.retrieval import DIRECTIONS
 from trainer.environment import hardware
 from trainer.run_folder import CONFIG, ENVIRONMENT, RUN, read_events
