@@ -83,7 +83,7 @@ class AdoptResult:
 def index_shards(
     url: str,
     split: str = "train",
-    image_size: int = 224,
+    size: int = 224,
     fit: str = "crop",
     workers: int = 0,
     cache_dir: Path | None = None,
@@ -92,7 +92,7 @@ def index_shards(
     """Index every tar in the folder and write the manifest; run it again when tars have changed.
 
     Args:
-        image_size: pixels; images of any size are fitted to it when they are read.
+        size: pixels; images of any size are fitted to squares of it when they are read.
 
     Raises:
         StorageError: no folder, or no tar in it.
@@ -113,7 +113,7 @@ def index_shards(
         if not entries:
             raise DataError(f"{url}: no sample has both an image and a caption ({count_by_reason(skipped)}).")
         write_rejected(url, skipped)
-        manifest = _manifest(split, ImageSpec(image_size, fit, "mixed", 0), entries, count_by_reason(skipped))
+        manifest = _manifest(split, ImageSpec(size, fit, "mixed", 0), entries, count_by_reason(skipped))
         save_manifest(manifest, url)
     console.print(summary_table(manifest, [("size", spoken_bytes(sum(e.bytes for e in entries))), ("in", url)]))
     return manifest

@@ -41,15 +41,21 @@ def contact_sheet(shard_set: ShardSet, title: str, seed: int) -> bytes:
     return encode_sheet(draw_sheet(tiles, title, summary_of(shard_set.manifests[0])), "JPEG")
 
 
-def tile_of(shard_set: ShardSet, sample: int) -> Tile:
-    """The picture and the first caption of a sample."""
+def tile_of(shard_set: ShardSet, sample: int, query: str = "") -> Tile:
+    """The picture of a sample, and the first of its captions that contains `query`."""
     size = shard_set.image.size
     image = np.empty((size, size, 3), np.uint8)
     decode_into(shard_set.member(sample, "image"), shard_set.image, image)
     captions, info = shard_set.captions(sample), shard_set.info(sample)
     more = f"+{len(captions) - 1} captions" if len(captions) > 1 else ""
     notes = (str(info.get("image_id") or shard_set.key(sample)), info.get("label"), more)
-    return Tile(image, captions[0], "   ".join(note for note in notes if note))
+    caption = next((caption for caption in captions if contains(caption, query)), captions[0])
+    return Tile(image, caption, "   ".join(note for note in notes if note))
+
+
+def contains(caption: str, query: str) -> bool:
+    """Whether the text occurs, in any case."""
+    return query.lower() in caption.lower()
 
 
 def summary_of(manifest: Manifest) -> str:

@@ -93,7 +93,7 @@ def estimate_build(config: BuildConfig, gpu_images_per_s: float = 2500.0, consol
     encoder = text_encoder_spec(config.text_encoder)
     missing = CaptionCache(config.caption_cache, encoder).missing(inputs.captions)
     kept_share = len(measured.stored_bytes) / len(images)
-    estimate = Estimate(
+    expected = Estimate(
         num_images=len(inputs.records),
         num_captions=sum(len(record.captions) for record in inputs.records),
         skipped=count_by_reason(inputs.skipped),
@@ -104,8 +104,8 @@ def estimate_build(config: BuildConfig, gpu_images_per_s: float = 2500.0, consol
         captions_per_s=captions_per_s(config.text_encoder, missing, config.text_batch_size) if missing else 0.0,
         decodes_per_s=measured.decodes_per_s,
     )
-    console.print(_table(config, estimate, gpu_images_per_s))
-    return estimate
+    console.print(_table(config, expected, gpu_images_per_s))
+    return expected
 
 
 def measure_images(images: Sequence[str], spec: ImageSpec, max_pixels: int) -> Measured:
@@ -149,31 +149,31 @@ def _in_tar(size: int) -> int:
     return _BLOCK + size + -size % _BLOCK
 
 
-def _table(config: BuildConfig, estimate: Estimate, gpu_images_per_s: float) -> Table:
+def _table(config: BuildConfig, expected: Estimate, gpu_images_per_s: float) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_column(style="dim", justify="right")
     table.add_column()
-    table.add_row("images", f"{estimate.num_images:,}")
-    for reason, count in estimate.skipped.items():
+    table.add_row("images", f"{expected.num_images:,}")
+    for reason, count in expected.skipped.items():
         table.add_row("left out", f"[yellow]{count:,} {reason}[/]")
-    if estimate.failed_share:
-        table.add_row("", f"[yellow]and about {estimate.failed_share:.1%}, which cannot be decoded[/]")
-    table.add_row("captions", f"{estimate.num_captions:,}")
-    if estimate.captions_to_encode:
-        text_s = estimate.captions_to_encode / estimate.captions_per_s
-        rate = f"{estimate.captions_per_s:,.0f} captions/s"
-        table.add_row("to encode", f"{estimate.captions_to_encode:,}, at {rate}: {spoken_seconds(text_s)}")
+    if expected.failed_share:
+        table.add_row("", f"[yellow]and about {expected.failed_share:.1%}, which cannot be decoded[/]")
+    table.add_row("captions", f"{expected.num_captions:,}")
+    if expected.captions_to_encode:
+        text_s = expected.captions_to_encode / expected.captions_per_s
+        rate = f"{expected.captions_per_s:,.0f} captions/s"
+        table.add_row("to encode", f"{expected.captions_to_encode:,}, at {rate}: {spoken_seconds(text_s)}")
     else:
         table.add_row("to encode", "0: all are in the cache")
-    table.add_row("disk", spoken_bytes(estimate.set_bytes))
+    table.add_row("disk", spoken_bytes(expected.set_bytes))
     for workers in sorted({1, 4, 16, config.num_workers}):
-        build_time = spoken_seconds(estimate.build_s(workers))
+        build_time = spoken_seconds(expected.build_s(workers))
         here = "   <- this recipe, here" if workers == config.num_workers else ""
         table.add_row("time" if workers == 1 else "", f"{workers:>3} workers: {build_time}{here}")
-    table.add_row("", f"one worker prepares {estimate.images_per_s:,.0f} images/s")
+    table.add_row("", f"one worker prepares {expected.images_per_s:,.0f} images/s")
     table.add_row(
         "training",
-        f"{estimate.loader_workers(gpu_images_per_s)} loader workers keep a GPU busy that trains "
-        f"{gpu_images_per_s:,.0f} images/s (one core decodes {estimate.decodes_per_s:,.0f} images/s)",
+        f"{expected.loader_workers(gpu_images_per_s)} loader workers keep a GPU busy that trains "
+        f"{gpu_images_per_s:,.0f} images/s (one core decodes {expected.decodes_per_s:,.0f} images/s)",
     )
     return table

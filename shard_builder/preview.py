@@ -14,7 +14,7 @@ from core.errors import DataError
 from core.seeding import permutation
 from core.shard_set import ShardSet
 from core.storage import publish_bytes
-from shard_builder.contact_sheet import draw_sheet, encode_sheet, summary_of, tile_of
+from shard_builder.contact_sheet import contains, draw_sheet, encode_sheet, summary_of, tile_of
 
 
 def preview(
@@ -40,7 +40,8 @@ def preview(
     if not samples:
         raise DataError(f"{url}: no caption contains '{query}'. Try a shorter word.")
     title = url.rstrip("/").rsplit("/", 1)[-1] + (f"   “{query}”" if query else "")
-    sheet = draw_sheet([tile_of(shard_set, sample) for sample in samples], title, summary_of(shard_set.manifests[0]))
+    tiles = [tile_of(shard_set, sample, query or "") for sample in samples]
+    sheet = draw_sheet(tiles, title, summary_of(shard_set.manifests[0]))
     publish_bytes(encode_sheet(sheet, "JPEG" if out.suffix.lower() in (".jpg", ".jpeg") else "PNG"), out)
     console.print(_caption_table(shard_set, samples))
     console.print(f"{len(samples)} samples drawn in {out}")
@@ -49,7 +50,7 @@ def preview(
 
 def _matching(shard_set: ShardSet, seed: int, query: str | None) -> Iterator[int]:
     for sample in permutation(len(shard_set), seed, "preview").tolist():
-        if query is None or any(query.lower() in caption.lower() for caption in shard_set.captions(sample)):
+        if query is None or any(contains(caption, query) for caption in shard_set.captions(sample)):
             yield sample
 
 

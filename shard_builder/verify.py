@@ -73,7 +73,7 @@ class ShardFindings:
     image_ids: list[str]  # with the source before them; empty for adopted shards, where an image may stand twice
 
 
-def verify(url: str, workers: int = 0, cache_dir: Path | None = None, console: Console | None = None) -> list[Fault]:
+def verify(url: str, console: Console | None = None, workers: int = 0, cache_dir: Path | None = None) -> list[Fault]:
     """Read every file of the set and return all faults, sorted; prints them as a table."""
     console = console or Console()
     try:

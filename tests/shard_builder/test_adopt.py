@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def index(folder: Path, console: Console, **settings: Any) -> Any:
-    return index_shards(str(folder), image_size=24, workers=1, console=console, **settings)
+    return index_shards(str(folder), size=24, workers=1, console=console, **settings)
 
 
 def test_an_indexed_folder_reads_like_a_set(folder: Path, console: Console) -> None:

@@ -21,13 +21,13 @@ MakeConfig = Callable[..., BuildConfig]
 def test_counts_are_exact_and_bytes_near(make_config: MakeConfig, console: Console, photos: Path) -> None:
     (photos.parent / "004.jpg").unlink()
     config = make_config(image=ImageConfig(size=64), max_skipped=0.1)
-    estimate = estimate_build(config, console=console)
-    assert (estimate.num_images, estimate.skipped) == (29, {"missing_image": 1})
+    expected = estimate_build(config, console=console)
+    assert (expected.num_images, expected.skipped) == (29, {"missing_image": 1})
     assert not Path(config.out).exists()
     manifest = build_shards(config, console)
-    assert estimate.num_captions == manifest.num_captions
+    assert expected.num_captions == manifest.num_captions
     stored = sum(path.stat().st_size for path in Path(config.out).iterdir() if path.suffix in (".tar", ".idx"))
-    assert estimate.set_bytes == pytest.approx(stored, rel=0.15)
+    assert expected.set_bytes == pytest.approx(stored, rel=0.15)
 
 
 def test_captions_in_the_cache_need_no_time(make_config: MakeConfig, console: Console, tmp_path: Path) -> None:
@@ -54,9 +54,9 @@ def test_undecodable_images_are_foretold(make_config: MakeConfig, console: Conso
 
 
 def test_times_and_workers_follow_from_the_rates() -> None:
-    estimate = Estimate(1000, 5000, {}, 0.0, 10, 100.0, 500, 50.0, 1000.0)
-    assert estimate.build_s(1) == pytest.approx(500 / 50 + 1000 / 100)
-    assert estimate.build_s(5) == pytest.approx(500 / 50 + 1000 / 100 / 5)
-    assert replace(estimate, captions_to_encode=0, captions_per_s=0.0).build_s(2) == pytest.approx(5)
-    assert estimate.loader_workers(2500) == 3
-    assert estimate.loader_workers(1) == 1
+    expected = Estimate(1000, 5000, {}, 0.0, 10, 100.0, 500, 50.0, 1000.0)
+    assert expected.build_s(1) == pytest.approx(500 / 50 + 1000 / 100)
+    assert expected.build_s(5) == pytest.approx(500 / 50 + 1000 / 100 / 5)
+    assert replace(expected, captions_to_encode=0, captions_per_s=0.0).build_s(2) == pytest.approx(5)
+    assert expected.loader_workers(2500) == 3
+    assert expected.loader_workers(1) == 1

@@ -13,7 +13,7 @@ from shard_sets import make_shard_set
 
 from core.errors import DataError
 from core.shard_set import ShardSet
-from shard_builder.contact_sheet import CAPTION_LINES, TILE, _font, _wrapped, contact_sheet
+from shard_builder.contact_sheet import CAPTION_LINES, TILE, _font, _wrapped, contact_sheet, tile_of
 from shard_builder.preview import preview
 
 
@@ -81,3 +81,9 @@ def test_brackets_in_captions_are_no_markup(tmp_path: Path, console: Console, mo
     monkeypatch.setattr(ShardSet, "captions", lambda self, sample: ["[red]stop[/red] sign"])
     preview(url, tmp_path / "a.png", console=console)
     assert "[red]stop[/red]" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_query_shows_the_caption_that_matched(url: str) -> None:
+    shard_set = ShardSet.open(url)
+    assert tile_of(shard_set, 3).caption == "caption 0 of image 3"
+    assert tile_of(shard_set, 3, "CAPTION 2").caption == "caption 2 of image 3"
