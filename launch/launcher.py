@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.errors import ConfigError
+from trainer.signals import REQUEUE_EXIT_CODE
 
 TRAINING_MODULE = "launch.train"
 
@@ -22,6 +23,7 @@ def launch_training(arguments: Sequence[str], num_processes: int | None, acceler
         accelerate_config: a file of `launch/accelerate/` or of `accelerate config`; it decides alone.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     options = _accelerate_options(num_processes, accelerate_config)
@@ -34,6 +36,8 @@ def launch_training(arguments: Sequence[str], num_processes: int | None, acceler
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except subprocess.CalledProcessError as error:
         return error.returncode if error.returncode > 0 else 128 - error.returncode
+    except SignalException:
+        return REQUEUE_EXIT_CODE  # passed on to the processes, which saved and ended
     return 0
 
 
