@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= ../shared/data
 
-.PHONY: setup demo test test-slow test-faults check real clean
+.PHONY: setup demo test test-slow test-faults check real peers clean
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt setup.sh
@@ -30,4 +30,7 @@ real: setup  ## real photographs: build, train and evaluate into runs/flickr8k_s
 	@sh launch/real.sh $(DATA)
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .peers build *.egg-info
+
+peers: setup  ## open_clip, img2dataset and what they need, into .peers: for tests/peers and benchmarks
+	@.venv/bin/uv pip install --quiet --python $(BIN)/python --target .peers --no-deps --requirement benchmarks/peers.txt

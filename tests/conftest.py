@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 
 ROOT = Path(__file__).resolve().parent.parent
+PEERS = ROOT / ".peers"  # made by `make peers`; last on the path, so that it hides nothing of ours
+if PEERS.is_dir():
+    sys.path.append(str(PEERS))
 SHARED_DATA = Path(os.environ.get("SHARDCLIP_DATA", ROOT.parent / "shared" / "data"))
 
 
