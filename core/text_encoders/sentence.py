@@ -83,27 +83,28 @@ class MeanPooled:
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        from core.text_encoders.packed_linear import pack_linears
-
         model, tokenizer = load(self._pretrained, "AutoModel")
         model = model.to(self.device)
-        self._expect_like_one_by_one(model, tokenizer)
-        if self._precision == "fp32" and self.device.type == "cpu":
-            pack_linears(model)
+        self._hasten(model, tokenize(tokenizer, PROBES, self.max_tokens))
         return model, tokenizer
 
-    def _expect_like_one_by_one(self, model: Any, tokenizer: Any) -> None:
-        """Raise where captions laid end to end do not give what each gives alone; turns on attention within captions.
+    def _hasten(self, model: Any, ids: list[list[int]]) -> None:
+        """Turn on attention within captions laid end to end, and packed layers.
 
-        Relative positions or an attention of its own would make a model wrong, silently.
+        Raises:
+            WeightsError: the captions `ids` then give something else than each gave alone. Relative positions, or an
+                attention of its own, would make a model wrong, silently.
         """
         import torch
 
-        ids = tokenize(tokenizer, PROBES, self.max_tokens)
+        from core.text_encoders.packed_linear import pack_linears
+
         try:
             with torch.inference_mode():
                 alone = [model(torch.tensor([i], device=self.device)).last_hidden_state[0].mean(dim=0) for i in ids]
                 model.set_attn_implementation(RAGGED)
+                if self._precision == "fp32" and self.device.type == "cpu":
+                    pack_linears(model)
                 flat = torch.tensor([token for own in ids for token in own], device=self.device)
                 together = self._embed(model, flat, [len(own) for own in ids])
             worst = torch.cosine_similarity(torch.stack(alone), together).min().item()
