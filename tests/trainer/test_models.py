@@ -80,8 +80,8 @@ def test_an_unknown_tower_is_told_the_nearest_name() -> None:
 
 def test_the_head_is_two_layers_as_wide_as_the_tower_unless_told() -> None:
     head = build_model(ModelConfig(tower="resnet18", dropout=0.3), embed_dim=8).image_encoder.head
-    assert [type(layer) for layer in head] == [nn.Linear, nn.GELU, nn.Dropout, nn.Linear]
-    assert head[0].weight.shape == (512, 512) and head[3].weight.shape == (8, 512) and head[2].p == 0.3
+    assert [type(layer) for layer in head] == [nn.Dropout, nn.Linear, nn.GELU, nn.Dropout, nn.Linear]
+    assert head[1].weight.shape == (512, 512) and head[4].weight.shape == (8, 512) and head[0].p == head[3].p == 0.3
 
 
 def test_stages_are_listed_in_the_order_they_run() -> None:

@@ -54,7 +54,7 @@ def test_the_step_is_adamws_with_decoupled_decay() -> None:
     # A slow, obvious AdamW (Loshchilov 2019) on one matrix of the head.
     frozen = build_model(ModelConfig(tower="resnet18", freeze="tower"), embed_dim=8)
     config = OptimConfig(lr=0.01, weight_decay=0.5, betas=(0.8, 0.9), eps=1e-3)
-    optimizer, weight = build_optimizer(frozen, config), frozen.image_encoder.head[0].weight
+    optimizer, weight = build_optimizer(frozen, config), frozen.image_encoder.head[1].weight
     expected, m, v = weight.detach().clone().double(), 0.0, 0.0
     for step in range(1, 4):
         weight.grad = torch.full_like(weight, 0.1 * step)

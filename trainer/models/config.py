@@ -15,7 +15,7 @@ class ModelConfig:
     tower: str = "resnet50"  # any torchvision classifier by name
     weights: str = "none"  # "none", a torchvision name such as "IMAGENET1K_V2", or the path of a state dict
     hidden_dim: int = 0  # between the head's two layers; 0: as wide as the tower's features
-    dropout: float = 0.0  # in the head, between the two layers
+    dropout: float = 0.0  # in the head, before each of its two layers
     freeze: str = "nothing"  # "nothing", "tower", or a stage ("layer2"): it and all before it
     sync_batchnorm: bool = False  # batch statistics over all ranks; for small batches per GPU
     channels_last: bool = True

@@ -23,7 +23,11 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.tower = tower
         self.head = nn.Sequential(
-            nn.Linear(tower_dim, hidden_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden_dim, embed_dim)
+            nn.Dropout(dropout),
+            nn.Linear(tower_dim, hidden_dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_dim, embed_dim),
         )
         self._frozen = freeze(tower, frozen_until)
         self._tower_trains = any(p.requires_grad for p in tower.parameters())
