@@ -22,6 +22,7 @@ from core.distributed import is_main, on_main, rank, world_size
 from core.errors import CheckpointError, ConfigError
 from core.seeding import derive_seed
 from core.shard_set import ShardSet
+from core.storage import exists, join, publish_bytes, read_bytes
 from trainer.augment import Augment, Normalize
 from trainer.checkpoint import Checkpoint, load_checkpoint, load_latest, resolve_checkpoint, set_aside_after
 from trainer.config import TrainConfig
@@ -42,6 +43,8 @@ from trainer.telemetry import Telemetry
 from trainer.trackers.opening import open_trackers
 from trainer.trackers.tracker import RunTrackers
 from trainer.trackers.wandb_tracker import RunIdentity
+
+CONTACT_SHEET = "contact_sheet.jpg"  # where the builder left one
 
 
 def open_run(config: TrainConfig, make_validation: MakeValidation) -> Run:
@@ -138,6 +141,8 @@ def open_run(config: TrainConfig, make_validation: MakeValidation) -> Run:
         checks = {f"check/grad_ratio_{name}": ratio for name, ratio in ratios.items()}
         run.trackers.log(checks, run.start_step, run.start_step * config.global_batch_size)
         run.register(run.start_step, "running")
+        if not run.start_step:
+            _show_contact_sheets(run)
         _say_what_will_happen(run, train_set, val_set, ratios)
     model.train()
     return run
@@ -245,6 +250,15 @@ def _open_trackers(config: TrainConfig, run: Run, is_resumed: bool) -> RunTracke
     name = RunIdentity(run.folder.run_id, run.folder.name, run.folder.path, to_mapping(config))
     resumed_from = run.start_step if is_resumed else None
     return open_trackers(config.tracking, name, resumed_from=resumed_from, say=console.print)
+
+
+def _show_contact_sheets(run: Run) -> None:
+    """What is trained on, to look at: the sets' own contact sheets, copied beside the run's other pictures."""
+    for number, url in enumerate(run.config.data.train):
+        sheet, path = join(url, CONTACT_SHEET), run.folder.path / "pictures" / f"contact-sheet-{number}-00000000.jpg"
+        if exists(sheet):
+            publish_bytes(read_bytes(sheet), path)
+            run.trackers.log_image("check/contact_sheet", path, url, 0)
 
 
 def _say_what_will_happen(run: Run, train_set: ShardSet, val_set: ShardSet | None, ratios: Mapping[str, float]) -> None:
