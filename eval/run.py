@@ -43,6 +43,7 @@ from eval.zero_shot import (
 )
 from trainer.data.loader import EvalLoader
 from trainer.environment import describe_environment, hardware
+from trainer.host_memory import keep_freed_memory
 from trainer.losses import InfoNCE
 from trainer.trackers.metrics_csv import METRICS, read_metrics
 
@@ -97,6 +98,8 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
     """
     started = time.monotonic()
     device = _device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     encoder = load_encoder(config.checkpoint, device)
     run_dir = encoder.path.parent.parent
     out = config.out or run_dir

@@ -31,6 +31,7 @@ from trainer.data.loader import TrainLoader
 from trainer.ema import averaged_model
 from trainer.environment import describe_environment
 from trainer.flops import flops_per_image, peak_flops
+from trainer.host_memory import keep_freed_memory
 from trainer.losses import LOSSES
 from trainer.models import ContrastiveModel, build_model
 from trainer.optim import build_optimizer
@@ -55,6 +56,8 @@ def open_run(config: TrainConfig, make_validation: MakeValidation) -> Run:
     """
     accelerator = _accelerator(config)
     device = accelerator.device
+    if device.type == "cpu":
+        keep_freed_memory()
     train_set = ShardSet.open(config.data.train, config.data.cache_dir)
     val_set = _open_validation_set(config, train_set)
     loader = TrainLoader(
