@@ -1,0 +1,113 @@
+"""The command: mistakes end in one sentence and exit code 2, faults in 1, and what is done is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shard_sets import damage, make_shard_set
+
+from launch import cli
+from trainer.checkpoint import latest_checkpoint, load_checkpoint
+
+RECIPE = """
+run_dir: {folder}/run
+data: {{train: {folder}/train, val: {folder}/val, num_workers: 1}}
+global_batch_size: 8
+epochs: 1
+model: {{tower: resnet18, freeze: tower, hidden_dim: 16}}
+optim: {{lr: 0.01, warmup_steps: 1}}
+log_every: 1
+tracking: {{wandb: disabled}}
+"""
+
+
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[int, str]:
+    """Exit code and everything printed."""
+    monkeypatch.setattr(sys, "argv", ["shardclip", *map(str, arguments)])
+    code: object = 0
+    try:
+        cli.main()
+    except SystemExit as leaving:
+        code = leaving.code
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    return int(str(code or 0)), printed.out + printed.err
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    for split, count in (("train", 24), ("val", 12)):
+        make_shard_set(tmp_path / split, count, size=32, split=split, seed=len(split))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(folder=tmp_path))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["build", "nowhere.yaml"], "shardclip: nowhere.yaml: no such recipe."),
+        (
+            ["train", "{recipe}", "optim.warmup_step=3"],
+            "unknown key 'warmup_step' in OptimConfig. Did you mean 'warmup_st",
+        ),
+        (["train", "{recipe}", "optim.lr=fast"], "lr is 'fast': a number is needed."),
+        (["train", "{recipe}", "loss=infonse"], "loss: unknown name 'infonse'. Did you mean 'infonce'?"),
+        (["verify", "{folder}"], "no manifest.json, so no shard set is there"),
+        (["preview", "{folder}/train", "--query", "zebra"], "no caption contains 'zebra'"),
+        (["report", "{folder}"], "{folder}"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    recipe: Path,
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    places = {"recipe": recipe, "folder": recipe.parent}
+    code, said = run(capsys, monkeypatch, *(word.format(**places) for word in arguments))
+    assert code in (1, 2) and sentence.format(**places) in " ".join(said.split())
+
+
+def test_verify_names_shard_and_sample(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, recipe: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    damage(str(recipe.parent / "train"), 13)
+    code, said = run(capsys, monkeypatch, "verify", recipe.parent / "train")
+    assert code == 1 and "train-00001.tar" in said and "000000013" in said
+
+
+def test_doctor_finds_what_would_stop_a_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, recipe: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    code, said = run(capsys, monkeypatch, "doctor", recipe)
+    assert code == 0 and "24 training samples, 3 steps an epoch" in said
+    make_shard_set(recipe.parent / "wide", 12, embed_dim=16)
+    code, said = run(
+        capsys, monkeypatch, "doctor", recipe, f"data.val={recipe.parent / 'wide'}", "global_batch_size=64"
+    )
+    assert code == 1 and "error" in said
+
+
+def test_two_processes_train_and_their_exit_code_is_passed_on(recipe: Path) -> None:
+    command = [sys.executable, "-m", "launch.cli", "train", str(recipe), "--processes", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "gradient proof passed" in done.stdout
+    checkpoint = latest_checkpoint(recipe.parent / "run" / "checkpoints")
+    assert checkpoint is not None and load_checkpoint(checkpoint).state["world_size"] == 2
+    covered = [json.loads(line) for line in (recipe.parent / "run" / "events.jsonl").read_text().splitlines()]
+    assert [event["missed"] for event in covered if event["event"] == "epoch covered"] == [0]
+
+    failed = subprocess.run([*command, "seed=1"], capture_output=True, text=True, env=environment, timeout=240)
+    assert failed.returncode == 2 and failed.stderr.count("shardclip:") == 1
+    assert "seed was 0, it is 1 now" in failed.stderr and "Traceback" not in failed.stderr
