@@ -18,7 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import nn
 
 from core.config import build, to_mapping
-from core.distributed import is_main, on_main, rank, world_size
+from core.distributed import on_main, rank, world_size
 from core.errors import CheckpointError, ConfigError
 from core.seeding import derive_seed
 from core.shard_set import ShardSet
@@ -39,6 +39,7 @@ from trainer.proof import prove_gradients
 from trainer.rng import set_rng_state
 from trainer.run import MakeValidation, Run, console
 from trainer.run_folder import RunFolder, open_run_folder
+from trainer.schedule import lr_at
 from trainer.stability import StabilityConfig
 from trainer.telemetry import Telemetry
 from trainer.trackers.opening import open_trackers
@@ -54,44 +55,31 @@ def open_run(config: TrainConfig, make_validation: MakeValidation) -> Run:
     Raises:
         ShardclipError: in one sentence, whatever would have gone wrong later.
     """
+    with ExitStack() as resources:  # closed here only if something fails; otherwise with the run
+        run = _open(config, make_validation, resources)
+        run.resources = resources.pop_all()
+    return run
+
+
+def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitStack) -> Run:
     accelerator = _accelerator(config)
     device = accelerator.device
     if device.type == "cpu":
         keep_freed_memory()
     train_set = ShardSet.open(config.data.train, config.data.cache_dir)
     val_set = _open_validation_set(config, train_set)
-    loader = TrainLoader(
-        train_set,
-        global_batch_size=config.global_batch_size,
-        rank=rank(),
-        world_size=world_size(),
-        seed=config.seed,
-        num_workers=config.data.num_workers,
-        prefetch=config.data.prefetch,
-        window_shards=config.data.window_shards,
-        pin_memory=device.type == "cuda",
-        max_damaged=config.data.max_damaged,
-    )
+    loader = _loader(config, train_set, device)
+    resources.callback(loader.close)
     total_steps = min(config.epochs * loader.steps_per_epoch, config.max_steps or 2**62)
+    lr_at(0, total_steps, config.optim)  # a warm-up longer than the run ends here
     _expect_whole_chunks(config)
 
     torch.manual_seed(config.seed)  # the same initial weights on every rank
     bare_model = build_model(config.model, train_set.embed_dim)
-    size = config.image_size or train_set.image.size
+    size, channels_last = config.image_size or train_set.image.size, config.model.channels_last
     mean, std = bare_model.normalization
-    identity = {
-        "model": bare_model.describe(),
-        "text_encoder": asdict(train_set.text_encoder) if train_set.text_encoder else None,
-        "image": {"size": size, "fit": train_set.image.fit, "mean": list(mean), "std": list(std)},
-    }
-    order_identity = {
-        "shards": train_set.fingerprint,
-        "seed": config.seed,
-        "global_batch_size": config.global_batch_size,
-        "window_shards": config.data.window_shards,
-    }
+    identity, order_identity = _identity(bare_model, train_set, size), _order_identity(config, train_set)
     environment = describe_environment(world_size())
-    resources = ExitStack()
     folder = on_main(lambda: _enter_folder(config, environment, resources))
     checkpoint = _find_checkpoint(config, folder, identity, order_identity)
 
@@ -102,12 +90,11 @@ def open_run(config: TrainConfig, make_validation: MakeValidation) -> Run:
     ratios = prove_gradients(
         model, loss_fn, image_size=size, embed_dim=train_set.embed_dim, accumulate=config.accumulate, seed=config.seed
     )
-    flops = flops_per_image(bare_model, size)
+    flops, peak = flops_per_image(bare_model, size), peak_flops(device, accelerator.mixed_precision)
     if config.model.compile:
         bare_model.compile()
     torch.manual_seed(derive_seed(config.seed, "dropout", rank()))
 
-    channels_last = config.model.channels_last
     normalize = Normalize(size, mean, std, channels_last)
     run = Run(
         config=config,
@@ -123,32 +110,54 @@ def open_run(config: TrainConfig, make_validation: MakeValidation) -> Run:
         optimizer=optimizer,
         loss_fn=loss_fn,
         validate=make_validation(val_set, normalize, loss_fn, config, accelerator) if val_set else None,
-        telemetry=Telemetry(
-            device,
-            flops_per_image=flops,
-            peak_flops=peak_flops(device, accelerator.mixed_precision),
-            stability=StabilityConfig(),
-        ),
+        telemetry=Telemetry(device, flops_per_image=flops, peak_flops=peak, stability=StabilityConfig()),
         trackers=RunTrackers(),
         identity={**identity, "config": to_mapping(config)},
         order_identity=order_identity,
         environment=environment,
         total_steps=total_steps,
     )
-    resources.callback(loader.close)
     ledger_state = _resume(run, checkpoint) if checkpoint else None
     epoch, step_in_epoch = divmod(run.start_step, loader.steps_per_epoch)
     run.ledger.start(epoch, loader.order(epoch), step_in_epoch, ledger_state)
-    if is_main():
-        run.trackers = _open_trackers(config, run, checkpoint is not None)
-        checks = {f"check/grad_ratio_{name}": ratio for name, ratio in ratios.items()}
-        run.trackers.log(checks, run.start_step, run.start_step * config.global_batch_size)
-        run.register(run.start_step, "running")
-        if not run.start_step:
-            _show_contact_sheets(run)
-        _say_what_will_happen(run, train_set, val_set, ratios)
+    on_main(lambda: _announce(run, train_set, val_set, ratios))
     model.train()
     return run
+
+
+def _loader(config: TrainConfig, train_set: ShardSet, device: torch.device) -> TrainLoader:
+    return TrainLoader(
+        train_set,
+        global_batch_size=config.global_batch_size,
+        rank=rank(),
+        world_size=world_size(),
+        seed=config.seed,
+        num_workers=config.data.num_workers,
+        prefetch=config.data.prefetch,
+        window_shards=config.data.window_shards,
+        pin_memory=device.type == "cuda",
+        max_damaged=config.data.max_damaged,
+    )
+
+
+def _identity(model: ContrastiveModel, train_set: ShardSet, size: int) -> dict[str, Any]:
+    """What the weights are: a checkpoint with another identity is of another model."""
+    mean, std = model.normalization
+    return {
+        "model": model.describe(),
+        "text_encoder": asdict(train_set.text_encoder) if train_set.text_encoder else None,
+        "image": {"size": size, "fit": train_set.image.fit, "mean": list(mean), "std": list(std)},
+    }
+
+
+def _order_identity(config: TrainConfig, train_set: ShardSet) -> dict[str, Any]:
+    """All that the order of the samples is computed from."""
+    return {
+        "shards": train_set.fingerprint,
+        "seed": config.seed,
+        "global_batch_size": config.global_batch_size,
+        "window_shards": config.data.window_shards,
+    }
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
@@ -249,10 +258,19 @@ def _resume(run: Run, checkpoint: Checkpoint) -> Any:
     return state["ledger"]
 
 
-def _open_trackers(config: TrainConfig, run: Run, is_resumed: bool) -> RunTrackers:
+def _announce(run: Run, train_set: ShardSet, val_set: ShardSet | None, ratios: Mapping[str, float]) -> None:
+    """Open the trackers and the registry's line; say what will happen. On rank 0."""
+    config = run.config
     name = RunIdentity(run.folder.run_id, run.folder.name, run.folder.path, to_mapping(config))
-    resumed_from = run.start_step if is_resumed else None
-    return open_trackers(config.tracking, name, resumed_from=resumed_from, say=console.print)
+    resumed_from = run.start_step or None
+    run.trackers = open_trackers(config.tracking, name, resumed_from=resumed_from, say=console.print)
+    checks = {f"check/grad_ratio_{name}": ratio for name, ratio in ratios.items()}
+    run.trackers.log(checks, run.start_step, run.start_step * config.global_batch_size)
+    if run.start_step < run.total_steps:
+        run.register(run.start_step, "running")
+    if not run.start_step:
+        _show_contact_sheets(run)
+    _say_what_will_happen(run, train_set, val_set, ratios)
 
 
 def _show_contact_sheets(run: Run) -> None:

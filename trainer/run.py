@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -172,9 +172,24 @@ class Run:
             console.print(f"{reason}: saved at step {step}; start the same command again to go on.")
             self._close(step, "stopped")
 
+    @contextmanager
+    def noting_failure(self) -> Iterator[None]:
+        """Write into the run folder why a run ended that did not end well."""
+        try:
+            yield
+        except BaseException as error:
+            if is_main():
+                record_event(self.folder.path, "failed", error=f"{type(error).__name__}: {error}")
+                set_state(self.folder, "failed")
+            raise
+
     def finish(self) -> None:
         """Write down what the run came to."""
-        if is_main():
+        if is_main() and self.start_step >= self.total_steps:
+            console.print(f"{self.folder.path}: all {self.total_steps:,} steps are done already.")
+            set_state(self.folder, "finished")
+            self.trackers.finish({})
+        elif is_main():
             minutes = self.seconds / 60
             console.print(f"trained {self.total_steps:,} steps in {minutes:.1f} min: {self.folder.path}")
             self._close(self.total_steps, "finished")
