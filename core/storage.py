@@ -181,8 +181,10 @@ def fetch(url: str, cache_dir: Path | None, sha256: str | None) -> Path:
         raise StorageError(f"{url}: is remote, and no cache folder is set. Set data.cache_dir to a local disk.")
     path = cache_dir / hashlib.sha256(f"{url} {sha256}".encode()).hexdigest()[:16] / url.rsplit("/", 1)[-1]
     if not path.exists():  # published whole after verification, so what is there is right
-        filesystem, remote_path = _remote(url)
-        publish(lambda partial: filesystem.get_file(remote_path, str(partial)), path, sha256)
+        with _turn(path.parent):  # the processes of a node want the same shard at once: one of them fetches it
+            if not path.exists():
+                filesystem, remote_path = _remote(url)
+                publish(lambda partial: filesystem.get_file(remote_path, str(partial)), path, sha256)
     return path
 
 
@@ -213,6 +215,18 @@ def lock(path: Path, purpose: str) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Wait until no other process of this machine works in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
         os.close(descriptor)
 
 

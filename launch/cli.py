@@ -101,9 +101,12 @@ def train(
     """
     from launch.launcher import launch_training
     from trainer.config import TrainConfig
+    from trainer.run_folder import was_stopped
+    from trainer.signals import REQUEUE_EXIT_CODE
 
-    load_config(TrainConfig, recipe, overrides or [])  # a wrong key ends here, before any process starts
-    raise typer.Exit(launch_training([str(recipe), *(overrides or [])], processes, accelerate_config))
+    config = load_config(TrainConfig, recipe, overrides or [])  # a wrong key ends here, before any process starts
+    code = launch_training([str(recipe), *(overrides or [])], processes, accelerate_config)
+    raise typer.Exit(REQUEUE_EXIT_CODE if code > 128 and was_stopped(config.run_dir) else code)
 
 
 @app.command()

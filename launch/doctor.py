@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +22,7 @@ from trainer.models import build_model
 from trainer.trackers.wandb_tracker import choose_mode
 
 GIB = 2**30
+BUFFERS_BEYOND_PREFETCH = 5  # of the loader: lent, being filled, being copied
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,16 @@ def check_weights(config: TrainConfig) -> Iterator[Finding]:
 
 
 def check_memory(config: TrainConfig) -> Iterator[Finding]:
-    """The largest block of logits, and shared memory for the loader's buffers."""
+    """The largest block of logits, and memory for the loader's buffers."""
     block = int(str(config.loss.options.get("block_size", 1024))) or config.global_batch_size
     logits = block * config.global_batch_size * 4
     yield Finding("ok", f"logits: blocks of {block} x {config.global_batch_size}, {logits / GIB:.2f} GiB at a time")
-    shared = Path("/dev/shm")
-    if config.data.num_workers and shared.is_dir():
-        side = config.image_size or ShardSet.open(config.data.train, config.data.cache_dir).image.size
-        needed = (config.data.prefetch + 2) * config.global_batch_size * side * side * 3
-        free = shutil.disk_usage(shared).free
-        repair = "Lower data.prefetch, or start the container with --shm-size." if needed > free else ""
-        what = f"loader buffers of all ranks: {needed / GIB:.2f} GiB of {free / GIB:.2f} GiB shared memory"
-        yield Finding("warning" if repair else "ok", what, repair)
+    side = config.image_size or ShardSet.open(config.data.train, config.data.cache_dir).image.size
+    needed = (config.data.prefetch + BUFFERS_BEYOND_PREFETCH) * config.global_batch_size * side * side * 3
+    free = psutil.virtual_memory().available
+    repair = "Lower data.prefetch or global_batch_size." if needed > free / 2 else ""
+    what = f"loader buffers of all ranks: about {needed / GIB:.2f} GiB of {free / GIB:.1f} GiB free memory"
+    yield Finding("warning" if repair else "ok", what, repair)
 
 
 def check_cores(config: TrainConfig) -> Iterator[Finding]:

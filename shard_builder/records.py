@@ -1,6 +1,5 @@
 """What a reader hands to the builder: the captioned images it found, and every input it left out with the reason."""
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -37,11 +36,6 @@ class ReadResult:
     @property
     def num_inputs(self) -> int:
         return len(self.records) + len(self.skipped)
-
-    @property
-    def skipped_by_reason(self) -> dict[str, int]:
-        """Reason -> number of skips, sorted by reason."""
-        return dict(sorted(Counter(skip.reason for skip in self.skipped).items()))
 
 
 def clean_captions(captions: Iterable[str]) -> tuple[str, ...]:

@@ -62,9 +62,21 @@ class TrainConfig:
             raise ConfigError(
                 f"global_batch_size is {self.global_batch_size}: a contrastive loss needs at least 2 pairs. Raise it."
             )
-        for name, least in (("epochs", 1), ("accumulate", 1), ("log_every", 1), ("keep_last", 1)):
-            if getattr(self, name) < least:
+        for name, least in (
+            ("epochs", 1),
+            ("accumulate", 1),
+            ("log_every", 1),
+            ("keep_last", 1),
+            ("eval_batch_size", 1),
+            ("max_steps", 1),
+        ):
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}: at least {least} is needed.")
+        for name, least in (("num_workers", 0), ("prefetch", 1), ("window_shards", 0), ("max_damaged", 0)):
+            if getattr(self.data, name) < least:
+                raise ConfigError(f"data.{name} is {getattr(self.data, name)}: at least {least} is needed.")
+        if self.timeout_s <= 0:
+            raise ConfigError(f"timeout_s is {self.timeout_s}: give a number of seconds above 0.")
         for name in ("eval_every", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: a number of steps, or 0 for every epoch.")

@@ -17,16 +17,3 @@ def uniformity_potential(features: Tensor, t: float = 2.0) -> Tensor:
     The potential, not its log, so that it can be averaged over ranks. Log of it: 0 (collapsed) down to about -4.
     """
     return torch.pdist(features.float()).square().mul(-t).exp().mean()
-
-
-def false_negative_rate(text_features: Tensor, groups: Tensor, near: float) -> Tensor:
-    """Share of the pairs treated as negatives whose captions nearly agree.
-
-    Args:
-        text_features: `(b, E)`, unit length.
-        groups: `(b,)`; pairs of one group are positives or masked, so they are not counted.
-        near: cosine similarity from which two captions say the same.
-    """
-    is_negative = groups[:, None] != groups[None, :]
-    similar = text_features.float() @ text_features.float().T >= near
-    return (similar & is_negative).sum() / is_negative.sum().clamp(min=1)

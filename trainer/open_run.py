@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import nn
 
 from core.config import build, to_mapping
-from core.distributed import on_main, rank, world_size
+from core.distributed import is_main, on_main, rank, world_size
 from core.errors import CheckpointError, ConfigError
 from core.seeding import derive_seed
 from core.shard_set import ShardSet
@@ -38,7 +39,7 @@ from trainer.optim import build_optimizer
 from trainer.proof import prove_gradients
 from trainer.rng import set_rng_state
 from trainer.run import MakeValidation, Run, console
-from trainer.run_folder import RunFolder, open_run_folder
+from trainer.run_folder import RunFolder, note_failure, open_run_folder
 from trainer.schedule import lr_at
 from trainer.stability import StabilityConfig
 from trainer.telemetry import Telemetry
@@ -70,7 +71,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     val_set = _open_validation_set(config, train_set)
     loader = _loader(config, train_set, device)
     resources.callback(loader.close)
-    total_steps = min(config.epochs * loader.steps_per_epoch, config.max_steps or 2**62)
+    total_steps = min(config.epochs * loader.steps_per_epoch, 2**62 if config.max_steps is None else config.max_steps)
     lr_at(0, total_steps, config.optim)  # a warm-up longer than the run ends here
     _expect_whole_chunks(config)
 
@@ -81,6 +82,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     identity, order_identity = _identity(bare_model, train_set, size), _order_identity(config, train_set)
     environment = describe_environment(world_size())
     folder = on_main(lambda: _enter_folder(config, environment, resources))
+    resources.push(partial(note_failure, folder.path))
     checkpoint = _find_checkpoint(config, folder, identity, order_identity)
 
     bare_model = _placed(bare_model, config, device)
@@ -245,17 +247,36 @@ def _resume(run: Run, checkpoint: Checkpoint) -> Any:
     """Put model, optimizer, scaler and random generators back; returns the ledger's state."""
     state = checkpoint.state
     run.bare_model.load_state_dict(checkpoint.model_state)
-    run.optimizer.load_state_dict(checkpoint.optimizer_state)
+    _load_optimizer(run.optimizer, checkpoint)
     if run.accelerator.scaler is not None and state["scaler"] is not None:
         run.accelerator.scaler.load_state_dict(state["scaler"])
     if state["world_size"] == world_size():
         set_rng_state(state["rng"][rank()])
+    elif is_main():
+        console.print(
+            f"{state['world_size']} processes before, {world_size()} now: the same batches, dropout drawn anew."
+        )
+    run.summary = dict(state["summary"])
     if run.averaged and checkpoint.ema_state:
         run.averaged.module.load_state_dict(checkpoint.ema_state)
         run.averaged.n_averaged.fill_(state["num_averaged"])
     run.start_step, run.best_score = int(state["step"]), state["best_score"]
     run.earlier_seconds = float(state["seconds"])
     return state["ledger"]
+
+
+def _load_optimizer(optimizer: Any, checkpoint: Checkpoint) -> None:
+    """Moments from the checkpoint, settings from the recipe: a changed weight_decay or learning rate counts."""
+    now, was = optimizer.param_groups, checkpoint.optimizer_state["param_groups"]
+    if [(g["name"], len(g["params"])) for g in now] != [(g["name"], len(g["params"])) for g in was]:
+        raise CheckpointError(
+            f"{checkpoint.path}: was trained with other parameters than this recipe trains. Put model.freeze and "
+            "optim back, or start in another run_dir."
+        )
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in now]
+    optimizer.load_state_dict(checkpoint.optimizer_state)
+    for group, ours in zip(optimizer.param_groups, settings):
+        group.update(ours)
 
 
 def _announce(run: Run, train_set: ShardSet, val_set: ShardSet | None, ratios: Mapping[str, float]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ from trainer.data.ledger import CoverageLedger
 from trainer.data.loader import TrainLoader
 from trainer.data.prefetch import to_device
 from trainer.environment import hardware
+from trainer.losses.infonce import negatives_report
 from trainer.models import ContrastiveModel
 from trainer.rng import rng_state
 from trainer.run_folder import RegistryLine, RunFolder, State, record_event, register_run, set_state
@@ -105,7 +106,7 @@ class Run:
         """Note what the step used; at the end of an epoch, hold the ledger against what was declared."""
         self.telemetry.add(
             loss=result.loss, grad_norm=grad_norm, num_samples=len(batch.samples),
-            read_s=batch.read_s, decode_s=batch.decode_s,
+            read_s=batch.read_s, decode_s=batch.decode_s, collate_s=batch.collate_s,
         )  # fmt: skip
         for damage in batch.damaged:
             record_event(self.folder.path, "damaged sample", step, **asdict(damage))
@@ -126,10 +127,9 @@ class Run:
             logit_scale=result.logit_scale,
             image_features=result.image_features,
             text_features=result.text_features,
-            groups=batch.groups,
         )
         self.summary |= {"train_loss": window.metrics["train/loss"]}
-        self.trackers.log(window.metrics, step, step * self.config.global_batch_size)
+        self.trackers.log({**window.metrics, **_negatives(result, batch)}, step, step * self.config.global_batch_size)
         if is_main():
             for instability in window.instabilities:
                 record_event(self.folder.path, instability.kind, instability.step, detail=instability.detail)
@@ -169,19 +169,9 @@ class Run:
         """End this process's part on request; the same command goes on from here."""
         if is_main():
             record_event(self.folder.path, "stopped on request", step, signal=reason)
-            console.print(f"{reason}: saved at step {step}; start the same command again to go on.")
+            command = "the same command again" if self.config.resume == "auto" else "again with resume=auto"
+            console.print(f"{reason}: saved at step {step}; start {command} to go on.")
             self._close(step, "stopped")
-
-    @contextmanager
-    def noting_failure(self) -> Iterator[None]:
-        """Write into the run folder why a run ended that did not end well."""
-        try:
-            yield
-        except BaseException as error:
-            if is_main():
-                record_event(self.folder.path, "failed", error=f"{type(error).__name__}: {error}")
-                set_state(self.folder, "failed")
-            raise
 
     def finish(self) -> None:
         """Write down what the run came to."""
@@ -215,6 +205,7 @@ class Run:
             "rng": random_states,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "run_id": self.folder.run_id,
+            "summary": self.summary,
             "num_averaged": int(self.averaged.n_averaged) if self.averaged else 0,
         }
         self.trackers.flush()
@@ -245,7 +236,7 @@ class Run:
                 self.folder.run_id,
                 self.folder.name,
                 state,
-                started=str(self.environment["started"]),
+                started=self.folder.started,
                 hours=round(self.seconds / 3600, 3),
                 step=step,
                 image_to_text_recall_at_10=recall["image_to_text"],
@@ -259,6 +250,14 @@ class Run:
     def _eta(self, step: int) -> float:
         done = step - self.start_step
         return (time.monotonic() - self._began) / max(done, 1) * (self.total_steps - step)
+
+
+def _negatives(result: StepResult, batch: Batch) -> dict[str, float]:
+    """How trustworthy the negatives of this rank's rows are among the whole global batch."""
+    report = negatives_report(
+        result.text_features, result.all_text_features, batch.groups, result.all_groups, result.offset
+    )
+    return {f"train/{name}": float(value) for name, value in report.items()}
 
 
 def _line(step: int, total: int, per_epoch: int, metrics: Mapping[str, Metric], eta_s: float) -> str:

@@ -45,6 +45,7 @@ class RunFolder:
     path: Path
     run_id: str  # the same for every process that continues the run; wandb's id too
     is_continued: bool
+    started: str  # when its first process began
     config_changes: tuple[str, ...] = ()  # `key: old -> new`, against the process before
 
     @property
@@ -68,7 +69,6 @@ class RegistryLine:
     step: int | str = ""
     image_to_text_recall_at_10: float | str = ""
     text_to_image_recall_at_10: float | str = ""
-    recipe: str = ""
     shards: str = ""  # fingerprint of the training set
     commit: str = ""
     hardware: str = ""
@@ -102,14 +102,26 @@ def open_run_folder(
         changes = _save_settings(path, config, environment) if found else _save_first(path, config, environment)
         publish_bytes(_as_json({**run, "state": "running"}), path / RUN)
         record_event(path, "continued" if found else "started", config_changes=changes)
-        yield RunFolder(path, run["run_id"], bool(found), tuple(changes))
+        yield RunFolder(path, run["run_id"], bool(found), run["started"], tuple(changes))
+
+
+def note_failure(run_dir: Path, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+    """An exit callback: write into the run folder why a run ended that did not end well; any rank may."""
+    if error is not None:
+        record_event(run_dir, "failed", error=f"{type(error).__name__}: {error}")
+        _write_state(run_dir, "failed")
 
 
 def set_state(run: RunFolder, state: State) -> None:
     """Write the run's state; a folder that still says `running` without a lock was killed."""
-    known = json.loads((run.path / RUN).read_text())
-    publish_bytes(_as_json({**known, "state": state, "updated": _now()}), run.path / RUN)
+    _write_state(run.path, state)
     record_event(run.path, state)
+
+
+def was_stopped(run_dir: Path) -> bool:
+    """Whether the run's last process saved and left on request."""
+    path = run_dir / RUN
+    return path.exists() and json.loads(path.read_text())["state"] == "stopped"
 
 
 def record_event(run_dir: Path, kind: str, step: int | None = None, **details: Any) -> None:
@@ -185,6 +197,11 @@ def _save_settings(path: Path, config: Any, environment: Mapping[str, Any]) -> l
             record_event(path, "environment changed", changes=moved)
     _save_first(path, config, environment)
     return changes
+
+
+def _write_state(run_dir: Path, state: State) -> None:
+    known = json.loads((run_dir / RUN).read_text())
+    publish_bytes(_as_json({**known, "state": state, "updated": _now()}), run_dir / RUN)
 
 
 @contextmanager

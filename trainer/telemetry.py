@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 
 from core.distributed import all_reduce_max, all_reduce_sum, world_size
-from trainer.feature_health import alignment, false_negative_rate, uniformity_potential
+from trainer.feature_health import alignment, uniformity_potential
 from trainer.stability import Instability, StabilityConfig, StabilityWatch
 from trainer.trackers.tracker import Metric
 
 T = TypeVar("T")
 _COMPUTE_BOUND_BELOW = 0.05  # share of the step spent waiting for data
 _MAX_ROWS = 1024  # for the figures that compare all pairs
-_NEAR_DUPLICATE = 0.95  # cosine similarity of two captions' embeddings
 
 
 @dataclass(frozen=True)
@@ -98,9 +97,9 @@ class Telemetry:
         num_samples: int,
         read_s: float,
         decode_s: float,
-        collate_s: float = 0.0,
+        collate_s: float,
     ) -> None:
-        """Note one step of this rank; `*_s` is what its loader worker spent on the batch."""
+        """Note one step of this rank; `*_s` is what its loader spent on the batch."""
         sums = self._sums
         sums.losses.append(loss.detach())
         sums.grad_norms.append(grad_norm.detach())
@@ -125,19 +124,17 @@ class Telemetry:
         logit_scale: Tensor,
         image_features: Tensor,
         text_features: Tensor,
-        groups: Tensor,
     ) -> Window:
         """End the window at `step` (collective) and begin the next.
 
         Args:
             learning_rates: per parameter group.
             image_features: `(b, D)`, unit length, of the last batch on this rank; `text_features` `(b, D)` too.
-            groups: `(b,)`.
         """
         sums = self._sums
         losses, grad_norms = self._reduced_curves(sums)  # waits for the device
         elapsed = time.perf_counter() - (self._began or time.perf_counter()) - sums.paused
-        health = self._health(image_features, text_features, groups)
+        health = self._health(image_features, text_features)
         self._sums, self._began = _Sums(), None
         instabilities = self._stability.look(step - len(losses) + 1, losses, grad_norms)
         metrics: dict[str, Metric] = {
@@ -160,23 +157,21 @@ class Telemetry:
         losses, grad_norms = (all_reduce_sum(curves.to(self._dtype)) / world_size()).tolist()
         return losses, grad_norms
 
-    def _health(self, image_features: Tensor, text_features: Tensor, groups: Tensor) -> dict[str, Metric]:
+    def _health(self, image_features: Tensor, text_features: Tensor) -> dict[str, Metric]:
         # Features are unit length and rows are shuffled: the first rows are a fair sample.
-        images, texts, groups = (x.detach()[:_MAX_ROWS] for x in (image_features, text_features, groups))
+        images, texts = (x.detach()[:_MAX_ROWS] for x in (image_features, text_features))
         local = torch.stack(
             [
                 alignment(images, texts),
                 uniformity_potential(images),
                 uniformity_potential(texts),
-                false_negative_rate(texts, groups, _NEAR_DUPLICATE),
             ]
         )
-        aligned, image_potential, text_potential, false_negatives = (all_reduce_sum(local) / world_size()).tolist()
+        aligned, image_potential, text_potential = (all_reduce_sum(local) / world_size()).tolist()
         return {
             "train/alignment": aligned,
             "train/uniformity_image": _log(image_potential),
             "train/uniformity_text": _log(text_potential),
-            "train/false_negative_rate": false_negatives,
         }
 
     def _speed(self, sums: _Sums, elapsed: float, num_steps: int) -> dict[str, Metric]:

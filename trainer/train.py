@@ -24,7 +24,7 @@ def train(run: Run) -> int:
         ShardclipError: damaged data, steps that stay without finite loss, samples missed or repeated.
     """
     config, accelerator, model, optimizer = run.config, run.accelerator, run.model, run.optimizer
-    with run.resources, StopRequest() as stop, run.noting_failure():
+    with run.resources, StopRequest() as stop:
         vote = StopVote(accelerator.device)
         for step, batch in enumerate(run.batches(), run.start_step + 1):
             rates = set_learning_rates(optimizer, lr_at(step - 1, run.total_steps, config.optim))

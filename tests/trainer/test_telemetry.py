@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trainer.feature_health import alignment, false_negative_rate, uniformity_potential
+from trainer.feature_health import alignment, uniformity_potential
 from trainer.flops import flops_per_image, peak_flops, peak_of
 from trainer.stability import StabilityConfig, StabilityWatch
 from trainer.telemetry import Telemetry, Window, peak_memory_gib, verdict, wait_parts
@@ -35,7 +35,6 @@ def close(telemetry: Telemetry, step: int) -> Window:
         logit_scale=torch.tensor(14.3),
         image_features=unit(8, 4),
         text_features=unit(8, 4, 1),
-        groups=torch.arange(8),
     )
 
 
@@ -48,7 +47,7 @@ def run(telemetry: Telemetry, waits: list[float], work_s: float, losses: list[fl
     for i, _ in enumerate(telemetry.watch(batches())):
         time.sleep(work_s)
         loss = torch.tensor(losses[i] if losses else 1.0)
-        telemetry.add(loss=loss, grad_norm=loss * 2, num_samples=10, read_s=0.01, decode_s=0.03)
+        telemetry.add(loss=loss, grad_norm=loss * 2, num_samples=10, read_s=0.01, decode_s=0.03, collate_s=0.0)
 
 
 def test_a_window_says_how_fast_and_what_it_waited_for() -> None:
@@ -186,17 +185,13 @@ def test_the_peak_belongs_to_the_very_device() -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(2, 12), st.integers(2, 6), st.integers(0, 100))
-def test_alignment_uniformity_and_false_negatives_match_double_loops(rows: int, width: int, seed: int) -> None:
+def test_alignment_and_uniformity_match_double_loops(rows: int, width: int, seed: int) -> None:
     images, texts = unit(rows, width, seed), unit(rows, width, seed + 1)
-    groups = torch.randint(0, 3, (rows,), generator=torch.Generator().manual_seed(seed))
     distances = [float(((images[i] - texts[i]) ** 2).sum()) for i in range(rows)]
     assert float(alignment(images, texts)) == pytest.approx(sum(distances) / rows, abs=1e-5)
     pairs = [(i, j) for i in range(rows) for j in range(i)]
     potentials = [math.exp(-2 * float(((images[i] - images[j]) ** 2).sum())) for i, j in pairs]
     assert float(uniformity_potential(images)) == pytest.approx(sum(potentials) / len(pairs), abs=1e-5)
-    negatives = [(i, j) for i, j in pairs if groups[i] != groups[j]]
-    near = [1 for i, j in negatives if float(texts[i] @ texts[j]) >= 0.5]
-    assert float(false_negative_rate(texts, groups, 0.5)) == pytest.approx(len(near) / max(len(negatives), 1), abs=1e-5)
 
 
 # --- instabilities

@@ -184,3 +184,27 @@ def test_what_would_change_the_order_or_the_model_is_refused_on_resume(tmp_path:
     assert "checkpoint of another model" in str(model) and "hidden_dim is 16, 32 is needed" in str(model)
     (other,) = gloo.run(1, train_worker, recipe(tmp_path, resume="no"))
     assert "resume=auto" in str(other)
+    (frozen,) = gloo.run(1, train_worker, recipe(tmp_path, model={"freeze": "layer3"}))
+    assert "was trained with other parameters than this recipe trains" in str(frozen)
+
+
+def test_changed_optimizer_settings_count_on_resume(tmp_path: Path) -> None:
+    assert gloo.run(1, train_worker, recipe(tmp_path), 4) == [REQUEUE_EXIT_CODE]
+    assert gloo.run(1, train_worker, recipe(tmp_path, optim={"weight_decay": 0.5, "betas": [0.8, 0.9]})) == [0]
+    path = latest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert path is not None
+    groups = load_checkpoint(path).optimizer_state["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.5, 0.0}
+    assert all(tuple(group["betas"]) == (0.8, 0.9) for group in groups)
+    continued = [event for event in read_events(tmp_path / "run") if event["event"] == "continued"]
+    assert any("weight_decay" in change for change in continued[0]["config_changes"])
+
+
+def test_a_failed_run_says_so(tmp_path: Path) -> None:
+    values = recipe(tmp_path, epochs=1)
+    damage(str(tmp_path / "train"), 23)
+    (said,) = gloo.run(1, train_worker, values)
+    assert "damaged" in str(said)
+    assert '"state": "failed"' in (tmp_path / "run" / "run.json").read_text()
+    assert any(event["event"] == "failed" for event in read_events(tmp_path / "run"))
+    assert not (tmp_path / "run" / ".lock").exists()

@@ -36,6 +36,7 @@ class Batch:
         groups: `(B,)` int64, equal where samples show one image.
         step: in the epoch.
         read_s, decode_s: time the workers took for it, summed over them.
+        collate_s: time it took to join their parts.
         wait_s: time the trainer waited for it.
     """
 
@@ -48,6 +49,7 @@ class Batch:
     damaged: tuple[Damage, ...] = ()
     read_s: float = 0.0
     decode_s: float = 0.0
+    collate_s: float = 0.0
     wait_s: float = 0.0
 
     def pin_memory(self) -> Batch:

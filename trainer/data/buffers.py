@@ -68,6 +68,6 @@ def _page_lock(memory: mmap.mmap, array: np.ndarray) -> None:
     if int(cudart.cudaHostRegister(address, array.nbytes, 0)) != 0:
         raise ConfigError(
             f"{array.nbytes / 2**20:.0f} MiB of memory cannot be page-locked. "
-            "Raise `ulimit -l`, or set data.pin_memory=false."
+            "Raise `ulimit -l`, or lower data.prefetch."
         )
     weakref.finalize(memory, cudart.cudaHostUnregister, address).atexit = False

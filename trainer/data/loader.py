@@ -98,6 +98,7 @@ class TrainLoader:
                 decoded.damaged,
                 decoded.read_s,
                 decoded.decode_s,
+                decoded.collate_s,
             )
 
     def _plan(self, epoch: int, step: int) -> Iterator[PlannedBatch]:

@@ -11,8 +11,9 @@ import os
 import resource
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -53,6 +54,7 @@ class DecodedBatch:
     damaged: tuple[Damage, ...]
     read_s: float
     decode_s: float
+    collate_s: float = 0.0
 
 
 class BatchStream:
@@ -102,8 +104,9 @@ class BatchStream:
         """
         first = self._take_part()
         parts = [first, *(self._take_part() for _ in range(first.task.num_parts - 1))]
+        began = time.perf_counter()
         samples = np.concatenate([p.samples for p in parts])
-        return DecodedBatch(
+        batch = DecodedBatch(
             epoch=first.task.epoch,
             step=first.task.step,
             images=self._buffers.lend(first.task.slot, len(samples)),
@@ -115,6 +118,7 @@ class BatchStream:
             read_s=sum(p.read_s for p in parts),
             decode_s=sum(p.decode_s for p in parts),
         )
+        return replace(batch, collate_s=time.perf_counter() - began)
 
     def close(self) -> None:
         """Let the workers go."""

@@ -9,6 +9,7 @@ import pytest
 
 from core.errors import DataError
 from shard_builder.readers.coco import read_coco
+from shard_builder.rejected import count_by_reason
 
 
 def coco_dataset(num_images: int, captions_each: int = 2) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def test_images_and_unknown_ids_all_end_as_records_or_skips(tmp_path: Path) -> N
     dataset["annotations"] += [{"id": 900, "image_id": 5, "caption": " \n\t "}]
     dataset["annotations"] += [{"id": 901 + k, "image_id": 77, "caption": "whose?"} for k in range(2)]
     result = read_coco("train", **write_coco(tmp_path, dataset, missing=("COCO_train2014_000000000002.jpg",)))
-    assert result.skipped_by_reason == {"missing_image": 1, "no_captions": 1, "unknown_image": 1}
+    assert count_by_reason(result.skipped) == {"missing_image": 1, "no_captions": 1, "unknown_image": 1}
     assert len(result.records) + len(result.skipped) == result.num_inputs == 11
     assert [skip.image_id for skip in result.skipped] == ["2", "4", "77"]
     assert "captions 901, 902" in result.skipped[2].detail
@@ -96,7 +97,7 @@ def test_photos_missing_from_the_official_val2017_file_are_counted(shared_data: 
     listed = {image["file_name"] for image in json.loads(captions.read_text())["images"]}
     present = {path.name for path in (shared_data / "coco/images").iterdir()} & listed
     assert len(result.records) == len(present) >= 100
-    assert result.skipped_by_reason == {"missing_image": 5000 - len(present)}
+    assert count_by_reason(result.skipped) == {"missing_image": 5000 - len(present)}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from core.errors import DataError
 from shard_builder.readers.jsonl import read_jsonl
+from shard_builder.rejected import count_by_reason
 
 
 def write(folder: Path, lines: list[Any], photos: bool = True) -> str:
@@ -77,7 +78,7 @@ def test_paths_are_relative_to_the_file_and_gaps_are_counted(tmp_path: Path) -> 
     (tmp_path / "b.jpg").write_bytes(b"")
     result = read_jsonl("x", file=write(tmp_path / "sub", lines, photos=False))
     assert sorted(record.captions[0] for record in result.records) == ["absolute", "on the web", "up"]
-    assert result.skipped_by_reason == {"missing_image": 1, "no_captions": 1}
+    assert count_by_reason(result.skipped) == {"missing_image": 1, "no_captions": 1}
     assert result.num_inputs == len(lines)
 
 
