@@ -83,7 +83,7 @@ def test_a_second_writer_is_told_who_the_first_is(tmp_path: Path) -> None:
 def test_the_registry_has_one_line_per_run(tmp_path: Path) -> None:
     register_run(tmp_path, RegistryLine("id1", "first", "running", started="2026-01-01", shards="a, b"))
     register_run(tmp_path, RegistryLine("id2", "second", "running", started="2026-01-02"))
-    line = RegistryLine("id1", "first", "finished", "2026-01-01", 0.5, 100, 0.6, 0.7, "a, b.yaml", "f00d", "c0ffee")
+    line = RegistryLine("id1", "first", "finished", "2026-01-01", 0.5, 100, 0.6, 0.7, "a, b", "c0ffee")
     register_run(tmp_path, line)
     lines = read_registry(tmp_path)
     assert [known["run_id"] for known in lines] == ["id1", "id2"]
