@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -111,3 +112,20 @@ def test_two_processes_train_and_their_exit_code_is_passed_on(recipe: Path) -> N
     failed = subprocess.run([*command, "seed=1"], capture_output=True, text=True, env=environment, timeout=240)
     assert failed.returncode == 2 and failed.stderr.count("shardclip:") == 1
     assert "seed was 0, it is 1 now" in failed.stderr and "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_to_the_command_saves_and_gives_the_requeue_code(recipe: Path, processes: int) -> None:
+    command = [sys.executable, "-m", "launch.cli", "train", str(recipe), "--processes", str(processes), "epochs=500"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as run:
+        try:
+            assert run.stdout is not None
+            next(line for line in run.stdout if line.startswith("step"))
+            run.send_signal(signal.SIGUSR1)
+            said, errors = run.communicate(timeout=120)
+        finally:
+            run.kill()
+    assert run.returncode == 75, errors[-2000:]
+    assert "saved at step" in said
+    assert json.loads((recipe.parent / "run" / "run.json").read_text())["state"] == "stopped"
