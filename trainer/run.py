@@ -170,7 +170,8 @@ class Run:
         if is_main():
             record_event(self.folder.path, "stopped on request", step, signal=reason)
             command = "the same command again" if self.config.resume == "auto" else "again with resume=auto"
-            console.print(f"{reason}: saved at step {step}; start {command} to go on.")
+            told = reason or "a signal to another process"
+            console.print(f"{told}: saved at step {step}; start {command} to go on.")
             self._close(step, "stopped")
 
     def finish(self) -> None:
