@@ -1,4 +1,4 @@
-"""Whether the shared space is in good shape: alignment, uniformity, and negatives that are none."""
+"""Whether the shared space is in good shape: alignment and uniformity."""
 
 from __future__ import annotations
 
