@@ -57,12 +57,14 @@ def pin(cores: int = 1) -> None:
         os.environ[name] = str(cores)
 
 
-def take_turns(contenders: Mapping[str, Callable[[], float]], rounds: int = 5) -> dict[str, list[float]]:
+def take_turns(
+    contenders: Mapping[str, Callable[[], float]], rounds: int = 5, warm_up: bool = True
+) -> dict[str, list[float]]:
     """Call every contender once a round; each returns its figure. What disturbs the machine then disturbs all of them.
 
-    A first, uncounted call warms files, caches and compilers.
+    A first, uncounted call warms files, caches and compilers; without `warm_up` the contenders see to that themselves.
     """
-    for contend in contenders.values():
+    for contend in contenders.values() if warm_up else ():
         contend()
     figures: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
