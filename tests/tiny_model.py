@@ -36,9 +36,14 @@ class TinyModel(nn.Module):
         return {name: torch.cat([p.grad.flatten() for p in params if p.grad is not None]) for name, params in groups}
 
 
-def make_batch(num_rows: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def make_batch(num_rows: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> tuple[Tensor, Tensor]:
     """Images and unit-length text features, equal on all ranks."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     images = torch.randn(num_rows, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator, dtype=torch.float64)
     text_features = F.normalize(torch.randn(num_rows, EMBED_DIM, generator=generator, dtype=torch.float64), dim=1)
     return images.to(dtype), text_features.to(dtype)
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Length of the difference, relative to the expected length."""
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())

@@ -1,89 +1,18 @@
-"""One step: gradients in 1, 2 and 4 processes, with and without chunks, against one big batch in one process."""
+"""One step: chunks, dropout, autocast, loss scaling, what is kept; its gradients over ranks: tests/exactness."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from itertools import product
 from typing import Any
 
 import gloo
 import pytest
 import torch
-import torch.nn.functional as F
-from tiny_model import TinyModel, make_batch
+from tiny_model import TinyModel, make_batch, relative_error
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from core.distributed import rank, world_size
 from trainer.losses.infonce import InfoNCE
 from trainer.step import forward_backward
-
-NUM_ROWS = 24  # of the global batch
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
-CASES = tuple(product(TOLERANCES, (1, 2, 3), (0, 5)))  # type, chunks, block size
-DUPLICATES = torch.arange(NUM_ROWS) % (NUM_ROWS // 2)  # the second of a pair lies on another rank
-
-
-def gradients_of_a_rank(positives: str, groups: Tensor) -> dict[Any, Any]:
-    """Loss and gradients of every case, as this rank sees them after DDP has averaged."""
-    num_local = NUM_ROWS // world_size()
-    rows = slice(rank() * num_local, (rank() + 1) * num_local)
-    seen = {}
-    for dtype, num_chunks, block_size in CASES:
-        images, text_features = (x[rows] for x in make_batch(NUM_ROWS, dtype))
-        model = DistributedDataParallel(TinyModel(dtype))
-        loss_fn = InfoNCE(block_size=block_size, positives=positives)  # type: ignore[arg-type]
-        result = forward_backward(model, images.tensor_split(num_chunks), text_features, groups[rows], loss_fn)
-        seen[dtype, num_chunks, block_size] = {"loss": result.loss, **model.module.gradients()}
-    return seen
-
-
-def one_big_batch(loss_fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
-    """Plain autograd in float64."""
-    model = TinyModel(torch.float64)
-    images, text_features = make_batch(NUM_ROWS, torch.float64)
-    image_features, logit_scale = model(images)
-    loss = loss_fn(image_features, text_features, logit_scale)
-    loss.backward()
-    return {"loss": loss.detach(), **model.gradients()}
-
-
-def cross_entropy(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
-    logits, target = logit_scale * image_features @ text_features.T, torch.arange(NUM_ROWS)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
-def cross_entropy_of_duplicates(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
-    """Both captions of an image are right answers in equal parts."""
-    logits = logit_scale * image_features @ text_features.T
-    target = (DUPLICATES[:, None] == DUPLICATES).double() / 2
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected).norm() / expected.norm())
-
-
-def assert_all_ranks_have(ranks: list[dict[Any, Any]], expected: dict[str, Tensor]) -> None:
-    for case in CASES:
-        tolerance = TOLERANCES[case[0]]
-        mean_loss = torch.stack([seen[case]["loss"] for seen in ranks]).double().mean()
-        assert relative_error(mean_loss, expected["loss"]) <= tolerance, case
-        for seen in ranks:
-            for name in ("tower", "head", "logit_scale"):
-                assert relative_error(seen[case][name], expected[name]) <= tolerance, (case, name)
-
-
-@pytest.mark.parametrize("num_processes", [1, 2, 4])
-def test_gradients_are_those_of_one_big_batch(num_processes: int) -> None:
-    ranks = gloo.run(num_processes, gradients_of_a_rank, "mask", torch.arange(NUM_ROWS))
-    assert_all_ranks_have(ranks, one_big_batch(cross_entropy))
-
-
-@pytest.mark.parametrize("num_processes", [2, 4])
-def test_duplicates_on_other_ranks_count_as_in_one_big_batch(num_processes: int) -> None:
-    ranks = gloo.run(num_processes, gradients_of_a_rank, "multi", DUPLICATES)
-    assert_all_ranks_have(ranks, one_big_batch(cross_entropy_of_duplicates))
 
 
 def all_reduces_of_a_step() -> int:
