@@ -42,6 +42,14 @@ class DistributedError(ShardclipError):
     """The processes of a run do not compute what one process would."""
 
 
+class PeerLostError(ShardclipError):
+    """Another process of the run was killed, stopped, or has ended with an error."""
+
+
+class DivergedError(ShardclipError):
+    """Training does not lead anywhere: its losses stay without finite value."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error sentence: the nearest valid name, or all of them when none is near."""
     options = sorted(known)

@@ -1,7 +1,7 @@
 """Train from a recipe: `accelerate launch -m launch.train configs/train/coco2014_resnet50.yaml optim.lr=3e-4`.
 
-Exit codes: 0 trained; 2 a mistake, named in one sentence; 75 stopped on request (SIGTERM, SIGUSR1) after saving:
-start the same command again to go on.
+Exit codes: 0 trained; 2 a mistake, named in one sentence; 3 another process of the run was lost; 75 stopped on request
+(SIGTERM, SIGUSR1) after saving. After 3 and 75, start the same command again to go on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from core.config import load_config
-from core.errors import ConfigError, ShardclipError
+from core.errors import ConfigError, PeerLostError, ShardclipError
 
 
 def main(arguments: list[str]) -> int:
@@ -30,12 +30,22 @@ def main(arguments: list[str]) -> int:
         run = open_run(config, make_validation)
         started = True
         return train(run)
+    except PeerLostError as error:
+        from trainer.peer_watch import PEER_LOST_EXIT_CODE
+
+        _say(f"shardclip (process {rank} of {world_size}): {error}")
+        os._exit(PEER_LOST_EXIT_CODE)  # the process group cannot be taken down in order: that waits for the lost one
     except ShardclipError as error:
         # Mistakes found while opening are found by every process: one of them speaks.
         if started or rank == 0:
             who = f"shardclip (process {rank} of {world_size})" if started and world_size > 1 else "shardclip"
-            print(f"{who}: {error}", file=sys.stderr, flush=True)
+            _say(f"{who}: {error}")
         return 2
+
+
+def _say(sentence: str) -> None:
+    sys.stdout.flush()
+    print(sentence, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,8 @@ class TrainConfig:
     checkpoint_every: int = 0  # steps; 0: after every epoch
     keep_last: int = 3  # checkpoints, beside the best one
     resume: str = "auto"  # auto: go on where run_dir stands, or start; no: a new folder only; or a checkpoint
-    timeout_s: float = 600.0  # without a word from another process
+    timeout_s: float = 600.0  # that a collective may wait for all processes
+    peer_timeout_s: float = 60.0  # without a sign of life from another process, which is then named; 0: no such watch
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
@@ -77,6 +78,11 @@ class TrainConfig:
                 raise ConfigError(f"data.{name} is {getattr(self.data, name)}: at least {least} is needed.")
         if self.timeout_s <= 0:
             raise ConfigError(f"timeout_s is {self.timeout_s}: give a number of seconds above 0.")
+        if not 0 <= self.peer_timeout_s < self.timeout_s:
+            raise ConfigError(
+                f"peer_timeout_s is {self.peer_timeout_s}: give seconds below timeout_s ({self.timeout_s}), so "
+                "that a lost process is named before a collective gives up."
+            )
         for name in ("eval_every", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: a number of steps, or 0 for every epoch.")

@@ -20,7 +20,7 @@ from torch import nn
 
 from core.config import build, to_mapping
 from core.distributed import is_main, on_main, rank, world_size
-from core.errors import CheckpointError, ConfigError
+from core.errors import CheckpointError, ConfigError, PeerLostError
 from core.seeding import derive_seed
 from core.shard_set import ShardSet
 from core.storage import exists, join, publish_bytes, read_bytes
@@ -36,6 +36,7 @@ from trainer.host_memory import keep_freed_memory
 from trainer.losses import LOSSES
 from trainer.models import ContrastiveModel, build_model
 from trainer.optim import build_optimizer
+from trainer.peer_watch import PeerWatch
 from trainer.proof import prove_gradients
 from trainer.rng import set_rng_state
 from trainer.run import MakeValidation, Run, console
@@ -64,6 +65,7 @@ def open_run(config: TrainConfig, make_validation: MakeValidation) -> Run:
 
 def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitStack) -> Run:
     accelerator = _accelerator(config)
+    watch = resources.enter_context(PeerWatch(config.peer_timeout_s))
     device = accelerator.device
     if device.type == "cpu":
         keep_freed_memory()
@@ -83,6 +85,8 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     environment = describe_environment(world_size())
     folder = on_main(lambda: _enter_folder(config, environment, resources))
     resources.push(partial(note_failure, folder.path))
+    watch.note = lambda sentence: note_failure(folder.path, PeerLostError, PeerLostError(sentence), None)
+    resources.push(watch.explain)  # before the failure is noted
     checkpoint = _find_checkpoint(config, folder, identity, order_identity)
 
     bare_model = _placed(bare_model, config, device)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from core.distributed import broadcast_tensors, gather_objects, is_main, on_main, world_size
-from core.errors import DistributedError
+from core.errors import DivergedError
 from core.shard_set import ShardSet
 from trainer.augment import Augment
 from trainer.checkpoint import (
@@ -135,7 +135,7 @@ class Run:
                 record_event(self.folder.path, instability.kind, instability.step, detail=instability.detail)
             console.print(_line(step, self.total_steps, self.steps_per_epoch, window.metrics, self._eta(step)))
         if window.stop_reason:
-            raise DistributedError(window.stop_reason)
+            raise DivergedError(window.stop_reason)
 
     def evaluate(self, step: int) -> bool:
         """Measure on the validation set; returns whether the model is the best so far."""
