@@ -1,7 +1,6 @@
-"""The blocked loss against plain cross-entropy and obvious loops: values, gradients, duplicates, memory."""
+"""The blocked loss against plain cross-entropy and obvious loops: values, gradients, duplicates; memory: exactness."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.errors import ConfigError
 from trainer.losses import LOSSES
@@ -170,50 +168,6 @@ def test_features_that_are_no_numbers_give_a_loss_that_is_none(which: int, value
     (image, text)[which][4, 1] = value
     loss = in_one_process(InfoNCE(0.1, 4, "multi", 0.9), image, text, scale, torch.arange(6) // 2)
     assert math.isnan(float(loss))
-
-
-class Sizes(TorchDispatchMode):
-    """Notes the largest tensor that any operation makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.largest = max(self.largest, result.numel())
-        return result
-
-
-def memory(loss_fn: InfoNCE, num_pairs: int) -> tuple[int, int]:
-    """Bytes that the loss keeps for its backward pass, and elements of the largest tensor on the way."""
-    image, text = (unit(num_pairs, 8, seed).detach().float().requires_grad_() for seed in (0, 1))
-    scale = torch.tensor(14.3, requires_grad=True)
-    saved: list[int] = []
-
-    def note(x: Tensor) -> Tensor:
-        saved.append(x.numel() * x.element_size())
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x), Sizes() as sizes:
-        loss = in_one_process(loss_fn, image, text, scale, torch.arange(num_pairs))
-    loss.backward()
-    return sum(saved), sizes.largest
-
-
-def slope(sizes: Sequence[int], values: Sequence[int]) -> float:
-    return math.log(values[-1] / values[0]) / math.log(sizes[-1] / sizes[0])
-
-
-@pytest.mark.parametrize("sizes", [[512, 2048], pytest.param([512, 1024, 2048, 4096, 8192], marks=pytest.mark.slow)])
-def test_memory_grows_linearly_with_the_batch(sizes: list[int]) -> None:
-    saved, largest = zip(*(memory(InfoNCE(block_size=128), size) for size in sizes), strict=True)
-    for before, after in zip(range(len(sizes)), range(1, len(sizes)), strict=False):
-        assert slope([sizes[before], sizes[after]], [saved[before], saved[after]]) <= 1.1
-    assert slope(sizes, saved) <= 1.1
-    assert slope(sizes, largest) <= 1.1
-    assert memory(InfoNCE(block_size=0), 512)[1] == 512 * 512  # the measure does see a whole matrix
 
 
 def test_the_report_counts_false_negatives_like_a_double_loop() -> None:
