@@ -12,12 +12,11 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from fake_encoder import SPEC, FakeEncoder, expected
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,38 +27,7 @@ from shard_builder import caption_cache
 from shard_builder.caption_cache import SUFFIX, CaptionCache
 
 ROOT = Path(__file__).resolve().parents[2]
-SPEC = TextEncoderSpec("fake:model", "main", 8, "0" * 64)
 SOME = [f"caption number {number}" for number in range(100)]
-
-
-def expected(captions: Sequence[str]) -> np.ndarray:
-    """Embeddings `(n, 8)`, each a function of its caption alone."""
-    rows = [[len(caption), *caption.encode()[-7:].rjust(7)] for caption in captions]
-    return np.array(rows, np.float16).reshape(-1, 8)
-
-
-class FakeEncoder:
-    """Takes characters for tokens and ends with `expected`; quick."""
-
-    spec, max_tokens = SPEC, 32
-
-    @property
-    def device(self) -> Any:
-        """The encoder itself needs torch, its cache does not."""
-        import torch
-
-        return torch.device("cpu")
-
-    def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
-        """A token per character."""
-        return [[ord(letter) for letter in caption] for caption in captions]
-
-    def embed(self, tokens: Any, lengths: Sequence[int]) -> Any:
-        """What `expected` says."""
-        import torch
-
-        own = tokens[: sum(lengths)].split(list(lengths))
-        return torch.from_numpy(expected(["".join(map(chr, ids.tolist())) for ids in own])).float()
 
 
 @settings(max_examples=25, deadline=None)
@@ -235,7 +203,7 @@ WRITER = """
 
 def start_writer(folder: Path, first: int, last: int) -> subprocess.Popen[str]:
     """Another process that embeds captions `first` to `last`, ten at a time, into the cache at `folder`."""
-    paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)])
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(WRITER), str(folder), str(first), str(last)],
         env={**os.environ, "PYTHONPATH": paths},
