@@ -1,13 +1,16 @@
-"""Run a function of a test file in real gloo processes: `results = run(2, worker, *args)`."""
+"""Run a function of a test file in real gloo processes: `results = run(2, worker, *args)`; or start it, to kill it."""
 
 import importlib.util
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,51 @@ from typing import Any
 import torch
 
 TIMEOUT_S = 120
+# Imported once, by the server, with what DDP and a training run would import later; it forks in milliseconds, because
+# importing them starts no threads.
+PRELOADED = ["torch", "torch._dynamo", "torch.nn.parallel", "pytest", "trainer.open_run", "trainer.train"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Processes that were started together, in rank order."""
+
+    processes: list[Any]
+    folder: Path
+    deadline: float
+
+    @property
+    def is_running(self) -> bool:
+        return all(process.is_alive() for process in self.processes)
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal every process; those that have ended already are left out."""
+        for process in self.processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL to all, at once."""
+        self.send(signal.SIGKILL)
+        for process in self.processes:
+            process.join()
+
+    def results(self) -> list[Any]:
+        """Wait for the end; what each returned, in rank order.
+
+        The first error of a process is raised here with its traceback.
+        """
+        while any(process.is_alive() for process in self.processes) and time.monotonic() < self.deadline:
+            if any(process.exitcode for process in self.processes):
+                time.sleep(1)  # the others' own errors, if they come, say more
+                break
+            time.sleep(0.01)
+        errors = [path.read_text() for path in sorted(self.folder.glob("error-*"))]
+        if errors:
+            raise RuntimeError("\n".join(errors))
+        codes = [process.exitcode for process in self.processes]
+        assert codes == [0] * len(self.processes), f"processes ended with {codes} (None: had to be killed)"
+        return [torch.load(self.folder / f"result-{rank}", weights_only=False) for rank in range(len(self.processes))]
 
 
 def run(world_size: int, worker: Callable[..., Any], *args: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
@@ -23,34 +71,26 @@ def run(world_size: int, worker: Callable[..., Any], *args: Any, timeout_s: floa
     `worker` is a top-level function of a test file; arguments and results are picklable or tensors. The first error of
     a process is raised here with its traceback; processes that do not end in time are killed.
     """
-    # The server imports torch once, with what DDP would import later, and forks in milliseconds: it has no threads.
+    with started(world_size, worker, *args, timeout_s=timeout_s) as group:
+        return group.results()
+
+
+@contextmanager
+def started(world_size: int, worker: Callable[..., Any], *args: Any, timeout_s: float = TIMEOUT_S) -> Iterator[Group]:
+    """The same as `run`, while it runs; what still lives at the end of the block is killed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch._dynamo", "torch.nn.parallel", "pytest"])
+    context.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as folder:
         job = (world_size, Path(worker.__code__.co_filename), worker.__name__, args, Path(folder), timeout_s)
         processes = [context.Process(target=_process, args=(rank, *job), daemon=True) for rank in range(world_size)]
-        for process in processes:
-            process.start()
-        _join(processes, Path(folder), time.monotonic() + timeout_s)
-        return [torch.load(Path(folder) / f"result-{rank}", weights_only=False) for rank in range(world_size)]
-
-
-def _join(processes: list[Any], folder: Path, deadline: float) -> None:
-    try:
-        while any(process.is_alive() for process in processes) and time.monotonic() < deadline:
-            if any(process.exitcode for process in processes):
-                time.sleep(1)  # the others' own errors, if they come, say more
-                break
-            time.sleep(0.01)
-        errors = [path.read_text() for path in sorted(folder.glob("error-*"))]
-        if errors:
-            raise RuntimeError("\n".join(errors))
-        codes = [process.exitcode for process in processes]
-        assert codes == [0] * len(processes), f"processes ended with {codes} (None: had to be killed)"
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
+        try:
+            for process in processes:
+                process.start()
+            yield Group(processes, Path(folder), time.monotonic() + timeout_s)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
 
 
 def _process(rank: int, world_size: int, file: Path, name: str, args: tuple, folder: Path, timeout_s: float) -> None:

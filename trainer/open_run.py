@@ -38,7 +38,7 @@ from trainer.models import ContrastiveModel, build_model
 from trainer.optim import build_optimizer
 from trainer.peer_watch import PeerWatch
 from trainer.proof import prove_gradients
-from trainer.rng import set_rng_state
+from trainer.rng import seed_generators, set_rng_state
 from trainer.run import MakeValidation, Run, console
 from trainer.run_folder import RunFolder, note_failure, open_run_folder
 from trainer.schedule import lr_at
@@ -77,7 +77,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     lr_at(0, total_steps, config.optim)  # a warm-up longer than the run ends here
     _expect_whole_chunks(config)
 
-    torch.manual_seed(config.seed)  # the same initial weights on every rank
+    seed_generators(config.seed)  # the same initial weights on every rank
     bare_model = build_model(config.model, train_set.embed_dim)
     size, channels_last = config.image_size or train_set.image.size, config.model.channels_last
     mean, std = bare_model.normalization
@@ -99,7 +99,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     flops, peak = flops_per_image(bare_model, size), peak_flops(device, accelerator.mixed_precision)
     if config.model.compile:
         bare_model.compile()
-    torch.manual_seed(derive_seed(config.seed, "dropout", rank()))
+    seed_generators(derive_seed(config.seed, "dropout", rank()))
 
     normalize = Normalize(size, mean, std, channels_last)
     run = Run(

@@ -1,4 +1,4 @@
-"""The states of every random generator of one process, as JSON values that can be kept in a checkpoint."""
+"""Every random generator of one process: seeded together, and kept in a checkpoint as JSON values."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+
+
+def seed_generators(seed: int) -> None:
+    """Put python's, numpy's and torch's global generators to a known start."""
+    # The trainer draws from torch's alone; a tower of somebody else may use any, and a run is to be the same again.
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def rng_state() -> dict[str, Any]:

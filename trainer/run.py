@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from core.distributed import broadcast_tensors, gather_objects, is_main, on_main, world_size
-from core.errors import DivergedError
+from core.errors import DataError, DivergedError
 from core.shard_set import ShardSet
 from trainer.augment import Augment
 from trainer.checkpoint import (
@@ -84,6 +84,7 @@ class Run:
     earlier_seconds: float = 0.0  # of the processes before this one
     summary: dict[str, Any] = field(default_factory=dict)
     _began: float = field(default_factory=time.monotonic)
+    _done: int = 0  # the last step that was counted
 
     @property
     def steps_per_epoch(self) -> int:
@@ -108,6 +109,7 @@ class Run:
             loss=result.loss, grad_norm=grad_norm, num_samples=len(batch.samples),
             read_s=batch.read_s, decode_s=batch.decode_s, collate_s=batch.collate_s,
         )  # fmt: skip
+        self._done = step
         for damage in batch.damaged:
             record_event(self.folder.path, "damaged sample", step, **asdict(damage))
         self.ledger.add(batch)
@@ -175,7 +177,16 @@ class Run:
             self._close(step, "stopped")
 
     def finish(self) -> None:
-        """Write down what the run came to."""
+        """Write down what the run came to.
+
+        Raises:
+            DataError: the batches ended before the last step.
+        """
+        if max(self.start_step, self._done) < self.total_steps:
+            raise DataError(
+                f"{self.folder.path}: the batches ended after step {self._done} of {self.total_steps}, so the run is "
+                "not trained to its end. Start the same command again."
+            )
         if is_main() and self.start_step >= self.total_steps:
             console.print(f"{self.folder.path}: all {self.total_steps:,} steps are done already.")
             set_state(self.folder, "finished")

@@ -12,10 +12,17 @@ from accelerate import Accelerator
 from tiny_model import TinyModel
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from wrong_gathers import (
+    gather_scaled_by_world_size,
+    gather_with_the_own_rows_gradient_only,
+    gather_without_gradient,
+    negatives_of_the_own_rank_only,
+    offset_of_the_first_rank,
+    ranks_in_reverse_order,
+    whole_loss_on_every_rank,
+)
 
 import trainer.proof
-import trainer.step
-from core.distributed import all_gather, all_gather_with_grad, rank, world_size
 from core.errors import DistributedError
 from trainer.losses.infonce import InfoNCE
 from trainer.proof import prove_gradients
@@ -40,51 +47,6 @@ def proof_in_a_group(accumulate: int, plant: Callable[[], None] | None = None, i
 def test_the_real_path_passes(num_processes: int, accumulate: int) -> None:
     for ratios in gloo.run(num_processes, proof_in_a_group, accumulate):
         assert ratios == {name: pytest.approx(1, abs=1e-4) for name in GROUPS}
-
-
-def gather_without_gradient() -> None:
-    trainer.step.all_gather_with_grad = all_gather
-
-
-def gather_with_the_own_rows_gradient_only() -> None:
-    def gather(x: Tensor) -> Tensor:
-        rows = list(all_gather(x).split(len(x)))
-        rows[rank()] = x
-        return torch.cat(rows)
-
-    trainer.step.all_gather_with_grad = gather
-
-
-def gather_scaled_by_world_size() -> None:
-    class Scale(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            return x.view_as(x)
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Tensor:
-            return grad * world_size()
-
-    trainer.step.all_gather_with_grad = lambda x: all_gather_with_grad(Scale.apply(x))
-
-
-def negatives_of_the_own_rank_only() -> None:
-    trainer.step.all_gather_with_grad = trainer.step.all_gather = lambda x: x
-    trainer.step.rank = lambda: 0
-
-
-def whole_loss_on_every_rank() -> None:
-    """The classic: each rank computes the loss of the whole batch, in which only its own rows carry gradient."""
-    gather_with_the_own_rows_gradient_only()
-    local_loss = trainer.step._gathered_loss
-
-    def whole_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor, *rest: Any) -> Any:
-        result = local_loss(image_features, text_features, logit_scale, *rest)[1]
-        gathered = trainer.step.all_gather_with_grad(image_features)
-        # The scale is seen whole by every rank, so that only the features' gradient is short.
-        return InfoNCE().reference(gathered, result.all_text_features, logit_scale), result
-
-    trainer.step._gathered_loss = whole_loss  # type: ignore[assignment]
 
 
 def step_whose_loss_is(factor: float) -> None:
@@ -121,6 +83,8 @@ def not_a_number() -> None:
         (gather_with_the_own_rows_gradient_only, 2, "direction is wrong too"),
         (gather_scaled_by_world_size, 1, "direction is wrong too"),
         (negatives_of_the_own_rank_only, 1, "direction is wrong too"),
+        (ranks_in_reverse_order, 1, "direction is wrong too"),
+        (offset_of_the_first_rank, 2, "direction is wrong too"),
         (
             whole_loss_on_every_rank,
             1,
