@@ -22,6 +22,7 @@ import fsspec
 from core.errors import DamagedError, StorageError
 
 PARTIAL_PREFIX = ".partial-"  # temporary names; never read, swept by the next writer
+_held: set[int] = set()  # descriptors of this process's locks
 
 
 def join(base: str | Path, *names: str) -> str:
@@ -192,6 +193,8 @@ def fetch(url: str, cache_dir: Path | None, sha256: str | None) -> Path:
 def lock(path: Path, purpose: str) -> Iterator[None]:
     """Hold a lock file that names its owner; the system frees it when the owner dies, and it leaves no file.
 
+    Processes that are forked meanwhile have no part in it: they may outlive the owner by seconds.
+
     Raises:
         StorageError: another process holds it.
     """
@@ -207,6 +210,7 @@ def lock(path: Path, purpose: str) -> Iterator[None]:
         if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
             break
         os.close(descriptor)  # the last owner removed the name between our open and our lock
+    _held.add(descriptor)
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         owner = json.dumps({"purpose": purpose, "pid": os.getpid(), "host": socket.gethostname(), "since": since})
@@ -214,8 +218,19 @@ def lock(path: Path, purpose: str) -> Iterator[None]:
         os.pwrite(descriptor, owner.encode(), 0)
         yield
     finally:
-        path.unlink(missing_ok=True)
+        if descriptor in _held:
+            _held.remove(descriptor)
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def _let_go_of_locks() -> None:
+    for descriptor in _held:
         os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_of_locks)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import torch
 TIMEOUT_S = 120
 # Imported once, by the server, with what DDP and a training run would import later; it forks in milliseconds, because
 # importing them starts no threads.
-PRELOADED = ["torch", "torch._dynamo", "torch.nn.parallel", "pytest", "trainer.open_run", "trainer.train"]
+PRELOADED = ["torch", "torch._dynamo", "torch.nn.parallel", "pytest", "trainer.train", "eval.validation"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ def started(world_size: int, worker: Callable[..., Any], *args: Any, timeout_s: 
     context.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as folder:
         job = (world_size, Path(worker.__code__.co_filename), worker.__name__, args, Path(folder), timeout_s)
-        processes = [context.Process(target=_process, args=(rank, *job), daemon=True) for rank in range(world_size)]
+        # Daemons would die with this process, but may not have children: loaders have.
+        processes = [context.Process(target=_process, args=(rank, *job)) for rank in range(world_size)]
         try:
             for process in processes:
                 process.start()

@@ -75,9 +75,10 @@ def test_a_lock_names_its_owner_and_leaves_no_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_lock_of_a_killed_owner_is_free(tmp_path: Path) -> None:
-    code = "import sys,time; from core.storage import lock; from pathlib import Path\n"
-    code += "with lock(Path(sys.argv[1]), 'x'):\n print('held', flush=True); time.sleep(60)"
+@pytest.mark.parametrize("child", ["", "os.fork() or time.sleep(5);"])  # a loader's worker, which outlives its owner
+def test_the_lock_of_a_killed_owner_is_free(tmp_path: Path, child: str) -> None:
+    code = "import os,sys,time; from core.storage import lock; from pathlib import Path\n"
+    code += f"with lock(Path(sys.argv[1]), 'x'):\n {child} print('held', flush=True); time.sleep(60)"
     owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / ".lock")], stdout=subprocess.PIPE)
     assert owner.stdout is not None and owner.stdout.readline() == b"held\n"
     with pytest.raises(StorageError, match=f"process {owner.pid}"):

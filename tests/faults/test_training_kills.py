@@ -1,0 +1,278 @@
+"""A training run killed at random steps, again and again, also while it saves, ends as if nothing had happened.
+
+All its processes get SIGKILL at once and the same recipe is started again: in the end losses, weights, moments and
+random generators are those of the undisturbed run, bit for bit, every step stands once in metrics.csv, at no time
+was more than one checkpoint interval lost, and nothing is left lying about. The short form kills 3 times, the long
+one 30; every third kill is aimed at a save.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gloo
+import pytest
+from training_runs import NOISY, STEPS_PER_EPOCH, end_state, last_checkpoint, losses, recipe, train_worker
+
+from core.storage import PARTIAL_PREFIX
+from trainer.checkpoint import latest_checkpoint
+from trainer.checkpoint_files import damage
+from trainer.data.loader import TrainLoader
+from trainer.run_folder import read_events
+from trainer.signals import REQUEUE_EXIT_CODE
+from trainer.trackers.metrics_csv import read_metrics
+
+INTERVAL = 5  # steps between checkpoints
+PATIENCE_S = 60.0
+Plant = Callable[[], None]
+
+
+def noisy_recipe(tmp_path: Path, name: str, epochs: int) -> dict[str, Any]:
+    """All the state there is, and a worker that reads."""
+    run_dir, reading = tmp_path / name / "run", {"num_workers": 1}
+    cadence = {"epochs": epochs, "eval_every": 12, "checkpoint_every": INTERVAL}
+    return recipe(tmp_path, run_dir=run_dir, data=reading, **cadence, **NOISY)
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When all processes are killed: some time after a step stands in metrics.csv, or into the next save."""
+
+    step: int
+    is_in_save: bool
+    delay_s: float
+
+
+@dataclass
+class Account:
+    """What the kills met."""
+
+    most_lost: int = 0  # steps between the last one done and the checkpoint, at worst
+    num_torn_saves: int = 0  # kills that left a checkpoint's temporary folder
+    orphans: list[int] = field(default_factory=list)  # loader workers that were alive
+
+
+def draw_kills(chance: random.Random, count: int, last_step: int) -> list[Kill]:
+    """Different steps in ascending order; every third kill goes for a save."""
+    steps = sorted(chance.sample(range(1, last_step - INTERVAL), count))
+    return [Kill(step, number % 3 == 1, chance.uniform(0, 0.04)) for number, step in enumerate(steps)]
+
+
+@pytest.mark.parametrize(
+    "kills", [3, pytest.param(30, marks=[pytest.mark.faults, pytest.mark.timeout(1200)])], ids=["3-kills", "30-kills"]
+)
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.faults)])
+def test_a_run_killed_at_random_steps_ends_bit_for_bit_the_same(
+    tmp_path: Path, fault_seed: int, world_size: int, kills: int
+) -> None:
+    epochs = 4 if kills < 10 else 20
+    whole, broken = (noisy_recipe(tmp_path, name, epochs) for name in ("whole", "broken"))
+    assert gloo.run(world_size, train_worker, whole) == [0] * world_size
+    drawn = draw_kills(random.Random(fault_seed), kills, epochs * STEPS_PER_EPOCH)
+    account = kill_and_resume(broken, world_size, drawn)
+    print(f"{kills} kills of {world_size} processes, {account.num_torn_saves} inside a save; lost {account.most_lost}")
+    check_equal(broken["run_dir"], whole["run_dir"])
+    assert account.num_torn_saves or kills < 10, "no kill met a save: this proves less than it says"
+    wait_until(lambda: not any(is_alive(pid) for pid in account.orphans), "a worker outlives its run")
+
+
+def kill_and_resume(values: dict[str, Any], world_size: int, kills: list[Kill], plant: Plant | None = None) -> Account:
+    """Kill a run at each of the moments, start it again each time, and let it come to its end."""
+    account = Account()
+    run_dir = Path(values["run_dir"])
+    for kill in kills:
+        with gloo.started(world_size, train_worker, values, None, None, plant) as group:
+            wait_for_moment(group, run_dir, kill)
+            account.orphans += [child for process in group.processes for child in children_of(process.pid)]
+            group.kill()
+        checkpoints = run_dir / "checkpoints"
+        account.num_torn_saves += any(checkpoints.glob(f"{PARTIAL_PREFIX}*"))
+        latest = latest_checkpoint(checkpoints)
+        assert latest is None or damage(latest) is None, damage(latest)
+        saved = 0 if latest is None else last_checkpoint(run_dir).step
+        account.most_lost = max(account.most_lost, last_logged(run_dir) - saved)
+        assert account.most_lost <= INTERVAL, f"killed at step {last_logged(run_dir)}, saved is step {saved}"
+    ends = gloo.run(world_size, train_worker, values, None, None, plant)
+    assert ends == [0] * world_size, ends
+    return account
+
+
+def wait_for_moment(group: gloo.Group, run_dir: Path, kill: Kill) -> None:
+    """Return when it is time; the run must not have ended before."""
+    metrics, checkpoints = run_dir / "metrics.csv", run_dir / "checkpoints"
+    before = identity_of(metrics)  # steps of the life before count only once the file was cut back to its checkpoint
+    wait_until(
+        lambda: not group.is_running or (identity_of(metrics) != before and last_logged(run_dir) >= kill.step),
+        f"step {kill.step} does not come",
+    )
+    if kill.is_in_save:
+        known = names_in(checkpoints)
+        wait_until(lambda: not group.is_running or bool(names_in(checkpoints) - known), "no checkpoint comes")
+    time.sleep(kill.delay_s)
+    assert group.is_running, f"ended before it was killed: {group.results()}"
+
+
+def check_equal(run_dir: Path, undisturbed: Path) -> None:
+    """Losses, all state, and the files that there are."""
+    assert losses(run_dir) == losses(undisturbed)
+    assert end_state(run_dir) == end_state(undisturbed)
+    measured, expected = (read_metrics(path / "metrics.csv") for path in (run_dir, undisturbed))
+    assert [row.step for row in measured] == [row.step for row in expected] == sorted({row.step for row in expected})
+    validated = [
+        [{k: v for k, v in row.metrics.items() if k.startswith("val/")} for row in m] for m in (measured, expected)
+    ]
+    assert validated[0] == validated[1]
+    assert files_below(run_dir.parent) == files_below(undisturbed.parent)
+    covered = [event["epoch"] for event in read_events(run_dir) if event["event"] == "epoch covered"]
+    assert sorted(set(covered)) == list(range(max(covered) + 1))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_sigterm_leaves_a_checkpoint_of_the_last_step_and_the_requeue_code(
+    tmp_path: Path, fault_seed: int, world_size: int
+) -> None:
+    chance, epochs = random.Random(fault_seed), 8
+    whole, broken = (noisy_recipe(tmp_path, name, epochs) for name in ("whole", "broken"))
+    assert gloo.run(world_size, train_worker, whole) == [0] * world_size
+    run_dir = Path(broken["run_dir"])
+    for stop in draw_kills(chance, 8, epochs * STEPS_PER_EPOCH):
+        with gloo.started(world_size, train_worker, broken) as group:
+            wait_for_moment(group, run_dir, stop)
+            at_signal = last_logged(run_dir)
+            chosen = group.processes if chance.random() < 0.5 else [chance.choice(group.processes)]
+            for process in chosen:
+                os.kill(process.pid, signal.SIGTERM)
+            assert group.results() == [REQUEUE_EXIT_CODE] * world_size
+        saved = last_checkpoint(run_dir).step
+        assert saved == last_logged(run_dir)  # no step after it, none without it
+        # The step under way, one more until all ranks know, and one that ended while we were looking.
+        assert saved <= at_signal + 1 + world_size
+    assert gloo.run(world_size, train_worker, broken) == [0] * world_size
+    check_equal(run_dir, whole["run_dir"])
+
+
+def resume_without_random_states() -> None:
+    import trainer.open_run
+
+    trainer.open_run.set_rng_state = lambda state: None
+
+
+def resume_one_step_late() -> None:
+    real = TrainLoader.epoch
+    TrainLoader.epoch = lambda self, epoch, step=0: real(self, epoch, step + bool(step))  # type: ignore[assignment]
+
+
+def resume_without_moments() -> None:
+    import trainer.open_run
+
+    trainer.open_run._load_optimizer = lambda optimizer, checkpoint: None
+
+
+def publish_before_the_files_are_written() -> None:
+    import trainer.checkpoint
+
+    def publish(fill: Callable[[Path], None], target: Path) -> None:
+        target.mkdir()
+        time.sleep(0.05)  # a disk slow enough that the kill falls into it
+        fill(target)
+
+    trainer.checkpoint.publish_folder = publish
+
+
+def save_every_other_time() -> None:
+    import trainer.run
+
+    real = trainer.run.save_checkpoint
+
+    def save(folder: Path, *, state: Any, **rest: Any) -> Any:
+        return folder if state["step"] % (2 * INTERVAL) else real(folder, state=state, **rest)
+
+    trainer.run.save_checkpoint = save
+
+
+def keep_the_lines_of_steps_that_come_again() -> None:
+    import trainer.trackers.opening
+
+    real = trainer.trackers.opening.MetricsCsv
+    trainer.trackers.opening.MetricsCsv = lambda run_dir, step: real(run_dir, step and 10**9)  # type: ignore[misc]
+
+
+def leave_temporary_folders() -> None:
+    import trainer.checkpoint
+
+    trainer.checkpoint.sweep_partials = lambda folder: None
+
+
+AT_A_STEP, IN_A_SAVE = Kill(7, False, 0.0), Kill(8, True, 0.005)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("plant", "kill", "complaint"),
+    [
+        (resume_without_random_states, AT_A_STEP, "assert {"),
+        (resume_without_moments, AT_A_STEP, "assert {"),
+        (resume_one_step_late, AT_A_STEP, "batch of epoch 1 in the ledger of epoch 0"),
+        (publish_before_the_files_are_written, IN_A_SAVE, "damaged"),
+        (save_every_other_time, Kill(9, False, 0.0), "saved is step 0"),
+        (keep_the_lines_of_steps_that_come_again, AT_A_STEP, "a step stands twice"),
+        (leave_temporary_folders, IN_A_SAVE, "partial"),
+    ],
+)
+def test_a_planted_defect_turns_the_kills_red(tmp_path: Path, plant: Plant, kill: Kill, complaint: str) -> None:
+    whole, broken = (noisy_recipe(tmp_path, name, 4) for name in ("whole", "broken"))
+    assert gloo.run(1, train_worker, whole) == [0]
+    with pytest.raises((AssertionError, RuntimeError), match=complaint):
+        kill_and_resume(broken, 1, [kill], plant)
+        check_equal(broken["run_dir"], whole["run_dir"])
+
+
+def identity_of(path: Path) -> int:
+    """Changes when another file takes the name; 0 where there is none."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return 0
+
+
+def last_logged(run_dir: Path) -> int:
+    """The last step of metrics.csv, a torn line left out; 0 before the first."""
+    path = run_dir / "metrics.csv"
+    lines = path.read_bytes().split(b"\n")[1:-1] if path.exists() else []
+    return int(lines[-1].split(b",")[0]) if lines else 0
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def children_of(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+def is_alive(pid: int) -> bool:
+    """Zombies, which nobody has waited for, are dead."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(is_true: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_true():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.002)
