@@ -88,9 +88,7 @@ def index_name(shard: str) -> str:
 
 def save_manifest(manifest: Manifest, url: str) -> str:
     """Publish the manifest, with a hash of itself, into the set's folder; returns the file's sha256."""
-    body = asdict(manifest)
-    body["manifest_sha256"] = _self_hash(body)
-    return publish_bytes((json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode(), join(url, MANIFEST_NAME))
+    return publish_bytes(_signed(asdict(manifest)), join(url, MANIFEST_NAME))
 
 
 def load_manifest(url: str) -> Manifest:
@@ -103,23 +101,27 @@ def load_manifest(url: str) -> Manifest:
     if not exists(path):
         raise ManifestError(f"{url}: no {MANIFEST_NAME}, so no shard set is there. Build one with `shardclip build`.")
     try:
-        body = json.loads(read_bytes(path))
-        claimed = body.pop("manifest_sha256")
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError, TypeError):
-        raise ManifestError(f"{path}: truncated or no manifest. Restore it, or build the set again.") from None
+        data = read_bytes(path)
+        body = json.loads(data)
+        del body["manifest_sha256"]
     except StorageError as error:
         raise ManifestError(str(error)) from error
+    except (ValueError, KeyError, TypeError):
+        raise ManifestError(f"{path}: truncated or no manifest. Restore it, or build the set again.") from None
     if body.get("format_version", 0) > FORMAT_VERSION:
         raise ManifestError(
             f"{path}: format {body['format_version']} is newer than {FORMAT_VERSION}. Update shardclip."
         )
-    if _self_hash(body) != claimed:
+    if (
+        _signed(body) != data
+    ):  # byte for byte: JSON alone would overlook a lost line end, or an escape written otherwise
         raise ManifestError(f"{path}: its own hash does not fit: it was altered. Restore it, or build the set again.")
     return _manifest_of(body)
 
 
-def _self_hash(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+def _signed(body: dict[str, Any]) -> bytes:
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return (json.dumps({**body, "manifest_sha256": digest}, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _manifest_of(body: dict[str, Any]) -> Manifest:

@@ -18,6 +18,17 @@ from core.shard_index import IMAGE, JSON, NPY, TXT, ShardIndex, checksum, decode
 from core.storage import fetch, is_local, join, sha256_of, size
 
 
+class DamagedSampleError(DamagedError):
+    """A member's bytes are not those that were written; `place` says which file and sample, for people."""
+
+    def __init__(self, place: str, member: str) -> None:
+        super().__init__(place, member)
+        self.place, self.member = place, member
+
+    def __str__(self) -> str:
+        return f"{self.place}: the {self.member} is damaged. Restore the shard or build it again."
+
+
 class ShardSet:
     """One or several shard sets as one sequence of samples 0..len-1, in the manifests' order.
 
@@ -101,11 +112,11 @@ class ShardSet:
         shard = int(np.searchsorted(self._ends, sample, side="right"))
         return shard, int(sample - self._ends[shard] + self.shard_sizes[shard])
 
-    def describe(self, sample: int) -> str:
-        """`folder/train-00000.tar: sample 000000123`, for people."""
+    def describe(self, sample: int, member: str = IMAGE) -> str:
+        """`folder/train-00000.tar: sample 000000123`, for people; the file is the one that holds the member."""
         shard, _ = self.locate(sample)
-        url, entry = self._shards[shard]
-        return f"{join(url, entry.name)}: sample {self.key(sample)}"
+        index = self._index(shard)
+        return f"{join(self._shards[shard][0], index.members[index.column(member)].file)}: sample {self.key(sample)}"
 
     def key(self, sample: int) -> str:
         """The sample's name in its tar."""
@@ -120,7 +131,7 @@ class ShardSet:
         """The bytes of a member, verified; empty where the sample has none.
 
         Raises:
-            DamagedError: the bytes are not those that were written; names shard and sample.
+            DamagedSampleError: the bytes are not those that were written; names file and sample.
         """
         shard, row = self.locate(sample)
         index = self._index(shard)
@@ -129,7 +140,7 @@ class ShardSet:
         offset, length = int(record["offset"]), int(record["length"])
         data = self._map(shard, index.members[column].file)[offset : offset + length]
         if length and checksum(data) != int(record["xxh3"]):
-            raise DamagedError(f"{self.describe(sample)}: the {name} is damaged. Restore the shard or build it again.")
+            raise DamagedSampleError(self.describe(sample, name), name)
         return data
 
     def groups(self, samples: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Make shard sets of tars that others wrote (img2dataset, open_clip users, any WebDataset): the tars stay as they are.
 
-`index_shards` writes NAME.idx beside each tar, rejected.jsonl and the manifest; `embed_shards` adds NAME.emb with the
-caption embeddings. Samples are jpg, jpeg, png or webp with a txt, or a json that has `caption` or `captions`.
+`index_shards` writes NAME.idx beside each tar, rejected.jsonl, build.json and the manifest; `embed_shards` adds
+NAME.emb with the caption embeddings. Samples are jpg, jpeg, png or webp with a txt, or a json that has `caption` or
+`captions`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from core.shard_index import (
 )
 from core.shard_set import ShardSet
 from core.storage import fetch, is_local, join, list_names, local, lock, publish_bytes, sha256_of, sweep_partials
+from shard_builder.build_state import load_build, save_build
 from shard_builder.caption_cache import CaptionCache
 from shard_builder.caption_embeddings import embed_with_progress, text_encoder_spec
 from shard_builder.engines.processes import ProcessesEngine, available_cores
@@ -52,7 +54,7 @@ from shard_builder.mapped import mapped
 from shard_builder.plan import fingerprint_of
 from shard_builder.progress import progress_bar, spoken_bytes, summary_table
 from shard_builder.records import Skip
-from shard_builder.rejected import count_by_reason, write_rejected
+from shard_builder.rejected import REJECTED_NAME, count_by_reason, write_rejected
 from shard_builder.writer import npy_bytes
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -112,9 +114,8 @@ def index_shards(
         entries = tuple(result.entry for result in ordered if result.entry)
         if not entries:
             raise DataError(f"{url}: no sample has both an image and a caption ({count_by_reason(skipped)}).")
-        write_rejected(url, skipped)
-        manifest = _manifest(split, ImageSpec(size, fit, "mixed", 0), entries, count_by_reason(skipped))
-        save_manifest(manifest, url)
+        files = {REJECTED_NAME: write_rejected(url, skipped)}
+        manifest = _publish(url, split, ImageSpec(size, fit, "mixed", 0), entries, count_by_reason(skipped), files)
     console.print(summary_table(manifest, [("size", spoken_bytes(sum(e.bytes for e in entries))), ("in", url)]))
     return manifest
 
@@ -140,6 +141,7 @@ def embed_shards(
         manifest = load_manifest(url)
         if manifest.image.codec != "mixed":
             raise ManifestError(f"{url}: was built by shardclip and has embeddings. Build it again for others.")
+        files = load_build(url)["files"]
         manifest = replace(manifest, shards=tuple(_indexed(url, entry, cache_dir) for entry in manifest.shards))
         shard_set = ShardSet((url,), (manifest,), cache_dir, verified=True)
         with progress_bar(console, "samples", total=len(shard_set)) as show:
@@ -156,8 +158,7 @@ def embed_shards(
             _write_sidecar(url, entry, [cache.lookup(own) for own in islice(of_sample, entry.num_samples)], cache_dir)
             for entry in manifest.shards
         )
-        manifest = _manifest(manifest.split, manifest.image, entries, manifest.skipped, encoder)
-        save_manifest(manifest, url)
+        manifest = _publish(url, manifest.split, manifest.image, entries, manifest.skipped, files, encoder)
     console.print(f"{manifest.num_captions:,} captions of {url} embedded by {manifest.text_encoder}")
     return manifest
 
@@ -253,17 +254,21 @@ def _write_sidecar(url: str, entry: ShardEntry, embeddings: Sequence[np.ndarray]
     return replace(entry, index_sha256=index_sha256, embeddings=SidecarEntry(name, int(offsets[-1]), sha256))
 
 
-def _manifest(
+def _publish(
+    url: str,
     split: str,
     image: ImageSpec,
     entries: tuple[ShardEntry, ...],
     skipped: Mapping[str, int],
+    files: Mapping[str, str],
     text_encoder: TextEncoderSpec | None = None,
 ) -> Manifest:
+    """Publish `build.json`, and last the manifest."""
     num_samples = sum(entry.num_samples for entry in entries)
     settings = {"image": asdict(image), "text_encoder": text_encoder and asdict(text_encoder)}
     shards = [[entry.name, entry.sha256, entry.index_sha256] for entry in entries]
-    return Manifest(
+    recipe = {"adopted": shards, **settings}
+    manifest = Manifest(
         split=split,
         num_samples=num_samples,
         num_captions=sum(entry.num_captions for entry in entries),
@@ -273,8 +278,11 @@ def _manifest(
         shards=entries,
         num_inputs=num_samples + sum(skipped.values()),
         skipped=dict(skipped),
-        fingerprint=fingerprint_of({"adopted": shards, **settings}),
+        fingerprint=fingerprint_of(recipe),
     )
+    save_build(url, recipe, files)
+    save_manifest(manifest, url)
+    return manifest
 
 
 @contextmanager

@@ -84,6 +84,21 @@ def build_bytes(recipe: Mapping[str, Any], files: Mapping[str, str]) -> bytes:
     return _json_bytes({**body, "sha256": fingerprint_of(body)})
 
 
+def load_build(out: str) -> dict[str, Any]:
+    """What `build.json` says: `recipe` and `files`.
+
+    Raises:
+        ManifestError: it is missing, or not as it was written.
+    """
+    path = join(out, BUILD_NAME)
+    body = _read_json(path)
+    if not {"recipe", "files"} <= body.keys():
+        raise ManifestError(f"{path}: is missing or cannot be read. Restore it, or make the set again.")
+    if read_bytes(path) != build_bytes(body["recipe"], body["files"]):
+        raise ManifestError(f"{path}: its own hash does not fit: it was altered. Restore it, or make the set again.")
+    return body
+
+
 def close_state(out: str) -> None:
     """Remove what was kept for going on; the manifest is there."""
     remove(join(out, STATE_NAME))

@@ -20,8 +20,8 @@ from core.image import ImageError, decode_into
 from core.manifest import MANIFEST_NAME, ImageSpec, Manifest, ShardEntry, index_name, load_manifest
 from core.shard_index import IMAGE, JSON, NPY, TXT, ShardIndex, TarSample, checksum, group_of, read_index, scan_tar
 from core.shard_set import decode_embeddings
-from core.storage import PARTIAL_PREFIX, exists, fetch, join, list_names, read_bytes, sha256_of
-from shard_builder.build_state import BUILD_NAME, STATE_NAME, build_bytes
+from core.storage import PARTIAL_PREFIX, exists, fetch, join, list_names, sha256_of
+from shard_builder.build_state import BUILD_NAME, STATE_NAME, load_build
 from shard_builder.contact_sheet import CONTACT_SHEET_NAME
 from shard_builder.engines.processes import ProcessesEngine, available_cores
 from shard_builder.mapped import mapped
@@ -114,6 +114,8 @@ def check_shard(task: ShardCheck, report: Callable[[int], None]) -> ShardFinding
     faults = [fault for name, size, sha256 in files for fault in _check_file(paths[name], name, size, sha256)]
     if not all(path.is_file() for path in paths.values()):
         return ShardFindings(faults, [], [])
+    if any(fault.file == index_name(entry.name) for fault in faults):
+        return ShardFindings(faults, [], [])  # what a damaged index says of its shard would send people astray
     try:
         index = read_index(paths[index_name(entry.name)])
     except DamagedError as error:
@@ -267,8 +269,7 @@ def _check_folder(url: str, manifest: Manifest) -> Iterator[Fault]:
     if exists(join(url, STATE_NAME)):
         yield Fault(STATE_NAME, "", "left over from a killed build: run the build again, it only tidies up")
     yield from _check_rejected(url, manifest)
-    if not adopted:
-        yield from _check_build(url, manifest)
+    yield from _check_build(url, manifest)
 
 
 def _check_rejected(url: str, manifest: Manifest) -> Iterator[Fault]:
@@ -285,19 +286,13 @@ def _check_rejected(url: str, manifest: Manifest) -> Iterator[Fault]:
 
 def _check_build(url: str, manifest: Manifest) -> Iterator[Fault]:
     try:
-        data = read_bytes(join(url, BUILD_NAME))
-        body = json.loads(data)
-        recipe, files = body["recipe"], body["files"]
-        is_sound = data == build_bytes(recipe, files)
-    except (StorageError, ValueError, KeyError, TypeError):
-        yield Fault(BUILD_NAME, "", "is missing or cannot be read")
+        build = load_build(url)
+    except ManifestError as error:
+        yield Fault(BUILD_NAME, "", str(error))
         return
-    if not is_sound:
-        yield Fault(BUILD_NAME, "", "its own hash does not fit: it was altered")
-        return
-    if fingerprint_of(recipe) != manifest.fingerprint:
+    if fingerprint_of(build["recipe"]) != manifest.fingerprint:
         yield Fault(BUILD_NAME, "", "is not the recipe whose fingerprint the manifest has")
-    for name, sha256 in files.items():
+    for name, sha256 in build["files"].items():
         if not exists(join(url, name)):
             yield Fault(name, "", "is missing")
         elif sha256_of(join(url, name)) != sha256:

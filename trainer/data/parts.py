@@ -13,7 +13,7 @@ from core.errors import DamagedError, ShardclipError
 from core.image import ImageError, decode_into
 from core.seeding import uniform
 from core.shard_index import IMAGE
-from core.shard_set import ShardSet
+from core.shard_set import DamagedSampleError, ShardSet
 from trainer.data.batch import Damage, too_many_damaged
 
 # (epoch, samples (n,), embeddings of each sample (C, E)) -> text of the part
@@ -76,11 +76,10 @@ class PartReader(Dataset[Part | ShardclipError]):
             try:
                 embeddings.append(self._read_sample(sample, images[row]))
             except (DamagedError, ImageError) as error:
-                substitute, found = self._substitute(sample, images[row])
+                substitute, found = self._substitute(sample, images[row], error)
                 served[row] = substitute
                 embeddings.append(found)
-                description = self._shard_set.describe(sample)
-                damaged.append(Damage(sample, description, _reason(error), substitute, task.row + row))
+                damaged.append(Damage(sample, self._place(sample, error), _reason(error), substitute, task.row + row))
         return Part(
             task,
             served,
@@ -102,15 +101,18 @@ class PartReader(Dataset[Part | ShardclipError]):
         self._decode_s += time.perf_counter() - read
         return embeddings
 
-    def _substitute(self, sample: int, out: np.ndarray) -> tuple[int, np.ndarray]:
-        damaged = [sample]
-        while len(damaged) <= self._max_damaged:
-            candidate = (sample + len(damaged)) % len(self._shard_set)
+    def _substitute(self, sample: int, out: np.ndarray, error: Exception) -> tuple[int, np.ndarray]:
+        places = [self._place(sample, error)]
+        while len(places) <= self._max_damaged:
+            candidate = (sample + len(places)) % len(self._shard_set)
             try:
                 return candidate, self._read_sample(candidate, out)
-            except (DamagedError, ImageError):
-                damaged.append(candidate)  # counted for good when its own turn comes
-        raise too_many_damaged([self._shard_set.describe(s) for s in damaged], self._max_damaged)
+            except (DamagedError, ImageError) as another:
+                places.append(self._place(candidate, another))  # counted for good when its own turn comes
+        raise too_many_damaged(places, self._max_damaged)
+
+    def _place(self, sample: int, error: Exception) -> str:
+        return error.place if isinstance(error, DamagedSampleError) else self._shard_set.describe(sample)
 
 
 def draw_captions(seed: int, epoch: int, samples: np.ndarray, embeddings: Sequence[np.ndarray]) -> np.ndarray:

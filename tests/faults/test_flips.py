@@ -1,0 +1,345 @@
+"""2,000 flipped bits, cut, emptied, lengthened, missing and swapped files: each is found before use, and named.
+
+Who finds what:
+    manifest, index        `ShardSet.open`, so every run, evaluation and search, before its first sample
+    size of a tar, sidecar `ShardSet.open`
+    image, embeddings      the loader, when it reads the sample (here: a whole epoch); what it has handed out until
+                           then is what was written
+    texts                  `ShardSet.captions`, when evaluation or a preview reads them: the json, of adopted sets also
+                           the txt
+    tar headers, padding,  nobody reads them but other people's tar readers: `shardclip verify`
+    txt of built sets
+    rejected.jsonl, contact_sheet.jpg, build.json: no run reads them: `shardclip verify`
+    checkpoints            whoever loads them, file by file, before the first tensor is made
+    cached embeddings      the build that opens the segment
+
+`verify` finds every one of them in a shard set, whoever else does. The seed is printed; SHARDCLIP_FAULT_SEED replays.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pytest
+import torch
+from damages import CUT, EMPTY, LONGER, MISSING, SWAP, Damage, damaged, draw_damages
+from fake_encoder import SPEC, expected
+from photo_folders import write_photos
+from rich.console import Console
+from webdataset import ShardWriter
+
+from core import manifest, shard_set
+from core.config import Choice
+from core.errors import CheckpointError, ShardclipError
+from core.shard_index import IMAGE, JSON, NPY, TXT
+from core.shard_set import ShardSet
+from shard_builder import adopt, verify
+from shard_builder.build import BuildConfig, ImageConfig, build_shards
+from shard_builder.caption_cache import CaptionCache
+from trainer import checkpoint_files
+from trainer.checkpoint import load_latest, load_weights, save_checkpoint
+from trainer.data.loader import TrainLoader
+
+FULL = pytest.mark.faults
+Finder = Callable[[Damage], str | None]  # why the damage is bad, None when it was found as it should be
+
+
+class InThisProcess:
+    """Stands in for the engine: the same checks without the third of a second that a worker takes to start."""
+
+    def __init__(self, workers: int, pillow_simd: bool = True) -> None:
+        pass
+
+    def __enter__(self) -> InThisProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def run(self, function: Any, tasks: Iterable[Any], progress: Any) -> Iterator[tuple[Any, Any]]:
+        for task in tasks:
+            yield task, function(task, lambda position: None)
+
+
+@pytest.fixture
+def built_set(tmp_path: Path, caption_cache: Path) -> Path:
+    """30 samples in 4 shards, and 2 inputs that were left out."""
+    photos = write_photos(tmp_path / "photos", 32)
+    for name in ("004.jpg", "017.jpg"):
+        (photos.parent / name).write_bytes(b"no picture")
+    config = BuildConfig(
+        source=Choice("jsonl", {"file": str(photos)}),
+        out=str(tmp_path / "built"),
+        image=ImageConfig(size=32),
+        text_encoder=Choice("fake"),
+        samples_per_shard=8,
+        max_skipped=0.5,
+        workers=1,
+        cache_dir=caption_cache,
+    )
+    build_shards(config, Console(file=io.StringIO()))
+    return Path(config.out)
+
+
+@pytest.fixture
+def adopted_set(tmp_path: Path, caption_cache: Path) -> Path:
+    """16 samples in 4 foreign tars, one without a caption, embeddings in sidecars."""
+    photos = write_photos(tmp_path / "others", 17).parent
+    folder = tmp_path / "adopted"
+    folder.mkdir()
+    with ShardWriter(str(folder / "%05d.tar"), maxcount=5, verbose=0) as writer:
+        for number, path in enumerate(sorted(photos.glob("*.jpg"))):
+            text = {} if number == 6 else {"txt": f"a text {number}", "json": {"url": f"http://x/{number}"}}
+            writer.write({"__key__": f"{number:04d}", "jpg": path.read_bytes(), **text})
+    console = Console(file=io.StringIO())
+    adopt.index_shards(str(folder), size=32, workers=1, console=console)
+    adopt.embed_shards(str(folder), Choice("fake"), cache_dir=caption_cache, console=console)
+    return folder
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Path:
+    """Two checkpoints as a run leaves them."""
+    for step in (1, 2):
+        weights = {"weight": torch.full((4, 4), float(step)), "count": torch.tensor(step)}
+        save_checkpoint(
+            tmp_path / "checkpoints",
+            model_state=weights,
+            ema_state={name: value + 1 for name, value in weights.items()},
+            optimizer_state={"state": {0: {"step": torch.tensor(float(step))}}, "param_groups": [{"lr": 0.1}]},
+            state={"step": step, "epoch": 0},
+            identity={"tower": "resnet50", "trained": step},
+            keep_last=2,
+            is_best=step == 1,
+        )
+    return tmp_path / "checkpoints"
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(900, marks=FULL)])
+def test_damage_to_a_built_set_is_found(
+    built_set: Path, count: int, fault_seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "ProcessesEngine", InThisProcess)
+    assert unfound(files_of(built_set), count, fault_seed, in_shard_set(built_set)) == []
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(500, marks=FULL)])
+def test_damage_to_an_adopted_set_is_found(
+    adopted_set: Path, count: int, fault_seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "ProcessesEngine", InThisProcess)
+    assert unfound(files_of(adopted_set), count, fault_seed, in_shard_set(adopted_set)) == []
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(500, marks=FULL)])
+def test_damage_to_a_checkpoint_is_found(checkpoints: Path, count: int, fault_seed: int) -> None:
+    latest = checkpoints / "step-00000002"
+    others = [file for file in files_of(checkpoints) if file.parent != latest]
+    assert unfound([*files_of(latest), *others], count, fault_seed, in_checkpoints(checkpoints)) == []
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(100, marks=FULL)])
+def test_damage_to_cached_embeddings_is_found(tmp_path: Path, count: int, fault_seed: int) -> None:
+    captions = [f"caption {number}" for number in range(50)]
+    for some in (captions[:20], captions[20:]):
+        CaptionCache(tmp_path, SPEC).add(some, expected(some))
+    assert unfound(files_of(tmp_path), count, fault_seed, in_caption_cache(tmp_path, captions)) == []
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(shard_set, "checksum"), (shard_set, "sha256_of"), (manifest, "_signed"), (verify, "sha256_of")],
+)
+def test_without_one_of_the_checks_this_suite_turns_red(
+    built_set: Path, owner: Any, name: str, fault_seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "ProcessesEngine", InThisProcess)
+    find = in_shard_set(built_set)
+    monkeypatch.setattr(owner, name, lambda data: AgreesWithAll())
+    assert unfound(files_of(built_set), 200, fault_seed, find)
+
+
+def test_without_hashes_of_checkpoint_files_this_suite_turns_red(
+    checkpoints: Path, fault_seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = in_checkpoints(checkpoints)
+    monkeypatch.setattr(checkpoint_files, "read_verified", lambda path, name, entry: (path / name).read_bytes())
+    monkeypatch.setattr("trainer.checkpoint.read_verified", checkpoint_files.read_verified)
+    assert unfound(files_of(checkpoints / "step-00000002"), 60, fault_seed, find)
+
+
+class AgreesWithAll(str):
+    """A planted defect: a hash that fits everything."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = str.__hash__
+
+
+def unfound(files: list[Path], count: int, seed: int, find: Finder) -> list[str]:
+    """The damages that were not found as they should be, in words."""
+    reports = [(damage, reason_of(find, damage)) for damage in draw_damages(random.Random(seed), files, count)]
+    return [f"{damage.kind} at {damage.place} of {damage.names}: {why}" for damage, why in reports if why]
+
+
+def reason_of(find: Finder, damage: Damage) -> str | None:
+    try:
+        return find(damage)
+    except Exception as error:  # damage that ends in a stack trace was not found, it was stumbled over
+        return f"stumbled: {error!r}"
+
+
+def in_shard_set(folder: Path) -> Finder:
+    """Train on the set and read its texts, then verify it."""
+    sound_batches, sound_texts = batches_of(folder), texts_of(folder)
+    assert verify_names(folder) == set() and sound_batches[1] is sound_texts[1] is None
+    read = {name: members_read(folder / name) for name in {f.name for f in folder.glob("*.tar")}}
+
+    def find(damage: Damage) -> str | None:
+        with damaged(damage):
+            for user, (sound, _), (found, error) in (
+                ("training", sound_batches, batches_of(folder)),
+                ("texts", sound_texts, texts_of(folder)),
+            ):
+                if found != sound[: len(found)]:
+                    return f"{user} used what was not written"
+                if error is None and user in must_find(damage, read):
+                    return f"{user} read it and found nothing"
+                if error is not None and not any(name in error for name in damage.names):
+                    return f"{user} does not name the file: {error}"
+            if not damage.names & verify_names(folder):
+                return f"verify names {verify_names(folder)}"
+        return None
+
+    return find
+
+
+def must_find(damage: Damage, members: dict[str, dict[str, list[tuple[int, int]]]]) -> set[str]:
+    """Who reads the damaged bytes, and so has to find them damaged."""
+    suffixes = {Path(name).suffix for name in damage.names}
+    if damage.file.name == "manifest.json" or ".idx" in suffixes:
+        return {"training", "texts"}
+    if not suffixes & {".tar", ".emb"}:
+        return set()
+    if damage.kind in (CUT, EMPTY, LONGER, MISSING):
+        return {"training", "texts"}
+    if damage.kind == SWAP:
+        return {"training"}
+    byte = damage.place // 8
+    places = members.get(damage.file.name, {"training": [(0, damage.file.stat().st_size)]})
+    return {user for user, own in places.items() if any(start <= byte < start + size for start, size in own)}
+
+
+def members_read(tar: Path) -> dict[str, list[tuple[int, int]]]:
+    """The places in a tar that training reads, and those that readers of texts read."""
+    opened = ShardSet.open(str(tar.parent))
+    index = opened._index([entry.name for entry in opened.manifests[0].shards].index(tar.name))
+    used = {IMAGE: "training", NPY: "training", JSON: "texts", TXT: "texts" if is_adopted(opened) else "others"}
+    users: dict[str, list[tuple[int, int]]] = {user: [] for user in used.values()}
+    for column, member in enumerate(index.members):
+        if member.file == tar.name:
+            users[used[member.name]] += [(int(r["offset"]), int(r["length"])) for r in index.records[:, column]]
+    return users
+
+
+def is_adopted(opened: ShardSet) -> bool:
+    """The json of a built set holds all captions; a foreign one may leave them to the txt."""
+    return opened.image.codec == "mixed"
+
+
+def batches_of(folder: Path) -> tuple[list[bytes], str | None]:
+    """What an epoch of training hands out, until it ends with an error."""
+    batches: list[bytes] = []
+    try:
+        loader = TrainLoader(ShardSet.open(str(folder)), global_batch_size=2)
+        for batch in loader.epoch(0):
+            batches.append(b"".join(part.numpy().tobytes() for part in (batch.images, batch.text, batch.groups)))
+        return batches, None
+    except ShardclipError as error:
+        return batches, str(error)
+
+
+def texts_of(folder: Path) -> tuple[list[Any], str | None]:
+    """All captions and infos, until reading ends with an error."""
+    texts: list[Any] = []
+    try:
+        opened = ShardSet.open(str(folder))
+        for sample in range(len(opened)):
+            texts.append((opened.captions(sample), opened.info(sample)))
+        return texts, None
+    except ShardclipError as error:
+        return texts, str(error)
+
+
+def verify_names(folder: Path) -> set[str]:
+    return {fault.file for fault in verify.verify(str(folder), Console(file=io.StringIO()), workers=1)}
+
+
+def in_checkpoints(folder: Path) -> Finder:
+    """Load the latest checkpoint, and the weights of both, as resuming and evaluation do."""
+    whole = {path: load_weights(path) for path in sorted(folder.iterdir())}
+    assert load_latest(folder) is not None
+
+    def find(damage: Damage) -> str | None:
+        with damaged(damage):
+            message = error_of(lambda: load_latest(folder))
+            touched = {path.parent for path in (damage.file, damage.other) if path}
+            if folder / "step-00000002" in touched and message is None:
+                return "resuming found nothing"
+            if message and not any(str(path) in message for path in touched):
+                return f"the message names no file of the checkpoint: {message}"
+            if message and damage.kind != SWAP and str(damage.file) not in message:
+                return f"the message does not name the file: {message}"
+            for path, sound in whole.items():
+                if not same_or_refused(path, *sound):
+                    return "evaluation used what was not written"
+        return None
+
+    return find
+
+
+def same_or_refused(path: Path, weights: dict[str, torch.Tensor], identity: dict[str, Any]) -> bool:
+    try:
+        found, named = load_weights(path)
+    except CheckpointError:
+        return True
+    return named == identity and all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def in_caption_cache(folder: Path, captions: list[str]) -> Finder:
+    """Open the cache as a build does, and look everything up."""
+
+    def find(damage: Damage) -> str | None:
+        with damaged(damage):
+            cache = CaptionCache(folder, SPEC)
+            message = error_of(lambda: cache.missing(captions))
+            if damage.kind == MISSING:
+                return None if message is None and cache.missing(captions) else "nothing is missing"
+            if message is None or not any(name in message for name in damage.names):
+                return f"opening says {message}"
+        return None
+
+    return find
+
+
+def error_of(act: Callable[[], object]) -> str | None:
+    try:
+        act()
+    except ShardclipError as error:
+        return str(error)
+    return None
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
