@@ -3,11 +3,12 @@
 All its processes get SIGKILL at once and the same recipe is started again: in the end losses, weights, moments and
 random generators are those of the undisturbed run, bit for bit, every step stands once in metrics.csv, at no time
 was more than one checkpoint interval lost, and nothing is left lying about. The short form kills 3 times, the long
-one 30; every third kill is aimed at a save.
+one 30; every third kill is aimed at a save, every sixth at a run that is being opened.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gloo
 import pytest
@@ -43,10 +44,10 @@ def noisy_recipe(tmp_path: Path, name: str, epochs: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Kill:
-    """When all processes are killed: some time after a step stands in metrics.csv, or into the next save."""
+    """When all processes are killed: so long after their start, after a step stands in metrics.csv, or into a save."""
 
+    moment: Literal["start", "step", "save"]
     step: int
-    is_in_save: bool
     delay_s: float
 
 
@@ -60,9 +61,11 @@ class Account:
 
 
 def draw_kills(chance: random.Random, count: int, last_step: int) -> list[Kill]:
-    """Different steps in ascending order; every third kill goes for a save."""
+    """Different steps in ascending order; every third kill goes for a save, every sixth for a run that opens."""
     steps = sorted(chance.sample(range(1, last_step - INTERVAL), count))
-    return [Kill(step, number % 3 == 1, chance.uniform(0, 0.04)) for number, step in enumerate(steps)]
+    moments = itertools.cycle(["step", "save", "step", "step", "save", "start"])
+    longest = {"start": 1.0, "step": 0.04, "save": 0.02}  # seconds
+    return [Kill(moment, step, chance.uniform(0, longest[moment])) for moment, step in zip(moments, steps)]
 
 
 @pytest.mark.parametrize(
@@ -106,13 +109,18 @@ def kill_and_resume(values: dict[str, Any], world_size: int, kills: list[Kill], 
 
 def wait_for_moment(group: gloo.Group, run_dir: Path, kill: Kill) -> None:
     """Return when it is time; the run must not have ended before."""
+    if kill.moment == "start":
+        time.sleep(kill.delay_s)
+        return
     metrics, checkpoints = run_dir / "metrics.csv", run_dir / "checkpoints"
     before = identity_of(metrics)  # steps of the life before count only once the file was cut back to its checkpoint
+    first = int(latest.name.removeprefix("step-")) + 1 if (latest := latest_checkpoint(checkpoints)) else 1
+    awaited = max(kill.step, first)  # a step of this life
     wait_until(
-        lambda: not group.is_running or (identity_of(metrics) != before and last_logged(run_dir) >= kill.step),
-        f"step {kill.step} does not come",
+        lambda: not group.is_running or (identity_of(metrics) != before and last_logged(run_dir) >= awaited),
+        f"step {awaited} does not come",
     )
-    if kill.is_in_save:
+    if kill.moment == "save":
         known = names_in(checkpoints)
         wait_until(lambda: not group.is_running or bool(names_in(checkpoints) - known), "no checkpoint comes")
     time.sleep(kill.delay_s)
@@ -143,7 +151,7 @@ def test_sigterm_leaves_a_checkpoint_of_the_last_step_and_the_requeue_code(
     whole, broken = (noisy_recipe(tmp_path, name, epochs) for name in ("whole", "broken"))
     assert gloo.run(world_size, train_worker, whole) == [0] * world_size
     run_dir = Path(broken["run_dir"])
-    for stop in draw_kills(chance, 8, epochs * STEPS_PER_EPOCH):
+    for stop in (kill for kill in draw_kills(chance, 10, epochs * STEPS_PER_EPOCH) if kill.moment != "start"):
         with gloo.started(world_size, train_worker, broken) as group:
             wait_for_moment(group, run_dir, stop)
             at_signal = last_logged(run_dir)
@@ -176,14 +184,27 @@ def resume_without_moments() -> None:
     trainer.open_run._load_optimizer = lambda optimizer, checkpoint: None
 
 
+def write_slowly() -> None:
+    """A disk slow enough that the kill falls into the save."""
+    import trainer.checkpoint
+
+    real = trainer.checkpoint.write_files
+
+    def write(*arguments: Any) -> None:
+        time.sleep(0.2)
+        real(*arguments)
+
+    trainer.checkpoint.write_files = write
+
+
 def publish_before_the_files_are_written() -> None:
     import trainer.checkpoint
 
     def publish(fill: Callable[[Path], None], target: Path) -> None:
         target.mkdir()
-        time.sleep(0.05)  # a disk slow enough that the kill falls into it
         fill(target)
 
+    write_slowly()
     trainer.checkpoint.publish_folder = publish
 
 
@@ -208,10 +229,11 @@ def keep_the_lines_of_steps_that_come_again() -> None:
 def leave_temporary_folders() -> None:
     import trainer.checkpoint
 
+    write_slowly()
     trainer.checkpoint.sweep_partials = lambda folder: None
 
 
-AT_A_STEP, IN_A_SAVE = Kill(7, False, 0.0), Kill(8, True, 0.005)
+AT_A_STEP, IN_A_SAVE = Kill("step", 7, 0.0), Kill("save", 8, 0.005)
 
 
 @pytest.mark.faults
@@ -222,7 +244,7 @@ AT_A_STEP, IN_A_SAVE = Kill(7, False, 0.0), Kill(8, True, 0.005)
         (resume_without_moments, AT_A_STEP, "assert {"),
         (resume_one_step_late, AT_A_STEP, "batch of epoch 1 in the ledger of epoch 0"),
         (publish_before_the_files_are_written, IN_A_SAVE, "damaged"),
-        (save_every_other_time, Kill(9, False, 0.0), "saved is step 0"),
+        (save_every_other_time, Kill("step", 9, 0.0), "saved is step 0"),
         (keep_the_lines_of_steps_that_come_again, AT_A_STEP, "a step stands twice"),
         (leave_temporary_folders, IN_A_SAVE, "partial"),
     ],
