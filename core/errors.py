@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
+
+_MAKE_ROOM = "Free space on that disk and start the same command again: it goes on from what is finished."
+_REMEDIES = {
+    errno.ENOSPC: _MAKE_ROOM,
+    errno.EDQUOT: _MAKE_ROOM,
+    errno.EFBIG: "Raise the limit on the size of files (`ulimit -f`) and start the same command again.",
+}
 
 
 class ShardclipError(ValueError):
@@ -48,6 +57,12 @@ class PeerLostError(ShardclipError):
 
 class DivergedError(ShardclipError):
     """Training does not lead anywhere: its losses stay without finite value."""
+
+
+def cannot_write(where: str | Path, error: OSError) -> StorageError:
+    """The sentence for a failed write: what, where, what to do."""
+    remedy = _REMEDIES.get(error.errno or 0, "Check that disk, and who may write there.")
+    return StorageError(f"{where}: cannot be written ({error.strerror or error}). {remedy}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

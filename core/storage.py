@@ -5,24 +5,20 @@ One commit protocol: write a temporary name in the same folder, flush and fsync,
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import os
 import shutil
-import socket
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import fsspec
 
-from core.errors import DamagedError, StorageError
+from core.errors import DamagedError, StorageError, cannot_write
+from core.locks import turn
 
 PARTIAL_PREFIX = ".partial-"  # temporary names; never read, swept by the next writer
-_held: set[int] = set()  # descriptors of this process's locks
 
 
 def join(base: str | Path, *names: str) -> str:
@@ -122,7 +118,7 @@ def publish(write: Callable[[Path], None], target: str | Path, expected_sha256: 
             os.replace(partial, path)
         _fsync(path.parent)
     except OSError as error:
-        raise StorageError(f"{target}: cannot be written ({error.strerror or error}).") from error
+        raise cannot_write(target, error) from error
     return digest
 
 
@@ -153,7 +149,7 @@ def publish_folder(fill: Callable[[Path], None], target: Path) -> None:
             raise
         _fsync(target.parent)
     except OSError as error:
-        raise StorageError(f"{target}: cannot be written ({error.strerror or error}).") from error
+        raise cannot_write(target, error) from error
 
 
 def sweep_partials(folder: Path) -> None:
@@ -182,67 +178,11 @@ def fetch(url: str, cache_dir: Path | None, sha256: str | None) -> Path:
         raise StorageError(f"{url}: is remote, and no cache folder is set. Set data.cache_dir to a local disk.")
     path = cache_dir / hashlib.sha256(f"{url} {sha256}".encode()).hexdigest()[:16] / url.rsplit("/", 1)[-1]
     if not path.exists():  # published whole after verification, so what is there is right
-        with _turn(path.parent):  # the processes of a node want the same shard at once: one of them fetches it
+        with turn(path.parent):  # the processes of a node want the same shard at once: one of them fetches it
             if not path.exists():
                 filesystem, remote_path = _remote(url)
                 publish(lambda partial: filesystem.get_file(remote_path, str(partial)), path, sha256)
     return path
-
-
-@contextmanager
-def lock(path: Path, purpose: str) -> Iterator[None]:
-    """Hold a lock file that names its owner; the system frees it when the owner dies, and it leaves no file.
-
-    Processes that are forked meanwhile have no part in it: they may outlive the owner by seconds.
-
-    Raises:
-        StorageError: another process holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            owner = os.read(descriptor, 4096).decode(errors="replace")
-            os.close(descriptor)
-            raise StorageError(f"{path.parent}: in use by {_spoken_owner(owner)}. Wait for it, or stop it.") from None
-        if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
-            break
-        os.close(descriptor)  # the last owner removed the name between our open and our lock
-    _held.add(descriptor)
-    try:
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        owner = json.dumps({"purpose": purpose, "pid": os.getpid(), "host": socket.gethostname(), "since": since})
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, owner.encode(), 0)
-        yield
-    finally:
-        if descriptor in _held:
-            _held.remove(descriptor)
-            path.unlink(missing_ok=True)
-            os.close(descriptor)
-
-
-def _let_go_of_locks() -> None:
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_let_go_of_locks)
-
-
-@contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    """Wait until no other process of this machine works in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _remote(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -256,7 +196,10 @@ def _publish_remote(write: Callable[[Path], None], url: str, expected_sha256: st
     filesystem, path = _remote(url)
     with tempfile.TemporaryDirectory() as folder:
         partial = Path(folder) / "file"
-        write(partial)
+        try:
+            write(partial)
+        except OSError as error:
+            raise cannot_write(f"{folder} (on its way to {url})", error) from error
         digest = sha256_of(partial)
         _expect(digest, expected_sha256, url)
         # Object stores show a finished upload or nothing; others get a temporary name and a move.
@@ -304,11 +247,3 @@ def _expect(digest: str, expected: str | None, where: str | Path) -> None:
     if expected not in (None, digest):
         remedy = "Delete it and build or fetch it again."
         raise DamagedError(f"{where}: sha256 is {digest[:12]}, {str(expected)[:12]} was expected. {remedy}")
-
-
-def _spoken_owner(text: str) -> str:
-    try:
-        owner = json.loads(text)
-        return f"{owner['purpose']} (process {owner['pid']} on {owner['host']}, since {owner['since']})"
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return "another process that has just started"

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from core.config import Choice
 from core.errors import DamagedError, DataError, ManifestError, StorageError
+from core.locks import lock
 from core.manifest import (
     ImageSpec,
     Manifest,
@@ -45,7 +46,7 @@ from core.shard_index import (
     scan_tar,
 )
 from core.shard_set import ShardSet
-from core.storage import fetch, is_local, join, list_names, local, lock, publish_bytes, sha256_of, sweep_partials
+from core.storage import fetch, is_local, join, list_names, local, publish_bytes, sha256_of, sweep_partials
 from shard_builder.build_state import load_build, save_build
 from shard_builder.caption_cache import CaptionCache
 from shard_builder.caption_embeddings import embed_with_progress, text_encoder_spec

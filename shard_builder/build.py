@@ -21,9 +21,10 @@ from core import config as parts
 from core.config import Choice
 from core.errors import ConfigError, DataError
 from core.image import imaging_library
+from core.locks import lock
 from core.manifest import ImageSpec, Manifest, TextEncoderSpec, save_manifest
 from core.shard_set import ShardSet
-from core.storage import is_local, join, local, lock, publish_bytes
+from core.storage import is_local, join, local, publish_bytes
 from shard_builder.build_state import close_state, finished_results, open_state, save_build, save_result
 from shard_builder.caption_embeddings import embed_with_progress, text_encoder_spec
 from shard_builder.contact_sheet import CONTACT_SHEET_NAME, contact_sheet

@@ -78,7 +78,6 @@ def save_checkpoint(
         CheckpointError: what was written reads back differently; what was there before is untouched.
     """
     target = folder / step_name(int(state["step"]))
-    folder.mkdir(parents=True, exist_ok=True)
     sweep_partials(folder)
     if target.exists():
         if not damage(target):

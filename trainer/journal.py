@@ -8,18 +8,28 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from core.errors import cannot_write
 from core.storage import publish_bytes
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add one line in a single write, so that it outlives the process; a torn one before it is cut off first."""
+    """Add one line in a single write, so that it outlives the process; a torn one before it is cut off first.
+
+    Raises:
+        StorageError: the disk is full or cannot be written.
+    """
     assert "\n" not in line
-    cut_torn_line(path)
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, f"{line}\n".encode())
-    finally:
-        os.close(descriptor)
+        cut_torn_line(path)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            data = f"{line}\n".encode()
+            while data:  # a disk that becomes full takes a part, and says so only when asked again
+                data = data[os.write(descriptor, data) :]
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def read_lines(path: Path) -> list[str]:
@@ -45,8 +55,12 @@ def fsync(path: Path) -> None:
     """Make what was appended survive the machine, not just the process."""
     if path.exists():
         descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        finally:
+            os.close(descriptor)
 
 
 def append_json(path: Path, record: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,8 @@ import yaml
 
 from core.config import config_diff, dump_yaml
 from core.errors import ConfigError, DamagedError, StorageError
-from core.storage import lock, publish_bytes, sweep_partials
+from core.locks import lock
+from core.storage import publish_bytes, sweep_partials
 from trainer.journal import append_json, read_json_lines
 
 RUN, CONFIG, ENVIRONMENT, EVENTS, CHECKPOINTS = (
@@ -91,7 +92,6 @@ def open_run_folder(
         ConfigError: there is a run in the folder and `resume` does not continue it.
         StorageError: another process holds the folder.
     """
-    path.mkdir(parents=True, exist_ok=True)
     with lock(path / ".lock", f"training run {path.name}"):
         sweep_partials(path)
         found = _found_run(path)
@@ -108,8 +108,9 @@ def open_run_folder(
 def note_failure(run_dir: Path, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
     """An exit callback: write into the run folder why a run ended that did not end well; any rank may."""
     if error is not None:
-        record_event(run_dir, "failed", error=f"{type(error).__name__}: {error}")
-        _write_state(run_dir, "failed")
+        with suppress(StorageError):  # a full disk takes no note either; the error itself must still reach people
+            record_event(run_dir, "failed", error=f"{type(error).__name__}: {error}")
+            _write_state(run_dir, "failed")
 
 
 def set_state(run: RunFolder, state: State) -> None:

@@ -16,7 +16,8 @@ from PIL import Image
 
 from core.errors import DataError
 from core.image import encode_jpeg
-from core.storage import is_local, join, local, lock, publish_folder, sweep_partials
+from core.locks import lock
+from core.storage import is_local, join, local, publish_folder, sweep_partials
 from shard_builder.readers.coco import read_coco
 from shard_builder.readers.files import read_json
 from shard_builder.readers.scenes_captions import CAPTIONS_PER_SCENE, captions_of

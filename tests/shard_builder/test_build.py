@@ -15,9 +15,9 @@ from rich.console import Console
 
 from core.config import Choice, load_config
 from core.errors import ConfigError, DamagedError, DataError, ManifestError, StorageError
+from core.locks import lock
 from core.manifest import Manifest, load_manifest
 from core.shard_set import ShardSet
-from core.storage import lock
 from shard_builder import build_state, writer
 from shard_builder.build import BuildConfig, ImageConfig, build_shards
 from shard_builder.readers import READERS
