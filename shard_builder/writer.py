@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from core.errors import StorageError
-from core.image import RAW_EXTENSION, ImageError, decode, dimensions, encode_jpeg, encode_raw, fit_image
+from core.image import RAW_EXTENSION, ImageError, decode_fitted, encode_jpeg, encode_raw
 from core.manifest import ImageSpec, ShardEntry, TextEncoderSpec, index_name
 from core.shard_index import IMAGE, JSON, NPY, RECORD, TXT, Member, ShardIndex, checksum, encode_index, group_of
 from core.storage import exists, is_local, join, publish, publish_bytes, read_bytes
@@ -88,10 +88,9 @@ def prepare_image(data: bytes, image: ImageSpec, max_pixels: int) -> PreparedIma
     Raises:
         ImageError: it cannot be used.
     """
-    decoded = decode(data, max_pixels, smallest=image.size)
-    fitted = fit_image(decoded, image.size, image.fit)
+    fitted, original = decode_fitted(data, image.size, image.fit, max_pixels)
     stored = encode_raw(fitted) if image.codec == "raw" else encode_jpeg(fitted, image.quality)
-    return PreparedImage(stored, *dimensions(data))
+    return PreparedImage(stored, *original)
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
