@@ -22,6 +22,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".peers"  # made by `make peers`
 RESULTS = ROOT / "benchmarks/results"
+_ABSENT = "not installed"
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Row:
     """One contender's figures."""
 
     name: str
-    runs: tuple[float, ...]  # one figure a round, in the table's unit
-    median: float
+    runs: tuple[float, ...]  # one figure a round, in the table's unit; none: skipped, the note says why
+    median: float | None
     ratio: float | None  # ours / theirs, or as the table's `ratio` says
     note: str = ""
 
@@ -86,14 +87,18 @@ def compare(
     notes: Mapping[str, str] | None = None,
     **extra: Any,
 ) -> Comparison:
-    """Medians, and how many times better `ours` is than each."""
-    medians = {name: statistics.median(runs) for name, runs in figures.items()}
+    """Medians, and how many times better `ours` is than each; a contender without figures was skipped."""
+    medians = {name: statistics.median(runs) for name, runs in figures.items() if runs}
     notes = notes or {}
 
-    def ratio(name: str) -> float:
+    def ratio(name: str) -> float | None:
+        if name not in medians:
+            return None
         return medians[name] / medians[ours] if less_is_better else medians[ours] / medians[name]
 
-    rows = (Row(name, tuple(runs), medians[name], ratio(name), notes.get(name, "")) for name, runs in figures.items())
+    rows = (
+        Row(name, tuple(runs), medians.get(name), ratio(name), notes.get(name, "")) for name, runs in figures.items()
+    )
     meaning = f"this / {ours}" if less_is_better else f"{ours} / this"
     return Comparison(title, unit, meaning, tuple(rows), input, extra)
 
@@ -145,9 +150,14 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def is_installed(package: str) -> bool:
+    """Whether a package is there, among ours or in .peers."""
+    return _version(package) != _ABSENT
+
+
 def _version(library: str) -> str:
     found = next(iter(distributions(name=library, path=[*sys.path, str(PEERS)])), None)
-    return found.version if found else "not installed"
+    return found.version if found else _ABSENT
 
 
 def _listed(versions: Mapping[str, str]) -> str:
@@ -162,14 +172,17 @@ def _table(comparison: Comparison) -> Table:
 
 
 def _markdown(comparison: Comparison) -> list[str]:
-    header = [f"## {comparison.title}", "", f"{comparison.input}. Medians of {len(comparison.rows[0].runs)} runs.", ""]
+    num_runs = max(len(row.runs) for row in comparison.rows)
+    header = [f"## {comparison.title}", "", f"{comparison.input}. Medians of {num_runs} runs.", ""]
     columns = [f"| | {comparison.unit} | {comparison.ratio} | |", "| --- | ---: | ---: | --- |"]
     rows = [f"| {row.name} | {_number(row.median)} | {_ratio(row.ratio)} | {row.note} |" for row in comparison.rows]
     extra = [f"{key.replace('_', ' ')}: {value}" for key, value in comparison.extra.items()]
     return [*header, *columns, *rows, "", *extra, *([""] if extra else [])]
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
