@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 from core.errors import ConfigError, ShardclipError
 from shard_builder.engines.worker import SLOT_BYTES
@@ -79,7 +79,7 @@ class ProcessesEngine:
         self._limit = workers
         self._path_first = pillow_simd_folder() if pillow_simd else None
         self._workers: list[_Worker] = []
-        self._board_file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the engine is
+        self._board_file = _memory_file()
         self._board_file.truncate(workers * SLOT_BYTES)
         self._board = mmap.mmap(self._board_file.fileno(), 0)
 
@@ -183,6 +183,13 @@ def _start(slot: int, board_file: int, path_first: Path | None) -> _Worker:
             pass_fds=(theirs.fileno(), board_file),
         )
     return _Worker(slot, process, Connection(ours.detach()))
+
+
+def _memory_file() -> IO[bytes]:
+    """A file without a name, open as long as someone holds it."""
+    if hasattr(os, "memfd_create"):  # a full /tmp is no reason not to build on another disk
+        return os.fdopen(os.memfd_create("progress"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
