@@ -14,10 +14,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from core.config import build
 from core.errors import ShardclipError
 from core.shard_set import ShardSet
 from trainer.config import TrainConfig
 from trainer.data.order import steps_per_epoch
+from trainer.losses import LOSSES
 from trainer.models import build_model
 from trainer.trackers.wandb_tracker import choose_mode
 
@@ -74,7 +76,7 @@ def check_weights(config: TrainConfig) -> Iterator[Finding]:
 
 def check_memory(config: TrainConfig) -> Iterator[Finding]:
     """The largest block of logits, and memory for the loader's buffers."""
-    block = int(str(config.loss.options.get("block_size", 1024))) or config.global_batch_size
+    block = build(LOSSES, config.loss, kind="loss").block_size or config.global_batch_size
     logits = block * config.global_batch_size * 4
     yield Finding("ok", f"logits: blocks of {block} x {config.global_batch_size}, {logits / GIB:.2f} GiB at a time")
     side = config.image_size or ShardSet.open(config.data.train, config.data.cache_dir).image.size

@@ -20,7 +20,7 @@ class InfoNCE:
     """The loss as the trainer calls it; its fields are the options in YAML."""
 
     label_smoothing: float = 0.0  # share of the target spread evenly over all valid columns
-    block_size: int = 1024  # rows whose logits exist at once; 0: all
+    block_size: int = 512  # rows whose logits exist at once; 0: all
     positives: Literal["mask", "multi"] = "mask"  # further captions of the same image: left out, or positives as well
     max_caption_similarity: float | None = None  # captions closer than this (cosine) are no negatives
 
@@ -87,7 +87,7 @@ def info_nce(
     offset: int,
     *,
     label_smoothing: float = 0.0,
-    block_size: int = 1024,
+    block_size: int = 512,
     positives: Literal["mask", "multi"] = "mask",
     max_caption_similarity: float | None = None,
 ) -> Tensor:
@@ -211,12 +211,14 @@ class _BlockedInfoNCE(torch.autograd.Function):
         with torch.autocast(image_features.device.type, enabled=False):
             for rows in _row_blocks(len(image_features), block_size):
                 positive, left_out = pairs.block(rows, text_features, all_text_features)
-                target = _target(positive, left_out, label_smoothing, total.dtype)
+                own = pairs.offset + rows.start  # the diagonal on which these rows meet their own columns
+                is_plain = not (pairs.is_multi or label_smoothing)
+                target = None if is_plain else _target(positive, left_out, label_smoothing, total.dtype)
                 for row, column in ((0, 3), (1, 2)):  # images against all texts, texts against all images
                     cosine = features[row][rows] @ features[column].T  # (m, N)
-                    loss, grad = _row_losses(cosine, logit_scale, target, left_out)
+                    loss, grad = _row_losses(cosine, logit_scale, target, own, left_out)
                     total += loss.sum()
-                    grad_scale += (grad * cosine).sum()
+                    grad_scale += cosine.mul_(grad).sum()  # in place: a third matrix of this size is saved
                     if (grad_rows := grads[row]) is not None:
                         torch.mm(grad, features[column], out=grad_rows[rows])
                     if (grad_columns := grads[column]) is not None:
@@ -243,13 +245,25 @@ def _target(positive: Tensor, left_out: Tensor, label_smoothing: float, dtype: t
     return target
 
 
-def _row_losses(cosine: Tensor, logit_scale: Tensor, target: Tensor, left_out: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses of the rows `(m,)` and their gradient with respect to the logits `(m, N)`: softmax - target."""
+def _row_losses(
+    cosine: Tensor, logit_scale: Tensor, target: Tensor | None, own: int, left_out: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Losses of the rows `(m,)` and their gradient with respect to the logits `(m, N)`: softmax - target.
+
+    Args:
+        target: shares `(m, N)`; None: all on the diagonal `own`, which saves a matrix of that size and two passes.
+    """
     logits = (logit_scale * cosine).masked_fill_(left_out, -torch.inf)
     log_normalizer = logits.logsumexp(1, keepdim=True)
     # From the cosines, not the logits: 0 * -inf of a column left out would be NaN.
-    loss = log_normalizer.squeeze(1) - logit_scale * (target * cosine).sum(1)
-    return loss, logits.sub_(log_normalizer).exp_().sub_(target)
+    positive = cosine.diagonal(own) if target is None else (target * cosine).sum(1)
+    loss = log_normalizer.squeeze(1) - logit_scale * positive
+    grad = logits.sub_(log_normalizer).exp_()
+    if target is None:
+        grad.diagonal(own).sub_(1)
+    else:
+        grad.sub_(target)
+    return loss, grad
 
 
 def _row_blocks(num_rows: int, block_size: int) -> Iterator[slice]:
