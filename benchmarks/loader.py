@@ -42,7 +42,7 @@ class Contender:
         """Run it once; notes in `batches` what its batches are."""
         options = ["--form", self.form, "--workers", str(self.workers), "--seconds", str(seconds)]
         module = f"benchmarks.loader_peers.{self.module}"
-        result = in_own_process(module, str(folder), *options, peers=bool(self.package), timeout_s=600)
+        result = in_own_process(module, str(folder), *options, peers=bool(self.package), timeout_s=300)
         batches[self.name] = result["batch"]
         return float(result["samples_per_s"])
 
@@ -138,13 +138,16 @@ def _scaling(measure: Measure) -> list[Comparison]:
     tables = []
     for contender in (OURS[0], STANDARD):
         with_workers = [
-            Contender(f"{count} workers", contender.module, contender.form, count, contender.package)
-            for count in counts
+            Contender(_spoken(count), contender.module, contender.form, count, contender.package) for count in counts
         ]
         table = measure(with_workers)
         unit = f"samples/s on {cores} cores"
         tables.append(table(f"{contender.name}: more workers", with_workers, with_workers[0].name, unit))
     return tables
+
+
+def _spoken(workers: int) -> str:
+    return f"{workers} worker{'s' if workers > 1 else ''}" if workers else "in-process"
 
 
 def _startup(folder: Path, rounds: int) -> Comparison:

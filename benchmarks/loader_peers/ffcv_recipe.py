@@ -6,6 +6,8 @@ Workers are threads. Batches are uint8: FFCV's users convert and normalise on th
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import count
@@ -74,3 +76,5 @@ def batches(folder: Path, workers: int, form: str) -> Iterator[torch.Tensor]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main({"jpg": partial(batches, form="jpg"), "raw": partial(batches, form="raw")})
+    sys.stdout.flush()
+    os._exit(0)  # after its writer has run in a process, the interpreter waits at exit for what never ends
