@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.loader_peers.inputs import build_inputs
 from benchmarks.measure import ROOT, Comparison, compare, in_own_process, is_installed, pin, publish, take_turns
@@ -105,17 +106,14 @@ def _in_turn(
     batches: dict[str, str] = {}
     present = [c for c in contenders if not c.missing]
     calls = {c.name: partial(c.samples_per_s, folder, seconds, batches) for c in present}
-    # Each process warms itself up. A first one writes what its peer reads; that is not counted either.
-    for contender in present:
-        if contender.package:
-            contender.samples_per_s(folder, 0.1, batches)
+    # Each process warms itself up; in the first round it also writes what its peer reads, which is not counted.
     figures = take_turns(calls, rounds, warm_up=False)
-    notes = {c.name: f"{c.note}; {batches[c.name]}" for c in present}
+    notes = {c.name: "; ".join(filter(None, (c.note, batches[c.name]))) for c in present}
     absent = {c.name: f"skipped: {c.package} is not installed (make peers)" for c in contenders if c.missing}
 
-    def table(title: str, chosen: Sequence[Contender], ours: str, unit: str = UNIT) -> Comparison:
+    def table(title: str, chosen: Sequence[Contender], ours: str, **options: Any) -> Comparison:
         runs = {c.name: figures.get(c.name, []) for c in chosen}
-        return compare(title, runs, ours=ours, unit=unit, input=shown, notes={**notes, **absent})
+        return compare(title, runs, ours=ours, input=shown, notes={**notes, **absent}, **{"unit": UNIT, **options})
 
     return table
 
@@ -141,8 +139,9 @@ def _scaling(measure: Measure) -> list[Comparison]:
             Contender(_spoken(count), contender.module, contender.form, count, contender.package) for count in counts
         ]
         table = measure(with_workers)
-        unit = f"samples/s on {cores} cores"
-        tables.append(table(f"{contender.name}: more workers", with_workers, with_workers[0].name, unit))
+        title, unit = f"{contender.name}: more workers", f"samples/s on {cores} cores"
+        # The ratio the other way round is the speed-up.
+        tables.append(table(title, with_workers, with_workers[0].name, unit=unit, less_is_better=True))
     return tables
 
 
@@ -159,7 +158,7 @@ def _startup(folder: Path, rounds: int) -> Comparison:
         return float(result["first_batch_s"])
 
     rows = {"in-process": 0, "2 workers": 2}
-    seconds = take_turns({name: partial(first_batch_s, name, workers) for name, workers in rows.items()}, rounds)
+    seconds = take_turns({name: partial(first_batch_s, name, workers) for name, workers in rows.items()}, rounds, False)
     return compare(
         "Opening 1,000,000 samples, to the first batch",
         seconds,
