@@ -51,4 +51,4 @@ def launch(words: tuple[str, ...], recipe_path: Path, run_dir: Path) -> None:
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     arguments = [str(SCRIPTS / command), *options, str(recipe_path), f"run_dir={run_dir}"]
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stderr}"

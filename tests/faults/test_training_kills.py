@@ -3,7 +3,8 @@
 All its processes get SIGKILL at once and the same recipe is started again: in the end losses, weights, moments and
 random generators are those of the undisturbed run, bit for bit, every step stands once in metrics.csv, at no time
 was more than one checkpoint interval lost, and nothing is left lying about. The short form kills 3 times, the long
-one 30; every third kill is aimed at a save, every sixth at a run that is being opened.
+one 30; every third kill is aimed at a save, every sixth at a run that is being opened. Kills of the saving alone, many
+more of them, are in test_checkpoint_kills.py.
 """
 
 from __future__ import annotations
@@ -189,30 +190,6 @@ def resume_without_moments() -> None:
     trainer.open_run._load_optimizer = lambda optimizer, checkpoint: None
 
 
-def write_slowly() -> None:
-    """A disk slow enough that the kill falls into the save."""
-    import trainer.checkpoint
-
-    real = trainer.checkpoint.write_files
-
-    def write(*arguments: Any) -> None:
-        time.sleep(0.2)
-        real(*arguments)
-
-    trainer.checkpoint.write_files = write
-
-
-def publish_before_the_files_are_written() -> None:
-    import trainer.checkpoint
-
-    def publish(fill: Callable[[Path], None], target: Path) -> None:
-        target.mkdir()
-        fill(target)
-
-    write_slowly()
-    trainer.checkpoint.publish_folder = publish
-
-
 def save_every_other_time() -> None:
     import trainer.run
 
@@ -234,7 +211,13 @@ def keep_the_lines_of_steps_that_come_again() -> None:
 def leave_temporary_folders() -> None:
     import trainer.checkpoint
 
-    write_slowly()
+    real = trainer.checkpoint.write_files
+
+    def write_slowly(*arguments: Any) -> None:
+        time.sleep(0.2)  # so that the kill falls into the save
+        real(*arguments)
+
+    trainer.checkpoint.write_files = write_slowly
     trainer.checkpoint.sweep_partials = lambda folder: None
 
 
@@ -248,7 +231,6 @@ AT_A_STEP, IN_A_SAVE = Kill("step", 7, 0.0), Kill("save", 8, 0.005)
         (resume_without_random_states, AT_A_STEP, "assert {"),
         (resume_without_moments, AT_A_STEP, "assert {"),
         (resume_one_step_late, AT_A_STEP, "batch of epoch 1 in the ledger of epoch 0"),
-        (publish_before_the_files_are_written, IN_A_SAVE, "damaged"),
         (save_every_other_time, Kill("step", 9, 0.0), "saved is step 0"),
         (keep_the_lines_of_steps_that_come_again, AT_A_STEP, "a step stands twice"),
         (leave_temporary_folders, IN_A_SAVE, "partial"),

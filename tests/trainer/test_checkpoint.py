@@ -1,14 +1,9 @@
-"""Checkpoints: exact round trips, nothing half written, nothing damaged loaded, nothing good removed."""
+"""Checkpoints: exact round trips, nothing half written, nothing damaged loaded, nothing good removed; kills: faults."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -275,36 +270,3 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     (path / "manifest.json").write_bytes(checkpoint_files._sign({**manifest, "format_version": 2}))
     with pytest.raises(CheckpointError, match="newer shardclip"):
         load_checkpoint(path)
-
-
-_SAVER = """
-import sys, torch
-from pathlib import Path
-from trainer.checkpoint import load_latest, save_checkpoint
-folder = Path(sys.argv[1])
-latest = load_latest(folder)
-step = latest.step if latest else 0
-while True:
-    step += 1
-    value = torch.full((300, 300), float(step))
-    save_checkpoint(folder, model_state={"w": value}, optimizer_state={"state": {0: {"m": value}}},
-                    state={"step": step}, identity={}, keep_last=2, is_best=step % 5 == 0)
-    print(step, flush=True)
-"""
-
-
-def test_the_latest_loads_after_every_kill(tmp_path: Path) -> None:
-    draw, reported = random.Random(int(os.environ.get("SHARDCLIP_SEED", "0"))), 0
-    root = Path(__file__).parents[2]
-    for _ in range(int(os.environ.get("SHARDCLIP_KILLS", "5"))):
-        command = [sys.executable, "-c", _SAVER, str(tmp_path)]
-        process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        reported = int(process.stdout.readline())
-        time.sleep(draw.uniform(0.0, 0.15))
-        process.send_signal(signal.SIGKILL)
-        reported = max([reported, *map(int, process.communicate()[0].split())])
-        loaded = load_latest(tmp_path)
-        assert loaded is not None and loaded.step in (reported, reported + 1)
-        assert torch.equal(loaded.model_state["w"], torch.full((300, 300), float(loaded.step)))
-        assert best_checkpoint(tmp_path) is None or best_checkpoint(tmp_path).name.endswith(("0", "5"))  # type: ignore[union-attr]
