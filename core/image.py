@@ -197,13 +197,18 @@ def _unidentified(start: bytes) -> ImageError:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    transparent = image.info.get("transparency")  # of a PNG or GIF: a colour, a grey, or palette entries
+    if image.mode == "RGB" and transparent is None:
         return image
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image).astype(np.uint16)
+        eight_bits = (values >> 8).astype(np.uint8)
+        if isinstance(transparent, int):
+            eight_bits[values == transparent] = 255
+        return Image.fromarray(eight_bits).convert("RGB")
     if image.mode in ("I", "F"):
         return Image.fromarray(_to_eight_bits(np.asarray(image))).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
+    if "A" in image.getbands() or transparent is not None:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
@@ -212,6 +217,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _to_eight_bits(values: np.ndarray) -> np.ndarray:
     # 32-bit integers hold 16-bit pictures as PIL opens them; floats are 0..1 or already 0..255.
-    top = float(values.max(initial=0))
+    with np.errstate(invalid="ignore"):  # of a NaN, which is black
+        levels = np.nan_to_num(values.astype(np.float64))
+    top = float(levels.max(initial=0))
     full = (1.0 if top <= 1.0 else 255.0) if values.dtype.kind == "f" else (255.0 if top <= 255 else 65535.0)
-    return (np.clip(np.nan_to_num(values.astype(np.float64)), 0, full) * (255.0 / full)).astype(np.uint8)
+    return (np.clip(levels, 0, full) * (255.0 / full)).astype(np.uint8)
