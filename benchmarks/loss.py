@@ -2,7 +2,7 @@
 
 Ours as the trainer calls it (`trainer.step`, gather included) beside open_clip's `ClipLoss` and `SigLipLoss` and plain
 InfoNCE; on a GPU Inf-CLIP's kernel, too. One process, and two gloo processes that share the core. Random unit features
-of 512 numbers, float32. Memory has a process of its own for each contender and size.
+of 512 numbers, float32. Each contender's memory is measured in a process of its own, from the smallest batch up.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if on_gpu else "cpu")
     parser.add_argument("--sizes", type=int, nargs="+", help="pairs of the whole batch")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     pin()
     sizes = options.sizes or (GPU_SIZES if options.device == "cuda" else SIZES)
@@ -56,7 +56,7 @@ def _measure(processes: int, device: str, sizes: Sequence[int], rounds: int) -> 
     apart = partial(_apart, processes, device)
     place = "the GPU" if device == "cuda" else "one core" if processes == 1 else "one core, shared; gathered by gloo"
     where = f"{processes} process{'es' if processes > 1 else ''} on {place}"
-    times = {size: apart("time", size, rounds) for size in sizes}
+    times = {size: apart("time", [size], rounds) for size in sizes}
     comparisons = [
         compare(
             f"Loss of {size:,} pairs, {where}: time",
@@ -71,9 +71,9 @@ def _measure(processes: int, device: str, sizes: Sequence[int], rounds: int) -> 
         for size, result in times.items()
     ]
     names = list(times[sizes[0]]["seconds"])
-    memory = {name: [apart("memory", size, name) for size in sizes] for name in names}
-    peaks = {name: [result["peak_bytes"] / 2**20 for result in results] for name, results in memory.items()}
-    saved = {name: [result["saved_bytes"] / 2**20 for result in results] for name, results in memory.items()}
+    memory = {name: apart("memory", sorted(sizes), name) for name in names}
+    peaks = {name: [n / 2**20 for n in found["peak_bytes"]] for name, found in memory.items()}
+    saved = {name: [n / 2**20 for n in found["saved_bytes"]] for name, found in memory.items()}
     listed = ", ".join(f"{size:,}" for size in sizes)
     tables = ((peaks, "most memory at once", "MiB above the features"), (saved, "kept for backward", "MiB saved"))
     comparisons += [
@@ -99,15 +99,15 @@ def _growth(sizes: Sequence[int], values: Sequence[float]) -> str:
     return f"{listed}; log-log slope {slope:.2f}"
 
 
-def _apart(processes: int, device: str, *words: object) -> dict[str, Any]:
-    module, arguments = "benchmarks.loss", ["worker", device, *map(str, words)]
+def _apart(processes: int, device: str, task: str, sizes: Sequence[int], what: object) -> dict[str, Any]:
+    module, arguments = "benchmarks.loss", ["worker", device, task, ",".join(map(str, sizes)), str(what)]
     if processes > 1:
         arguments = [f"--nproc_per_node={processes}", "--standalone", "-m", module, *arguments]
         module = "torch.distributed.run"
     return in_own_process(module, *arguments, peers=True)
 
 
-def _worker(device: str, task: str, size: int, what: str) -> None:
+def _worker(device: str, task: str, sizes: Sequence[int], what: str) -> None:
     """One of the processes that measure; the first prints what was found."""
     import torch
 
@@ -120,14 +120,15 @@ def _worker(device: str, task: str, size: int, what: str) -> None:
     found = contenders(device)
     result: Mapping[str, Any]
     if task == "time":
-        features = make_features(size, device)
+        features = make_features(sizes[0], device)
         seconds, said = times_of(found, features, int(what)), agreement(found, features)
         if device == "cuda" and "Inf-CLIP" not in found:
             said["Inf-CLIP"] = "not installed (make peers)"
         result = {"seconds": seconds, "said": said}
     else:
         found[what](make_features(8 * world_size(), device))  # loads code, opens connections
-        result = memory_of(found[what], make_features(size, device))
+        each = [memory_of(found[what], make_features(size, device)) for size in sizes]
+        result = {name: [one[name] for one in each] for name in each[0]}
     if is_main():
         print(json.dumps(result))
     if "WORLD_SIZE" in os.environ:
@@ -136,7 +137,7 @@ def _worker(device: str, task: str, size: int, what: str) -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["worker", device, task, size, what]:
-            _worker(device, task, int(size), what)
+        case ["worker", device, task, sizes, what]:
+            _worker(device, task, [int(size) for size in sizes.split(",")], what)
         case arguments:
             main(arguments)

@@ -108,10 +108,8 @@ def memory_of(step: Step, features: Features) -> dict[str, int]:
         saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()  # views share what they are views of
         return x
 
-    _, peak_bytes = peak_above(lambda: step(features), features.image.is_cuda)
-    features.clear()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        step(features)
+        _, peak_bytes = peak_above(lambda: step(features), features.image.is_cuda)
     inputs = {x.untyped_storage().data_ptr() for x in features.leaves().values()}
     return {"peak_bytes": peak_bytes, "saved_bytes": sum(n for where, n in saved.items() if where not in inputs)}
 
