@@ -1,0 +1,274 @@
+"""A build killed at random moments, again and again, ends as if nothing had happened; so does one in any other order.
+
+The long form kills 200 times: the whole process group, the build alone, or one of its image workers, in
+every phase of the build, also of builds that are going on from a kill. A phase is entered by what the build calls
+next; the moment in it is drawn from a seed, which is printed; SHARDCLIP_FAULT_SEED replays it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import mmap
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_encoder import SPEC, expected
+from photo_folders import folder_bytes, write_photos
+from process_groups import members
+from rich.console import Console
+
+from core.config import Choice
+from core.manifest import Manifest, save_manifest
+from core.storage import PARTIAL_PREFIX
+from shard_builder import build as builder
+from shard_builder import caption_embeddings
+from shard_builder.build import BuildConfig, ImageConfig, build_shards
+from shard_builder.caption_cache import SUFFIX, CaptionCache
+
+# What a build calls when a phase begins.
+PHASES = {
+    "reading": "read_inputs",
+    "captions": "embed_with_progress",
+    "images": "_write_shards",
+    "publishing": "_publish_extras",
+    "closing": "save_manifest",
+}
+VICTIMS = ("group", "build", "worker")
+PATIENCE_S = 60
+
+
+@dataclass
+class Killed:
+    """How often each phase and each victim was hit."""
+
+    phases: Counter[str]
+    victims: Counter[str]
+    finished: int = 0
+
+
+class Stage:
+    """A byte that two processes share: which phase the build is in; 0 before the first."""
+
+    def __init__(self) -> None:
+        self._byte = mmap.mmap(-1, 1)
+
+    def enter(self, phase: str) -> None:
+        self._byte[0] = 1 + list(PHASES).index(phase)
+
+    def now(self) -> str | None:
+        return list(PHASES)[self._byte[0] - 1] if self._byte[0] else None
+
+    def is_at(self, phase: str) -> bool:
+        return self._byte[0] > list(PHASES).index(phase)
+
+    def clear(self) -> None:
+        self._byte[0] = 0
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BuildConfig:
+    """12 shards of 6 photographs with 30 captions each, in a folder and with a cache of its own."""
+    monkeypatch.setattr(caption_embeddings, "SEGMENT_CAPTIONS", 200)
+    photos = write_photos(tmp_path / "photos", 72, size=(500, 400))
+    lines = [json.loads(line) for line in photos.read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line["captions"] += [f"no. {k} beside picture {number}" for k in range(30)]
+    photos.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return recipe(photos, tmp_path / "killed", tmp_path / "cache")
+
+
+def recipe(photos: Path, out: Path, cache: Path, workers: int = 2) -> BuildConfig:
+    return BuildConfig(
+        source=Choice("jsonl", {"file": str(photos)}),
+        out=str(out),
+        image=ImageConfig(size=64),
+        text_encoder=Choice("fake"),
+        samples_per_shard=6,
+        workers=workers,
+        cache_dir=cache,
+    )
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(200, marks=[pytest.mark.faults, pytest.mark.timeout(1800)])])
+def test_a_build_killed_at_random_moments_ends_byte_for_byte_the_same(
+    tmp_path: Path, config: BuildConfig, kills: int, fault_seed: int
+) -> None:
+    killed = kill_again_and_again(tmp_path, config, kills, tuple(PHASES), random.Random(fault_seed))
+    print(killed)
+    assert killed.phases.total() == kills
+    if kills >= 100:
+        assert set(killed.phases) == set(PHASES) and set(killed.victims) == set(VICTIMS), killed
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("defect", ["nothing is swept", "the manifest comes first"])
+def test_with_a_planted_defect_this_suite_turns_red(
+    tmp_path: Path, config: BuildConfig, defect: str, fault_seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_extras = builder._publish_extras
+
+    def save_manifest_first(config: BuildConfig, manifest: Manifest, skipped: Any) -> Any:
+        save_manifest(manifest, config.out)
+        return publish_extras(config, manifest, skipped)
+
+    if defect == "nothing is swept":
+        monkeypatch.setattr("shard_builder.build_state.sweep_partials", lambda folder: None)
+    else:
+        monkeypatch.setattr(builder, "_publish_extras", save_manifest_first)
+    phase = "images" if defect == "nothing is swept" else "publishing"
+    with pytest.raises(AssertionError, match="differ"):
+        kill_again_and_again(tmp_path, config, 20, (phase,), random.Random(fault_seed))
+
+
+@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.faults)])
+def test_any_number_of_workers_and_any_order_of_the_inputs_give_the_same_bytes(
+    tmp_path: Path, config: BuildConfig, workers: int, fault_seed: int
+) -> None:
+    listing = Path(config.source.options["file"])
+    alone = recipe(listing, tmp_path / "alone", tmp_path / "cache", workers=1)
+    build(alone)
+    lines = listing.read_text().splitlines(keepends=True)
+    random.Random(fault_seed).shuffle(lines)
+    listing.write_text("".join(lines))
+    shuffled = recipe(listing, tmp_path / "shuffled", tmp_path / "other-cache", workers)
+    build(shuffled)
+    assert_same(folder_bytes(shuffled.out), folder_bytes(alone.out))
+    lines[0] = lines[0].replace("beside", "behind")
+    listing.write_text("".join(lines))
+    other = recipe(listing, tmp_path / "other", tmp_path / "cache", workers)
+    build(other)
+    with pytest.raises(AssertionError, match="differ"):  # the comparison can fail
+        assert_same(folder_bytes(other.out), folder_bytes(alone.out))
+
+
+def kill_again_and_again(
+    tmp_path: Path, config: BuildConfig, kills: int, phases: tuple[str, ...], draw: random.Random
+) -> Killed:
+    """Kill until `kills` builds were hit, going on each time; finished ones are compared and begun again."""
+    undisturbed = recipe(Path(config.source.options["file"]), tmp_path / "undisturbed", tmp_path / "other-cache")
+    lengths = phase_lengths(undisturbed)
+    wanted = folder_bytes(undisturbed.out)
+    killed, stage = Killed(Counter(), Counter()), Stage()
+    while killed.phases.total() < kills:
+        phase, victim = draw.choice(phases), draw.choice(VICTIMS)
+        hit = kill_one(config, stage, phase, draw.uniform(0, 1.1) * lengths[phase], victim)
+        if hit:
+            killed.phases[hit] += 1
+            killed.victims[victim] += 1
+        else:
+            killed.finished += 1
+            assert_same(folder_bytes(config.out), wanted)
+            shutil.rmtree(config.out)
+            shutil.rmtree(config.cache_dir)
+    build(config)
+    assert_same(folder_bytes(config.out), wanted)
+    expect_no_litter(config.caption_cache)
+    return killed
+
+
+def kill_one(config: BuildConfig, stage: Stage, phase: str, delay_s: float, victim: str) -> str | None:
+    """Start a build and SIGKILL it in `phase`; returns the phase that was hit, None where the build was quicker."""
+    stage.clear()
+    with started(config, stage) as group:
+        deadline = time.monotonic() + PATIENCE_S
+        while not stage.is_at(phase) and members(group) and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        time.sleep(delay_s)
+        workers = [pid for pid in members(group) if pid != group]
+        at = stage.now()
+        with suppress(ProcessLookupError):
+            if victim == "group":
+                os.killpg(group, signal.SIGKILL)
+            elif victim == "build" or not workers:
+                os.kill(group, signal.SIGKILL)
+            else:
+                os.kill(workers[0], signal.SIGKILL)  # the build itself ends with an error
+        code = exit_code(group, deadline)
+        assert code in (0, -signal.SIGKILL) or (victim == "worker" and workers), f"the build ended with {code}"
+        while members(group):
+            assert time.monotonic() < deadline, "a worker outlives the build"
+            time.sleep(0.002)
+    return None if code == 0 else at
+
+
+def exit_code(pid: int, deadline: float) -> int:
+    """Wait for the process to end."""
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    raise AssertionError("the build hangs")
+
+
+def assert_same(found: dict[str, bytes], wanted: dict[str, bytes]) -> None:
+    names = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    assert not names, f"these files differ: {names}"
+
+
+def expect_no_litter(cache: Path) -> None:
+    """What a killed build leaves in the cache may be a living one's, so it is swept by the next build an hour later."""
+    for path in cache.rglob(f"{PARTIAL_PREFIX}*"):
+        os.utime(path, (0, 0))
+    CaptionCache(cache, SPEC).add(["one more"], expected(["one more"]))
+    assert {path.suffix for path in cache.rglob("*") if path.is_file()} == {SUFFIX}
+
+
+def phase_lengths(config: BuildConfig) -> dict[str, float]:
+    """Seconds of each phase of an undisturbed build."""
+    began: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        announce(patch, lambda phase: began.append(time.monotonic()))
+        build(config)
+    ends = [*began[1:], time.monotonic()]
+    return {phase: end - start for phase, start, end in zip(PHASES, began, ends, strict=True)}
+
+
+def announce(patch: pytest.MonkeyPatch, enter: Callable[[str], Any]) -> None:
+    """Let the build say which phase it enters; what it does stays the same."""
+    for phase, name in PHASES.items():
+        real = getattr(builder, name)
+
+        def announced(*arguments: Any, phase: str = phase, real: Callable[..., Any] = real) -> Any:
+            enter(phase)
+            return real(*arguments)
+
+        patch.setattr(builder, name, announced)
+
+
+@contextmanager
+def started(config: BuildConfig, stage: Stage) -> Iterator[int]:
+    """A build in a process group of its own; forked, so that it is at work after milliseconds."""
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            os.setsid()
+            announce(pytest.MonkeyPatch(), stage.enter)
+            with open(os.devnull, "w") as nothing:
+                os.dup2(nothing.fileno(), 2)
+            build(config)
+            code = 0
+        finally:
+            os._exit(code)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.killpg(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+
+
+def build(config: BuildConfig) -> None:
+    build_shards(config, Console(file=io.StringIO()))

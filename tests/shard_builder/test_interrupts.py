@@ -1,0 +1,78 @@
+"""A build that is interrupted says so, leaves no process, and goes on. Kills: tests/faults/test_build_kills.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from photo_folders import write_photos
+from process_groups import members
+from rich.console import Console
+
+from core.config import Choice, dump_yaml
+from shard_builder.build import BuildConfig, build_shards
+
+ROOT = Path(__file__).resolve().parents[2]
+MakeConfig = Callable[..., BuildConfig]
+PROGRAM = """
+import sys
+from pathlib import Path
+from core.config import load_config
+from shard_builder.build import BuildConfig, build_shards
+build_shards(load_config(BuildConfig, Path(sys.argv[1])))
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, make_config: MakeConfig) -> BuildConfig:
+    photos = write_photos(tmp_path / "many", 120, size=(700, 500))
+    source = Choice("jsonl", {"file": str(photos)})
+    return make_config(source=source, samples_per_shard=10, workers=2, name="killed")
+
+
+def run(recipe: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, str(recipe)], env=environment, stdout=quiet)
+
+
+def test_an_interrupted_build_says_so_and_leaves_no_process(
+    tmp_path: Path, config: BuildConfig, console: Console, make_config: MakeConfig
+) -> None:
+    build_shards(make_config(source=config.source, samples_per_shard=10, name="undisturbed"), console)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_yaml(config))
+    process = run_in_own_group(recipe)
+    wait_for(Path(config.out) / ".build/recipe.json")
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C: parent and workers get it
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert errors.decode().count("KeyboardInterrupt") == 1, errors.decode()
+    deadline = time.monotonic() + 5
+    while members(process.pid):
+        assert time.monotonic() < deadline, "a worker outlives the build"
+        time.sleep(0.02)
+    assert run(recipe).wait() == 0
+
+
+def run_in_own_group(recipe: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(recipe)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} does not appear"
+        time.sleep(0.01)
