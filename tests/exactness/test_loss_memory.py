@@ -53,7 +53,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def in_blocks(block_size: int) -> Loss:
-    """The trainer's loss; 1,024 rows a block is its default."""
+    """The trainer's loss, as it is called in one process."""
 
     def loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
         pairs, groups = (image_features, text_features), torch.arange(len(image_features))
