@@ -139,7 +139,7 @@ def _scaling(measure: Measure) -> list[Comparison]:
             Contender(_spoken(count), contender.module, contender.form, count, contender.package) for count in counts
         ]
         table = measure(with_workers)
-        title, unit = f"{contender.name}: more workers", f"samples/s on {cores} cores"
+        title, unit = f"{contender.name}: more workers", f"samples/s on {cores} core{'s' if cores > 1 else ''}"
         # The ratio the other way round is the speed-up.
         tables.append(table(title, with_workers, with_workers[0].name, unit=unit, less_is_better=True))
     return tables
