@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> None:
     comparisons = [_compare(_advised(job) if options.device == "cuda" else job, job, options.rounds, shown)]
     if options.device == "cuda":
         comparisons.append(_large_batch(job, shown))
-    publish("train", comparisons, ["shardclip", "open-clip-torch", "timm", "webdataset", "torch", "torchvision"])
+    publish("train", comparisons, ["shardclip", "open-clip-torch", "timm", "torch", "torchvision"])
 
 
 def _job(device: str, steps: int, warm_steps: int, workers: int) -> Job:
