@@ -60,10 +60,10 @@ class PeerWatch:
         try:
             self.explain(kind, error, trace)
         finally:
-            self._is_left.set()
             reason = f"{kind.__name__}: {error}" if kind and not isinstance(error, SystemExit) else None
             for line in self._lines:
                 line.send(goodbye=reason)
+            self._is_left.set()  # the thread then closes the lines: what ends without a goodbye was killed
 
     def explain(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -79,29 +79,33 @@ class PeerWatch:
             line.close()
 
     def _watch(self) -> None:
-        interval_s = min(2.0, self._timeout_s / 5)
-        awake_s, woke = 0.0, time.monotonic()
         with selectors.DefaultSelector() as selector:
             for line in self._lines:
                 selector.register(line.connection, selectors.EVENT_READ, line)
-            while not self._is_left.is_set() and not self._verdict:
-                for line in self._lines:
-                    line.send()
-                next_sign = time.monotonic() + interval_s
-                while (rest_s := next_sign - time.monotonic()) > 0 and not self._verdict and selector.get_map():
-                    for key, _ in selector.select(rest_s):
-                        self._lines[key.data] = awake_s
-                        if not self._listen(key.data):
-                            selector.unregister(key.fileobj)
-                now = time.monotonic()
-                awake_s, woke = awake_s + min(now - woke, 2 * interval_s), now
-                for line in [key.data for key in selector.get_map().values()]:
-                    if awake_s - self._lines[line] > self._timeout_s:
-                        self._lose(line.rank, f"gave no sign of life for {self._timeout_s:g} s: it is stopped, or away")
-                if not selector.get_map():
-                    return
+            self._watch_lines(selector)
         if self._verdict:
             self._end_if_it_hangs()
+        self._is_left.wait()
+        self.hang_up()
+
+    def _watch_lines(self, selector: selectors.BaseSelector) -> None:
+        """Until one is lost, all have said goodbye, or this process leaves."""
+        interval_s = min(2.0, self._timeout_s / 5)
+        awake_s, woke = 0.0, time.monotonic()
+        while selector.get_map() and not self._is_left.is_set() and not self._verdict:
+            for line in self._lines:
+                line.send()
+            next_sign = time.monotonic() + interval_s
+            while (rest_s := next_sign - time.monotonic()) > 0 and not self._verdict and selector.get_map():
+                for key, _ in selector.select(rest_s):
+                    self._lines[key.data] = awake_s
+                    if not self._listen(key.data):
+                        selector.unregister(key.fileobj)
+            now = time.monotonic()
+            awake_s, woke = awake_s + min(now - woke, 2 * interval_s), now
+            for line in [key.data for key in selector.get_map().values()]:
+                if awake_s - self._lines[line] > self._timeout_s:
+                    self._lose(line.rank, f"gave no sign of life for {self._timeout_s:g} s: it is stopped, or away")
 
     def _listen(self, line: Line) -> bool:
         """Take in what has come over a line; returns whether there will be more."""
