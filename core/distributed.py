@@ -119,6 +119,16 @@ def gather_objects(obj: Any) -> list[Any]:
     return objects
 
 
+def leave_group() -> None:
+    """Take the process group down in order, when no other rank waits for this one; the last call of a process.
+
+    Left to the interpreter's end, the group's own threads now and then outlive what they need, and the process aborts
+    (SIGABRT, "terminate called without an active exception") after all is done.
+    """
+    if _is_grouped():
+        dist.destroy_process_group()
+
+
 def _is_grouped() -> bool:
     return dist.is_available() and dist.is_initialized()
 

@@ -11,16 +11,20 @@ import sys
 from pathlib import Path
 
 from core.config import load_config
-from core.errors import ConfigError, PeerLostError, ShardclipError
+from core.errors import PeerLostError, ShardclipError
 
 
 def main(arguments: list[str]) -> int:
     """Run one process of a training; returns its exit code."""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if not arguments or arguments[0] in ("-h", "--help"):
+        if rank == 0:
+            _say("shardclip: usage: accelerate launch -m launch.train RECIPE [key=value ...].")
+        return 2
+    from core.distributed import leave_group
+
     started = False
     try:
-        if not arguments or arguments[0] in ("-h", "--help"):
-            raise ConfigError("usage: accelerate launch -m launch.train RECIPE [key=value ...].")
         from eval.validation import make_validation
         from trainer.config import TrainConfig
         from trainer.open_run import open_run
@@ -29,7 +33,9 @@ def main(arguments: list[str]) -> int:
         config = load_config(TrainConfig, Path(arguments[0]), arguments[1:])
         run = open_run(config, make_validation)
         started = True
-        return train(run)
+        code = train(run)
+        leave_group()
+        return code
     except PeerLostError as error:
         from trainer.peer_watch import PEER_LOST_EXIT_CODE
 
@@ -40,6 +46,8 @@ def main(arguments: list[str]) -> int:
         if started or rank == 0:
             who = f"shardclip (process {rank} of {world_size})" if started and world_size > 1 else "shardclip"
             _say(f"{who}: {error}")
+        if not started:
+            leave_group()
         return 2
 
 
