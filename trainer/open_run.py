@@ -42,6 +42,7 @@ from trainer.rng import seed_generators, set_rng_state
 from trainer.run import MakeValidation, Run, console
 from trainer.run_folder import RunFolder, note_failure, open_run_folder
 from trainer.schedule import lr_at
+from trainer.signals import StopRequest
 from trainer.stability import StabilityConfig
 from trainer.telemetry import Telemetry
 from trainer.trackers.opening import open_trackers
@@ -64,6 +65,7 @@ def open_run(config: TrainConfig, make_validation: MakeValidation) -> Run:
 
 
 def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitStack) -> Run:
+    stop = resources.enter_context(StopRequest())  # from here on: opening may take minutes
     accelerator = _accelerator(config)
     watch = resources.enter_context(PeerWatch(config.peer_timeout_s))
     device = accelerator.device
@@ -107,6 +109,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         accelerator=accelerator,
         folder=folder,
         resources=resources,
+        stop=stop,
         loader=loader,
         ledger=CoverageLedger(config.global_batch_size, rank(), world_size(), config.data.max_damaged, device),
         augment=Augment(config.augment, size, mean, std, config.seed, channels_last),

@@ -31,6 +31,7 @@ from trainer.losses.infonce import negatives_report
 from trainer.models import ContrastiveModel
 from trainer.rng import rng_state
 from trainer.run_folder import RegistryLine, RunFolder, State, record_event, register_run, set_state
+from trainer.signals import StopRequest
 from trainer.step import StepResult
 from trainer.telemetry import Telemetry
 from trainer.trackers.tracker import Metric, RunTrackers
@@ -63,7 +64,8 @@ class Run:
     config: TrainConfig
     accelerator: Accelerator
     folder: RunFolder
-    resources: ExitStack  # run folder's lock, loader's workers
+    resources: ExitStack  # run folder's lock, loader's workers, signal handlers
+    stop: StopRequest
     loader: TrainLoader
     ledger: CoverageLedger
     augment: Augment

@@ -10,7 +10,7 @@ from trainer.gradients import drop_nonfinite
 from trainer.optim import set_learning_rates
 from trainer.run import Run
 from trainer.schedule import lr_at
-from trainer.signals import REQUEUE_EXIT_CODE, StopRequest
+from trainer.signals import REQUEUE_EXIT_CODE
 from trainer.step import forward_backward
 
 
@@ -24,7 +24,7 @@ def train(run: Run) -> int:
         ShardclipError: damaged data, steps that stay without finite loss, samples missed or repeated.
     """
     config, accelerator, model, optimizer = run.config, run.accelerator, run.model, run.optimizer
-    with run.resources, StopRequest() as stop:
+    with run.resources:
         vote = StopVote(accelerator.device)
         for step, batch in enumerate(run.batches(), run.start_step + 1):
             rates = set_learning_rates(optimizer, lr_at(step - 1, run.total_steps, config.optim))
@@ -43,7 +43,7 @@ def train(run: Run) -> int:
 
             run.count(step, batch, result, grad_norm)
             is_last = step == run.total_steps
-            is_stopping = vote.ask(stop.requested)
+            is_stopping = vote.ask(run.stop.requested)
             has_improved = False
             if is_last or is_stopping or step % config.log_every == 0:
                 run.log(step, result, batch, rates)
@@ -52,7 +52,7 @@ def train(run: Run) -> int:
             if is_last or is_stopping or has_improved or run.is_due(step, config.checkpoint_every):
                 run.save(step, is_best=has_improved)
             if is_stopping and not is_last:
-                run.leave(step, stop.reason)
+                run.leave(step, run.stop.reason)
                 return REQUEUE_EXIT_CODE
         run.finish()
     return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,28 @@ def test_changed_optimizer_settings_count_on_resume(tmp_path: Path) -> None:
     assert all(tuple(group["betas"]) == (0.8, 0.9) for group in groups)
     continued = [event for event in read_events(tmp_path / "run") if event["event"] == "continued"]
     assert any("weight_decay" in change for change in continued[0]["config_changes"])
+
+
+def stop_while_opening() -> None:
+    """Plant: SIGTERM comes while the gradients are being proven."""
+    import trainer.open_run
+
+    real = trainer.open_run.prove_gradients
+
+    def prove(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments, **options)
+
+    trainer.open_run.prove_gradients = prove
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_run_that_is_stopped_while_it_opens_saves_and_leaves(tmp_path: Path, world_size: int) -> None:
+    values = recipe(tmp_path)
+    assert (
+        gloo.run(world_size, train_worker, values, None, None, stop_while_opening) == [REQUEUE_EXIT_CODE] * world_size
+    )
+    assert last_checkpoint(tmp_path / "run").step == world_size  # several ranks know of it one step later
 
 
 def test_a_failed_run_says_so(tmp_path: Path) -> None:
