@@ -218,7 +218,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_eight_bits(values: np.ndarray) -> np.ndarray:
     # 32-bit integers hold 16-bit pictures as PIL opens them; floats are 0..1 or already 0..255.
     with np.errstate(invalid="ignore"):  # of a NaN, which is black
-        levels = np.nan_to_num(values.astype(np.float64))
+        levels = np.nan_to_num(values.astype(np.float64), copy=False)
     top = float(levels.max(initial=0))
     full = (1.0 if top <= 1.0 else 255.0) if values.dtype.kind == "f" else (255.0 if top <= 255 else 65535.0)
-    return (np.clip(levels, 0, full) * (255.0 / full)).astype(np.uint8)
+    np.clip(levels, 0, full, out=levels)
+    levels *= 255.0 / full
+    return levels.astype(np.uint8)

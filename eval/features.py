@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from core.distributed import all_gather_rows
-from core.errors import DamagedError, DataError
+from core.errors import DamagedError, DataError, StorageError
 from core.shard_set import ShardSet
 from core.storage import publish_bytes
 from eval.metrics import FeatureSet
@@ -132,7 +133,7 @@ def save_features(extracted: Extracted, path: Path, encoder: str, shards: str) -
         "captions": extracted.captions,
     }
     metadata = {"encoder": encoder, "shards": shards, "logit_scale": json.dumps(extracted.logit_scale)}
-    publish_bytes(save(tensors, metadata), path)
+    publish_bytes(save(tensors, {**metadata, "sha256": _digest(tensors, metadata)}), path)
 
 
 def load_features(path: Path, encoder: str | None = None, shards: str | None = None) -> Extracted:
@@ -140,14 +141,18 @@ def load_features(path: Path, encoder: str | None = None, shards: str | None = N
 
     Raises:
         DataError: the features are of another encoder or another shard set.
-        DamagedError: the file is cut short or no feature file.
+        DamagedError: the file is not as it was written, or no feature file.
     """
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-    except SafetensorError as error:
+    except (SafetensorError, UnicodeDecodeError) as error:
         raise DamagedError(f"{path}: no whole feature file ({error}). Run `shardclip eval` again.") from None
+    except FileNotFoundError:
+        raise StorageError(f"{path}: no such file. Run `shardclip eval`.") from None
+    if metadata.pop("sha256", None) != _digest(tensors, metadata):
+        raise DamagedError(f"{path}: damaged (its own hash does not fit). Run `shardclip eval` again.")
     for what, expected in (("encoder", encoder), ("shards", shards)):
         if expected is not None and metadata.get(what) != expected:
             raise DataError(
@@ -155,6 +160,14 @@ def load_features(path: Path, encoder: str | None = None, shards: str | None = N
             )
     features = FeatureSet(tensors["images"], tensors["texts"], tensors["image_of_text"])
     return Extracted(features, tensors["samples"], tensors["captions"], json.loads(metadata["logit_scale"]))
+
+
+def _digest(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, values in sorted(tensors.items()):
+        digest.update(f"{name} {values.dtype} {values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
 
 
 def _gather(parts: list[Tensor], device: torch.device, empty: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:

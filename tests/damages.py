@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from core.errors import ShardclipError
 
 FLIP, CUT, EMPTY, LONGER, MISSING, SWAP = "flip", "cut", "empty", "longer", "missing", "swap"
 KINDS = {FLIP: 12, CUT: 3, EMPTY: 1, LONGER: 1, MISSING: 1, SWAP: 2}  # how often each is drawn
@@ -72,3 +74,31 @@ def damaged(damage: Damage) -> Iterator[None]:
     finally:
         for file, content in before.items():
             file.write_bytes(content)
+
+
+Finder = Callable[[Damage], str | None]  # why the damage is bad, None when it was found as it should be
+
+
+def unfound(files: list[Path], count: int, seed: int, find: Finder) -> list[str]:
+    """The damages that were not found as they should be, in words."""
+    reports = [(damage, reason_of(find, damage)) for damage in draw_damages(random.Random(seed), files, count)]
+    return [f"{damage.kind} at {damage.place} of {damage.names}: {why}" for damage, why in reports if why]
+
+
+def reason_of(find: Finder, damage: Damage) -> str | None:
+    try:
+        return find(damage)
+    except Exception as error:  # damage that ends in a stack trace was not found, it was stumbled over
+        return f"stumbled: {error!r}"
+
+
+def error_of(act: Callable[[], object]) -> str | None:
+    try:
+        act()
+    except ShardclipError as error:
+        return str(error)
+    return None
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

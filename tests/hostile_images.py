@@ -49,13 +49,14 @@ class Findings:
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)  # (kind, "kept" or the reason)
     slowest: tuple[float, str] = (0.0, "")  # seconds, and which image
     crashes: list[str] = field(default_factory=list)
-    peak_bytes: int = 0  # of the worker, by which it exceeds what it needed to start
+    peak_bytes: int = 0  # of the worker, by which it exceeds what it held before
     stored: list[tuple[str, bytes, tuple[int, int]]] = field(default_factory=list)  # of originals that were kept
 
 
 def judge(batch: Batch, report: Callable[[int], None]) -> Findings:
     """Send every image of the batch through the builder's own preparation; runs in a worker."""
-    findings, before = Findings(), _peak_bytes()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is that of this batch
+    findings, before = Findings(), _memory_bytes("VmRSS")
     for number in batch.numbers or range(len(batch.originals)):
         kind, data = batch.originals[number % len(batch.originals)]
         if batch.numbers:
@@ -76,7 +77,7 @@ def judge(batch: Batch, report: Callable[[int], None]) -> Findings:
         findings.outcomes[kind, outcome] += 1
         findings.slowest = max(findings.slowest, (time.perf_counter() - began, f"{kind} number {number}"))
         report(number - batch.numbers.start + 1 if batch.numbers else number + 1)
-    findings.peak_bytes = _peak_bytes() - before
+    findings.peak_bytes = _memory_bytes("VmHWM") - before
     return findings
 
 
@@ -122,6 +123,24 @@ def originals() -> tuple[tuple[str, bytes], ...]:
     if features.check("avif"):
         made["avif"] = encoded(picture, "AVIF")
     return tuple(made.items())
+
+
+def largest() -> tuple[tuple[str, bytes], ...]:
+    """Sound pictures with as many pixels as are permitted, of the kinds that take most memory."""
+    side = int(MAX_PIXELS**0.5)
+    picture = Image.linear_gradient("L").resize((side, side)).convert("RGB")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    grey = np.asarray(picture.convert("L"))
+    return (
+        ("jpeg progressive", encoded(picture, "JPEG", progressive=True, exif=turned)),
+        ("jpeg cmyk", encoded(picture.convert("CMYK"), "JPEG", exif=turned)),
+        ("png alpha", encoded(picture.convert("RGBA"), "PNG", exif=turned)),
+        ("png transparent colour", encoded(picture, "PNG", transparency=(0, 0, 0), exif=turned)),
+        ("png 16 bit", encoded(Image.fromarray(grey.astype(np.uint16) * 257), "PNG", transparency=0)),
+        ("tiff float", encoded(Image.fromarray(grey.astype(np.float32)), "TIFF")),
+        ("gif", encoded(picture.quantize(16), "GIF", transparency=0)),
+    )
 
 
 def bombs() -> tuple[tuple[str, bytes], ...]:
@@ -228,7 +247,7 @@ def _splice(data: bytes, others: Sequence[tuple[str, bytes]], draw: random.Rando
 _MUTATIONS = (_flip, _flip, _insert, _cut, _drop, _edit_header, _edit_header, _swap_chunks, _repeat, _splice)
 
 
-def _peak_bytes() -> int:
-    # Not ru_maxrss: a child inherits its parent's over exec.
+def _memory_bytes(which: str) -> int:
+    # Not ru_maxrss: a child inherits its parent's over exec, and nothing resets it.
     status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    return 1024 * int(status.split(f"{which}:")[1].split()[0])

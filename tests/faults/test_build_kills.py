@@ -24,11 +24,10 @@ from typing import Any
 
 import pytest
 from fake_encoder import SPEC, expected
-from photo_folders import folder_bytes, write_photos
+from photo_folders import folder_bytes, quick_recipe, write_photos
 from process_groups import members
 from rich.console import Console
 
-from core.config import Choice
 from core.manifest import Manifest, save_manifest
 from core.storage import PARTIAL_PREFIX
 from shard_builder import build as builder
@@ -89,15 +88,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BuildConfig:
 
 
 def recipe(photos: Path, out: Path, cache: Path, workers: int = 2) -> BuildConfig:
-    return BuildConfig(
-        source=Choice("jsonl", {"file": str(photos)}),
-        out=str(out),
-        image=ImageConfig(size=64),
-        text_encoder=Choice("fake"),
-        samples_per_shard=6,
-        workers=workers,
-        cache_dir=cache,
-    )
+    image = ImageConfig(size=64)
+    return quick_recipe(photos, out, cache, image=image, samples_per_shard=6, workers=workers)
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(200, marks=[pytest.mark.faults, pytest.mark.timeout(1800)])])

@@ -15,13 +15,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import gloo
 import pytest
 import torch
-from photo_folders import folder_bytes, write_photos
+from photo_folders import folder_bytes, quick_recipe, write_photos
 from rich.console import Console
 from training_runs import SMALL_TOWER, end_state, losses, recipe, train_worker
 
@@ -55,15 +56,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def config(tmp_path: Path, caption_cache: Path) -> BuildConfig:
     """A build of 5 shards, undisturbed."""
-    return BuildConfig(
-        source=Choice("jsonl", {"file": str(write_photos(tmp_path / "photos", 40))}),
-        out=str(tmp_path / "undisturbed"),
-        image=ImageConfig(size=64),
-        text_encoder=Choice("fake"),
-        samples_per_shard=8,
-        workers=1,
-        cache_dir=caption_cache,
-    )
+    photos = write_photos(tmp_path / "photos", 40)
+    image = ImageConfig(size=64)
+    return quick_recipe(photos, tmp_path / "undisturbed", caption_cache, image=image, samples_per_shard=8)
 
 
 def fill(disk: Path, leave: int) -> None:
@@ -109,7 +104,7 @@ def test_a_build_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
     needed = used(Path(config.out)) + 200_000  # and the cached captions
     for trial in range(trials):
         out, cache = small_disk / f"set-{trial}", small_disk / f"cache-{trial}"
-        here = BuildConfig(**{**vars(config), "out": str(out), "cache_dir": cache})
+        here = replace(config, out=str(out), cache_dir=cache)
         fill(small_disk, draw.randrange(needed))
         if (sentence := refused(here)) is not None:
             sentences += 1
@@ -130,7 +125,7 @@ def test_a_build_under_a_limit_on_file_sizes_says_so_and_goes_on_without_it(
     largest = max(map(len, folder_bytes(config.out).values()))
     draw = random.Random(fault_seed)
     for _ in range(trials):
-        here = BuildConfig(**{**vars(config), "out": str(tmp_path / "limited")})
+        here = replace(config, out=str(tmp_path / "limited"))
         with limit_on_file_sizes(draw.randrange(100, largest)):
             sentence = refused(here)
         assert sentence and here.out in sentence and "File too large" in sentence and "`ulimit -f`" in sentence
@@ -150,9 +145,7 @@ def limit_on_file_sizes(size: int) -> Iterator[None]:
 
 
 def test_the_command_ends_with_the_sentence_and_code_2(small_disk: Path, config: BuildConfig, tmp_path: Path) -> None:
-    here = BuildConfig(
-        **{**vars(config), "out": str(small_disk / "set"), "text_encoder": Choice("minilm"), "cache_dir": small_disk}
-    )
+    here = replace(config, out=str(small_disk / "set"), text_encoder=Choice("minilm"), cache_dir=small_disk)
     (tmp_path / "recipe.yaml").write_text(dump_yaml(here))
     fill(small_disk, 0)
     command = [sys.executable, "-m", "launch.cli", "build", str(tmp_path / "recipe.yaml")]
@@ -175,7 +168,7 @@ def test_with_a_manifest_written_in_place_this_suite_turns_red(
 
     monkeypatch.setattr("core.manifest.publish_bytes", write_in_place)
     with pytest.raises(AssertionError, match="a set is believed that is not there"):
-        refused(BuildConfig(**{**vars(config), "out": str(small_disk / "set")}))
+        refused(replace(config, out=str(small_disk / "set")))
 
 
 @pytest.mark.parametrize("trials", [10, pytest.param(200, marks=pytest.mark.faults)])

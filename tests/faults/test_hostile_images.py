@@ -1,8 +1,8 @@
 """20,000 mutated images through the builder's own workers: kept, or left out with a reason; never a crash or a hang.
 
-The workers are real ones, 20,000 images each with pillow-simd and with Pillow. What one image may cost is bounded: `MOST_BYTES` of memory
-above what the worker had, `MOST_SECONDS` of time. The seed is printed; SHARDCLIP_FAULT_SEED replays, and a report
-names the image's number. More cases of the rules, without workers: tests/core/test_image.py.
+The workers are real ones, 20,000 images each with pillow-simd and with Pillow. What one image may cost is bounded:
+`MOST_BYTES` of memory above what the worker had, `MOST_SECONDS` of time. The seed is printed; SHARDCLIP_FAULT_SEED
+replays, and a report names the image's number. More cases of the rules, without workers: tests/core/test_image.py.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from typing import Any
 import hostile_images
 import numpy as np
 import pytest
-from hostile_images import MAX_PIXELS, Batch, Findings, bombs, encoded, judge, originals
+from hostile_images import MAX_PIXELS, Batch, Findings, bombs, encoded, judge, largest, originals
+from photo_folders import quick_recipe, write_photos
 from PIL import Image
+from rich.console import Console
 
 from core.image import ImageError
+from shard_builder.build import build_shards
 from shard_builder.engines.processes import ProcessesEngine, pillow_simd_folder
 
 MOST_SECONDS = 5.0
@@ -57,6 +60,14 @@ def test_bombs_are_left_out_in_bounded_time_and_memory(engine: ProcessesEngine) 
     assert complaints(findings) == []
     kept = [kind for f in findings for kind, outcome in f.outcomes if outcome == "kept"]
     assert set(kept) <= {"png text", "png profile"}, "their pictures are small; what is packed beside them is not read"
+
+
+def test_the_largest_permitted_images_take_bounded_memory(engine: ProcessesEngine) -> None:
+    run(engine, [Batch("sound", originals())])
+    for kind, data in largest():
+        (findings,) = run(engine, [Batch(kind, ((kind, data),))])
+        print(f"{kind}: {findings.peak_bytes / MAX_PIXELS:.1f} bytes a pixel more")
+        assert complaints([findings]) == [] and findings.outcomes == {(kind, "kept"): 1}
 
 
 def test_without_a_limit_on_pixels_this_suite_turns_red() -> None:
@@ -169,23 +180,9 @@ def test_every_stated_rule_holds_in_the_workers(engine: ProcessesEngine) -> None
 
 
 def test_an_extension_that_lies_is_not_believed(tmp_path: Any) -> None:
-    from photo_folders import write_photos
-    from rich.console import Console
-
-    from core.config import Choice
-    from shard_builder.build import BuildConfig, ImageConfig, build_shards
-
     photos = write_photos(tmp_path / "photos", 3)
     (photos.parent / "001.jpg").write_bytes(encoded(red(), "PNG"))
     (photos.parent / "002.jpg").write_bytes(b"%PDF-1.4")
-    config = BuildConfig(
-        source=Choice("jsonl", {"file": str(photos)}),
-        out=str(tmp_path / "out"),
-        image=ImageConfig(size=32),
-        text_encoder=Choice("fake"),
-        workers=1,
-        max_skipped=0.5,
-        cache_dir=tmp_path / "cache",
-    )
+    config = quick_recipe(photos, tmp_path / "out", tmp_path / "cache", max_skipped=0.5)
     manifest = build_shards(config, Console(file=io.StringIO()))
     assert (manifest.num_samples, manifest.skipped) == (2, {"unreadable": 1})
