@@ -34,6 +34,7 @@ from benchmarks.image_work import (  # noqa: E402
     stored_by,
     whole_builder_per_second,
 )
+from core.image import imaging_library  # noqa: E402
 from core.manifest import ImageSpec, TextEncoderSpec  # noqa: E402
 from core.text_encoders.encode import encode_captions  # noqa: E402
 from core.text_encoders.minilm import minilm  # noqa: E402
@@ -102,6 +103,7 @@ def resizing(what: str, paths: Sequence[Path]) -> Comparison:
             unit="images/s on one core",
             input=f"{what}. PSNR: against full decoding and Lanczos, uncompressed; median of {len(some)} pictures",
             notes=notes,
+            imaging_library=simd.call(imaging_library),
         )
 
 

@@ -89,14 +89,17 @@ def whole_builder_per_second(task: ShardTask) -> float:
 
 
 def seconds_of_parts(paths: Sequence[str], size: int) -> dict[str, float]:
-    """Seconds an image of decoding, resizing and encoding alone, each over all pictures before the next begins."""
+    """Seconds an image of decoding, resizing and encoding alone."""
+    seconds = dict.fromkeys(("decode", "resize", "encode"), 0.0)
     files = read_files(paths)
-    times = [time.perf_counter()]
-    decoded = [decode(data, MAX_PIXELS, smallest=size) for data in files]
-    times.append(time.perf_counter())
-    fitted = [fit_image(picture, size, "crop") for picture in decoded]
-    times.append(time.perf_counter())
-    for picture in fitted:
-        encode_jpeg(picture, QUALITY)
-    times.append(time.perf_counter())
-    return {name: (b - a) / len(files) for name, a, b in zip(("decode", "resize", "encode"), times, times[1:])}
+    for data in files:
+        times = [time.perf_counter()]
+        decoded = decode(data, MAX_PIXELS, smallest=size)
+        times.append(time.perf_counter())
+        fitted = fit_image(decoded, size, "crop")
+        times.append(time.perf_counter())
+        encode_jpeg(fitted, QUALITY)
+        times.append(time.perf_counter())
+        for name, start, end in zip(seconds, times, times[1:]):
+            seconds[name] += (end - start) / len(files)
+    return seconds
