@@ -80,7 +80,8 @@ def _decode(data: bytes | memoryview, max_pixels: int, smallest: int | None) -> 
             raise ImageError("too_many_pixels", f"{width} x {height}, the limit is {max_pixels}")
         if min(width, height) < MIN_SIDE:
             raise ImageError("too_small", f"{width} x {height}, the shorter side must have {MIN_SIDE}")
-        turn = _UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+        # PIL's TIFF plugin turns its pictures itself, and gives their upright size.
+        turn = None if image.format == "TIFF" else _UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
         decoded = _decode_jpeg(image, data, smallest) or _decode_other(image, smallest)
         upright = decoded.transpose(turn) if turn is not None else decoded
         return upright, (height, width) if turn in _SIDEWAYS else (width, height)

@@ -40,15 +40,20 @@ def main(arguments: list[str]) -> int:
         from trainer.peer_watch import PEER_LOST_EXIT_CODE
 
         _say(f"shardclip (process {rank} of {world_size}): {error}")
-        os._exit(PEER_LOST_EXIT_CODE)  # the process group cannot be taken down in order: that waits for the lost one
+        return _leave(PEER_LOST_EXIT_CODE, world_size)
     except ShardclipError as error:
-        # Mistakes found while opening are found by every process: one of them speaks.
-        if started or rank == 0:
+        # Mistakes found while opening are found by every process, at least of a machine: one of them speaks.
+        if started or os.environ.get("LOCAL_RANK", "0") == "0":
             who = f"shardclip (process {rank} of {world_size})" if started and world_size > 1 else "shardclip"
             _say(f"{who}: {error}")
-        if not started:
-            leave_group()
-        return 2
+        return _leave(2, world_size)
+
+
+def _leave(code: int, world_size: int) -> int:
+    """End a process whose group cannot be taken down in order, since that may wait for the others, with this code."""
+    if world_size > 1:
+        os._exit(code)
+    return code
 
 
 def _say(sentence: str) -> None:

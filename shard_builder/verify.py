@@ -287,7 +287,7 @@ def _check_rejected(url: str, manifest: Manifest) -> Iterator[Fault]:
 def _check_build(url: str, manifest: Manifest) -> Iterator[Fault]:
     try:
         build = load_build(url)
-    except ManifestError as error:
+    except (ManifestError, StorageError) as error:
         yield Fault(BUILD_NAME, "", str(error))
         return
     if fingerprint_of(build["recipe"]) != manifest.fingerprint:

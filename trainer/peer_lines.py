@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import socket
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -61,7 +62,7 @@ def connect(hosts: Sequence[str]) -> list[Line]:
     Raises:
         PeerLostError: a process cannot be reached.
     """
-    is_local = len(set(hosts)) == 1
+    is_local = _is_local(hosts)
     listener = _listen(is_local) if is_main() else None
     token = secrets.token_hex(16)
     # The address that the process group itself was started with: it is known to lead to rank 0.
@@ -69,15 +70,23 @@ def connect(hosts: Sequence[str]) -> list[Line]:
     host, port, token = broadcast_object((host, listener.getsockname()[1] if listener else 0, token))
     if listener is None:
         return [_call(host, port, token)]
+    deadline = time.monotonic() + CONNECT_S
     with listener:
-        return [_answer(listener, token) for _ in range(world_size() - 1)]
+        return [_answer(listener, token, deadline) for _ in range(world_size() - 1)]
+
+
+def _is_local(hosts: Sequence[str]) -> bool:
+    """Whether all ranks are on this machine; launchers say so, and names may be alike on several."""
+    local_world_size = os.environ.get("LOCAL_WORLD_SIZE")
+    return int(local_world_size) == world_size() if local_world_size else len(set(hosts)) == 1
 
 
 def _listen(is_local: bool) -> socket.socket:
-    # All on one machine: not a port that others could reach.
-    listener = socket.create_server(("127.0.0.1" if is_local else "", 0), backlog=world_size())
-    listener.settimeout(CONNECT_S)
-    return listener
+    if is_local:  # not a port that others could reach
+        return socket.create_server(("127.0.0.1", 0), backlog=world_size())
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, backlog=world_size(), dualstack_ipv6=True)
+    return socket.create_server(("", 0), backlog=world_size())
 
 
 def _call(host: str, port: int, token: str) -> Line:
@@ -92,23 +101,32 @@ def _call(host: str, port: int, token: str) -> Line:
     return line
 
 
-def _answer(listener: socket.socket, token: str) -> Line:
+def _answer(listener: socket.socket, token: str, deadline: float) -> Line:
     while True:
+        listener.settimeout(max(0.001, deadline - time.monotonic()))
         try:
             connection, _ = listener.accept()
         except TimeoutError as error:
-            raise PeerLostError(f"a process has not called process 0 within {CONNECT_S:g} s.") from error
+            raise PeerLostError(
+                f"a process has not called process 0 within {CONNECT_S:g} s. Open the ports between the nodes, or set "
+                "peer_timeout_s=0 to do without the watch over lost processes."
+            ) from error
         line = Line(connection, 0)
-        hello = _first_message(line)
+        hello = _first_message(line, deadline)
         if hello.get("token") == token:
             line.rank = int(hello["rank"])
             return line
         line.close()  # a stranger on the port
 
 
-def _first_message(line: Line) -> dict[str, Any]:
-    try:
-        messages = line.receive()
-    except ValueError:
-        return {}
-    return messages[0] if messages and isinstance(messages[0], dict) else {}
+def _first_message(line: Line, deadline: float) -> dict[str, Any]:
+    while time.monotonic() < deadline:
+        try:
+            messages = line.receive()
+        except ValueError:
+            return {}
+        if messages is None:
+            return {}
+        if messages:
+            return messages[0] if isinstance(messages[0], dict) else {}
+    return {}

@@ -17,6 +17,8 @@ import weakref
 from collections.abc import Callable
 from types import TracebackType
 
+import torch
+
 from core.distributed import rank, world_size
 from core.errors import PeerLostError
 from trainer.peer_lines import Line, connect, everybody
@@ -43,6 +45,7 @@ class PeerWatch:
         self._lines: dict[Line, float] = {}  # and when each was last heard of, in awake seconds
         self._who: list[str] = []
         self._verdict = ""
+        self._has_waited = False  # for somebody to be known lost, in vain
         self._is_known, self._is_left = threading.Event(), threading.Event()
 
     def __enter__(self) -> PeerWatch:
@@ -70,7 +73,11 @@ class PeerWatch:
     ) -> None:
         """An exit callback: say who is gone, in place of the error of the collective that missed it."""
         # gloo and NCCL raise RuntimeErrors, at about the moment at which the line to the lost process ends.
-        if isinstance(error, RuntimeError) and self._lines and self._is_known.wait(GRACE_S):
+        is_of_a_collective = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+        if not is_of_a_collective or not self._lines or self._has_waited:
+            return
+        self._has_waited = True
+        if self._is_known.wait(GRACE_S):
             raise PeerLostError(self._verdict) from error
 
     def hang_up(self) -> None:
@@ -133,9 +140,15 @@ class PeerWatch:
     def _end_if_it_hangs(self) -> None:
         if self._is_left.wait(GRACE_S):
             return
+        # The folder's disk may hang, or the terminal be gone, with the lost machine: this process ends all the same.
+        last_words = threading.Thread(target=self._say_and_note, daemon=True)
+        last_words.start()
+        last_words.join(GRACE_S)
+        os._exit(PEER_LOST_EXIT_CODE)
+
+    def _say_and_note(self) -> None:
         print(f"shardclip ({self._who[rank()].split(' (')[0]}): {self._verdict}", file=sys.stderr, flush=True)
         self.note(self._verdict)
-        os._exit(PEER_LOST_EXIT_CODE)
 
 
 def _hang_up_in_child() -> None:

@@ -184,9 +184,10 @@ class Run:
         Raises:
             DataError: the batches ended before the last step.
         """
-        if max(self.start_step, self._done) < self.total_steps:
+        done = max(self.start_step, self._done)
+        if done < self.total_steps:
             raise DataError(
-                f"{self.folder.path}: the batches ended after step {self._done} of {self.total_steps}, so the run is "
+                f"{self.folder.path}: the batches ended after step {done} of {self.total_steps}, so the run is "
                 "not trained to its end. Start the same command again."
             )
         if is_main() and self.start_step >= self.total_steps:

@@ -40,12 +40,14 @@ def difference(a: Image.Image, b: Image.Image) -> float:
     return float(np.abs(np.asarray(a).astype(float) - np.asarray(b)).mean())
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation: int) -> None:
+def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded(smooth(64, 40), "JPEG", exif=exif, quality=95)
+    data = encoded(smooth(64, 40), kind, exif=exif, quality=95)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert expected.size == ((40, 64) if orientation > 4 else (64, 40))
     assert decode(data).size == expected.size == decode_fitted(data, 20, "crop")[1]
     assert difference(decode(data), expected) <= 1
     assert difference(decode_fitted(data, 20, "crop")[0], fit_image(expected, 20, "crop")) <= 1

@@ -80,7 +80,8 @@ def test_without_hashes_of_checkpoint_files_this_suite_turns_red(
     find = in_checkpoints(checkpoints)
     monkeypatch.setattr(checkpoint_files, "read_verified", lambda path, name, entry: (path / name).read_bytes())
     monkeypatch.setattr("trainer.checkpoint.read_verified", checkpoint_files.read_verified)
-    assert unfound(files_of(checkpoints / "step-00000002"), 60, fault_seed, find)
+    missed = unfound(files_of(checkpoints / "step-00000002"), 60, fault_seed, find)
+    assert missed and not any("stumbled" in sentence for sentence in missed), missed
 
 
 def in_checkpoints(folder: Path) -> Finder:

@@ -139,7 +139,7 @@ def negatives_report(
     offset: int,
     *,
     max_caption_similarity: float | None = 0.95,
-    block_size: int = 1024,
+    block_size: int = 512,
 ) -> dict[str, Tensor]:
     """How trustworthy the negatives of a batch are; shapes as in `info_nce`.
 
