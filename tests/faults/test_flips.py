@@ -114,7 +114,7 @@ def test_without_one_of_the_checks_this_suite_turns_red(
     find = in_shard_set(built_set)
     monkeypatch.setattr(owner, name, lambda data: AgreesWithAll())
     missed = unfound(files_of(built_set), 200, fault_seed, find)
-    assert missed and not any("stumbled" in sentence for sentence in missed), missed
+    assert any("stumbled" not in sentence for sentence in missed), missed
 
 
 class AgreesWithAll(str):
