@@ -45,7 +45,6 @@ class RunFolder:
 
     path: Path
     run_id: str  # the same for every process that continues the run; wandb's id too
-    is_continued: bool
     started: str  # when its first process began
     config_changes: tuple[str, ...] = ()  # `key: old -> new`, against the process before
 
@@ -102,7 +101,7 @@ def open_run_folder(
         changes = _save_settings(path, config, environment) if found else _save_first(path, config, environment)
         publish_bytes(_as_json({**run, "state": "running"}), path / RUN)
         record_event(path, "continued" if found else "started", config_changes=changes)
-        yield RunFolder(path, run["run_id"], bool(found), run["started"], tuple(changes))
+        yield RunFolder(path, run["run_id"], run["started"], tuple(changes))
 
 
 def note_failure(run_dir: Path, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
