@@ -40,7 +40,7 @@ from core.text_encoders.encode import encode_captions  # noqa: E402
 from core.text_encoders.minilm import minilm  # noqa: E402
 from shard_builder.caption_cache import CaptionCache  # noqa: E402
 from shard_builder.engines.processes import ProcessesEngine  # noqa: E402
-from shard_builder.plan import ShardPlan  # noqa: E402
+from shard_builder.layout import ShardPlan  # noqa: E402
 from shard_builder.records import Record  # noqa: E402
 from shard_builder.writer import ShardTask  # noqa: E402
 

@@ -66,8 +66,8 @@ def _repeat(
     name = f"{manifest.split}-{new_number:05d}.tar"
     os.link(source / entry.name, target / name)
     members = tuple(Member(member.name, name) for member in index.members)
-    groups = index.groups ^ np.uint64(new_number)  # other images than those of the other copies
-    (target / index_name(name)).write_bytes(encode_index(ShardIndex(members, index.records, groups)))
+    image_ids = index.image_ids ^ np.uint64(new_number)  # other images than those of the other copies
+    (target / index_name(name)).write_bytes(encode_index(ShardIndex(members, index.records, image_ids)))
     return replace(entry, name=name, index_sha256=sha256_of(target / index_name(name)))
 
 

@@ -152,7 +152,7 @@ def _advised(job: Job) -> Job:
     from rich.console import Console
 
     from core.config import Choice
-    from shard_builder.build import BuildConfig, ImageConfig
+    from shard_builder.config import BuildConfig, ImageConfig
     from shard_builder.estimate import estimate_build
 
     source = Choice("jsonl", {"file": str(DATA / "images.jsonl")})

@@ -7,10 +7,9 @@ where a float is wanted, `yes` and `012` stay text where text is wanted, and a t
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -120,21 +119,6 @@ def to_mapping(config: Any) -> Any:
 def dump_yaml(config: Any) -> str:
     """The resolved config as YAML text."""
     return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
-
-
-def build(table: Mapping[str, Callable[..., Any]], choice: Choice, kind: str, **given: Any) -> Any:
-    """Call the part that `choice` names with its options (converted by its annotations) and what the caller gives.
-
-    Raises:
-        ConfigError: no such part, or the part has no such option.
-    """
-    part, options = _resolve(table, choice, kind, given)
-    return part(**options, **given)
-
-
-def check(table: Mapping[str, Callable[..., Any]], choice: Choice, kind: str, given: Iterable[str] = ()) -> None:
-    """Raise what `build` would raise about names and options, before anything is started."""
-    _resolve(table, choice, kind, dict.fromkeys(given))
 
 
 def config_diff(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -263,29 +247,6 @@ def _spoken(declared: Any) -> str:
 
 def _wrong_type(where: str, value: Any, wanted: str) -> ConfigError:
     return ConfigError(f"{where} is {value!r}: {wanted} is needed.")
-
-
-def _resolve(
-    table: Mapping[str, Callable[..., Any]], choice: Choice, kind: str, given: Mapping[str, Any]
-) -> tuple[Callable[..., Any], dict[str, Any]]:
-    if choice.name not in table:
-        raise ConfigError(f"{kind}: unknown name '{choice.name}'.{did_you_mean(choice.name, table)}")
-    part = table[choice.name]
-    target = part.__init__ if isinstance(part, type) else part  # type: ignore[misc]
-    hints = typing.get_type_hints(target)
-    parameters = {n: p for n, p in inspect.signature(part).parameters.items() if n not in given}
-    for option in choice.options:
-        if option not in parameters:
-            remedy = did_you_mean(option, parameters) or " It has none."
-            raise ConfigError(f"{kind} '{choice.name}': unknown option '{option}'.{remedy}")
-    for name, parameter in parameters.items():
-        if parameter.default is inspect.Parameter.empty and name not in choice.options:
-            raise ConfigError(f"{kind} '{choice.name}' needs '{name}'. Add the line `{name}: ...`.")
-    options = {
-        name: convert(value, hints.get(name, Any), f"{kind} '{choice.name}': {name}")
-        for name, value in choice.options.items()
-    }
-    return part, options
 
 
 def _as_text(value: Any) -> str:

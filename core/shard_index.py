@@ -1,7 +1,7 @@
 """Where each member of each sample lies in a tar, and its checksum: the `.idx` beside a shard.
 
 Layout, little-endian: magic, length of the JSON header (uint32), JSON header, padding to 16 bytes,
-`groups` (num_samples uint64), `records` (num_samples x num_members of offset, xxh3, length: 20 bytes each).
+`image_ids` (num_samples uint64), `records` (num_samples x num_members of offset, xxh3, length: 20 bytes each).
 A member with length 0 is absent.
 """
 
@@ -38,15 +38,15 @@ class ShardIndex:
     Attributes:
         members: the kinds of files, in the order of the columns of `records`.
         records: `(num_samples, num_members)` of `RECORD`.
-        groups: `(num_samples,)` uint64; samples of one image share a value (`group_of`).
+        image_ids: `(num_samples,)` uint64; samples of one image share a value (`image_id_of`).
     """
 
     members: tuple[Member, ...]
     records: np.ndarray
-    groups: np.ndarray
+    image_ids: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.groups)
+        return len(self.image_ids)
 
     def column(self, name: str) -> int:
         """The column of `records` for a member."""
@@ -61,7 +61,7 @@ class TarSample:
     members: dict[str, tuple[int, int]]
 
 
-def group_of(source: str, image_id: str) -> int:
+def image_id_of(source: str, image_id: str) -> int:
     """The 64-bit number that all samples of one image share: positives come from it."""
     return xxhash.xxh3_64_intdigest(f"{source}\0{image_id}".encode())
 
@@ -78,7 +78,7 @@ def encode_index(index: ShardIndex) -> bytes:
     lead = _MAGIC + np.uint32(len(header)).tobytes() + header
     padding = b"\0" * (-len(lead) % 16)
     records = np.ascontiguousarray(index.records, dtype=RECORD)
-    return lead + padding + np.asarray(index.groups, dtype="<u8").tobytes() + records.tobytes()
+    return lead + padding + np.asarray(index.image_ids, dtype="<u8").tobytes() + records.tobytes()
 
 
 def decode_index(data: bytes | memoryview, where: str) -> ShardIndex:
@@ -95,13 +95,13 @@ def decode_index(data: bytes | memoryview, where: str) -> ShardIndex:
         header = json.loads(bytes(data[12:header_end]))
         members = tuple(Member(*m) for m in header["members"])
         start, n = header_end + (-header_end % 16), int(header["num_samples"])
-        groups = np.frombuffer(data, "<u8", n, start)
+        image_ids = np.frombuffer(data, "<u8", n, start)
         records = np.frombuffer(data, RECORD, n * len(members), start + 8 * n).reshape(n, len(members))
     except (ValueError, KeyError, TypeError, IndexError):
         raise DamagedError(
             f"{where}: no shard index, or cut short. Make it again with `shardclip index-shards`."
         ) from None
-    return ShardIndex(members, records, groups)
+    return ShardIndex(members, records, image_ids)
 
 
 def read_index(path: Path) -> ShardIndex:

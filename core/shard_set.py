@@ -143,12 +143,12 @@ class ShardSet:
             raise DamagedSampleError(self.describe(sample, name), name)
         return data
 
-    def groups(self, samples: np.ndarray) -> np.ndarray:
+    def image_ids(self, samples: np.ndarray) -> np.ndarray:
         """`(B,)` uint64: equal where samples show one image. Reads no tar."""
         shards = np.searchsorted(self._ends, samples, side="right")
         rows = samples - self._ends[shards] + self.shard_sizes[shards]
         pairs = zip(shards.tolist(), rows.tolist())
-        return np.fromiter((self._index(s).groups[r] for s, r in pairs), np.uint64, len(samples))
+        return np.fromiter((self._index(s).image_ids[r] for s, r in pairs), np.uint64, len(samples))
 
     def embeddings(self, sample: int) -> np.ndarray:
         """Caption embeddings `(C, E)` float16, unit length."""

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.config import Choice, build
+from core.config import Choice
 from core.errors import CheckpointError, WeightsError
 from core.manifest import TextEncoderSpec
+from core.parts import build
 from core.shard_set import ShardSet
 from core.storage import sha256_of
 from core.text_encoders import TEXT_ENCODERS

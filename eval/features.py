@@ -36,8 +36,8 @@ class PairLoss(Protocol):
         all_image_features: Tensor,
         all_text_features: Tensor,
         logit_scale: Tensor,
-        groups: Tensor,
-        all_groups: Tensor,
+        image_ids: Tensor,
+        all_image_ids: Tensor,
         offset: int,
     ) -> Tensor: ...
 
@@ -101,11 +101,11 @@ def extract(
     )
 
 
-def mean_pair_loss(extracted: Extracted, groups: np.ndarray, loss_fn: PairLoss, batch_size: int) -> float:
+def mean_pair_loss(extracted: Extracted, image_ids: np.ndarray, loss_fn: PairLoss, batch_size: int) -> float:
     """The training loss over successive batches of images with their first captions, in sample order; nats.
 
     Args:
-        groups: `(N,)` of the image rows, as the shard set gives them.
+        image_ids: `(N,)` of the image rows, as the shard set gives them.
         batch_size: the loss grows with it, so it should be the one trained with; a ragged rest is left out, and a set
             that is smaller is one batch.
     """
@@ -114,11 +114,11 @@ def mean_pair_loss(extracted: Extracted, groups: np.ndarray, loss_fn: PairLoss, 
     batch_size = min(batch_size, num_images)
     first_text = np.unique(features.image_of_text, return_index=True)[1]
     images, texts = torch.from_numpy(features.images), torch.from_numpy(features.texts[first_text])
-    image_groups = torch.from_numpy(groups.view(np.int64))
+    own_ids = torch.from_numpy(image_ids.view(np.int64))
     scale = torch.tensor(extracted.logit_scale)
     losses = []
     for start in range(0, num_images - batch_size + 1, batch_size):
-        a, b, g = (rows[start : start + batch_size] for rows in (images, texts, image_groups))
+        a, b, g = (rows[start : start + batch_size] for rows in (images, texts, own_ids))
         losses.append(float(loss_fn(a, b, a, b, scale, g, g, 0)))
     return float(np.mean(losses))
 
@@ -190,7 +190,7 @@ def _assemble(
             f"{len(samples)} samples were read, {len(np.unique(samples))} of them distinct; the set has"
             f" {len(shard_set)}. Every sample counts once: this is a fault of the loader, please report it."
         )
-    row_of_sample, first_sample = _merge_same_images(shard_set.groups(np.arange(len(shard_set))))
+    row_of_sample, first_sample = _merge_same_images(shard_set.image_ids(np.arange(len(shard_set))))
     sample_of_text = np.repeat(samples, num_captions)
     text_order = np.argsort(sample_of_text, kind="stable")
     sample_of_text = sample_of_text[text_order]
@@ -200,12 +200,12 @@ def _assemble(
     return Extracted(features, first_sample, np.stack([sample_of_text, place], axis=1), logit_scale)
 
 
-def _merge_same_images(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _merge_same_images(image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`(samples,)` image row of each sample and `(N,)` first sample of each row, rows in order of first appearance."""
-    first, inverse = np.unique(groups, return_index=True, return_inverse=True)[1:]
+    first, inverse = np.unique(image_ids, return_index=True, return_inverse=True)[1:]
     by_appearance = np.argsort(first)
-    row_of_group = np.argsort(by_appearance)
-    return row_of_group[inverse], first[by_appearance]
+    row_of_id = np.argsort(by_appearance)
+    return row_of_id[inverse], first[by_appearance]
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

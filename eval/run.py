@@ -238,10 +238,10 @@ def _labelled(
 
 
 def _loss(extracted: Extracted, shard_set: ShardSet, encoder: ImageEncoder, batch_size: int | None) -> dict[str, Any]:
-    groups = shard_set.groups(extracted.samples)
+    image_ids = shard_set.image_ids(extracted.samples)
     wanted = batch_size or int(encoder.identity["config"]["global_batch_size"])
     used = min(wanted, len(extracted.samples))
-    return {"value": mean_pair_loss(extracted, groups, InfoNCE(), wanted), "batch_size": used}
+    return {"value": mean_pair_loss(extracted, image_ids, InfoNCE(), wanted), "batch_size": used}
 
 
 def _identity(

@@ -38,7 +38,7 @@ def make_validation(
     `val/image_to_text/recall@1` and so on for every figure of both directions. The score that names the best
     checkpoint is the mean of the six recalls (VSE++ and its successors take their sum).
     """
-    groups = shard_set.groups(np.arange(len(shard_set)))
+    image_ids = shard_set.image_ids(np.arange(len(shard_set)))
     device = accelerator.device
     loader = EvalLoader(
         shard_set,
@@ -51,7 +51,7 @@ def make_validation(
 
     def measure(extracted: Extracted, step: int) -> Validation:
         result, ranks = evaluate_retrieval(extracted.features)
-        loss = mean_pair_loss(extracted, groups[extracted.samples], loss_fn, config.global_batch_size)
+        loss = mean_pair_loss(extracted, image_ids[extracted.samples], loss_fn, config.global_batch_size)
         figures = {f"val/{d}/{name}": value for d in DIRECTIONS for name, value in result[d].items()}
         score = float(np.mean([result[d][f"recall@{k}"] for d in DIRECTIONS for k in RECALL_KS]))
         picture = _draw(extracted, ranks[0], shard_set, config.run_dir, step)

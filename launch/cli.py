@@ -43,7 +43,8 @@ def build(recipe: Recipe, overrides: Overrides = None) -> None:
 
     Example: shardclip build configs/build/coco2014_train.yaml source.images=/data/train2014
     """
-    from shard_builder.build import BuildConfig, build_shards
+    from shard_builder.build import build_shards
+    from shard_builder.config import BuildConfig
 
     build_shards(load_config(BuildConfig, recipe, overrides or []), console)
 
@@ -54,7 +55,7 @@ def plan(recipe: Recipe, overrides: Overrides = None) -> None:
 
     Example: shardclip plan configs/build/coco2014_train.yaml
     """
-    from shard_builder.build import BuildConfig
+    from shard_builder.config import BuildConfig
     from shard_builder.estimate import estimate_build
 
     estimate_build(load_config(BuildConfig, recipe, overrides or []), console=console)

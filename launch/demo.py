@@ -15,7 +15,8 @@ from core.config import load_config
 from core.errors import ConfigError
 from eval.run import EvalConfig, evaluate
 from launch.launcher import launch_training
-from shard_builder.build import BuildConfig, build_shards
+from shard_builder.build import build_shards
+from shard_builder.config import BuildConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NUM_PROCESSES = 2

@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from core.config import build
 from core.errors import ShardclipError
+from core.parts import build
 from core.shard_set import ShardSet
 from trainer.config import TrainConfig
 from trainer.data.order import steps_per_epoch

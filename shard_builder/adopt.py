@@ -41,7 +41,7 @@ from core.shard_index import (
     TarSample,
     checksum,
     encode_index,
-    group_of,
+    image_id_of,
     read_index,
     scan_tar,
 )
@@ -51,8 +51,8 @@ from shard_builder.build_state import load_build, save_build
 from shard_builder.caption_cache import CaptionCache
 from shard_builder.caption_embeddings import embed_with_progress, text_encoder_spec
 from shard_builder.engines.processes import ProcessesEngine, available_cores
+from shard_builder.fingerprint import fingerprint_of
 from shard_builder.mapped import mapped
-from shard_builder.plan import fingerprint_of
 from shard_builder.progress import progress_bar, spoken_bytes, summary_table
 from shard_builder.records import Skip
 from shard_builder.rejected import REJECTED_NAME, count_by_reason, write_rejected
@@ -168,7 +168,7 @@ def index_tar(task: AdoptTask, report: Callable[[int], None]) -> AdoptResult:
     """Write `NAME.idx` for one tar, without embeddings; runs in a worker."""
     path = fetch(join(task.url, task.name), task.cache_dir, None)
     rows: list[list[tuple[int, int, int]]] = []
-    groups: list[int] = []
+    image_ids: list[int] = []
     skipped: list[Skip] = []
     num_captions = 0
     data = mapped(path)
@@ -180,13 +180,13 @@ def index_tar(task: AdoptTask, report: Callable[[int], None]) -> AdoptResult:
             skipped.append(Skip(sample.key, task.source, str(problem), task.name))
         else:
             num_captions += captions
-            groups.append(group)
+            image_ids.append(group)
             rows.append([_record(data, places.get(name)) for name in (IMAGE, TXT, JSON)])
         report(number + 1)
     if not rows:
         return AdoptResult(None, tuple(skipped))
     members = tuple(Member(name, task.name) for name in (IMAGE, TXT, JSON))
-    index = ShardIndex(members, np.array(rows, dtype=RECORD), np.array(groups, dtype=np.uint64))
+    index = ShardIndex(members, np.array(rows, dtype=RECORD), np.array(image_ids, dtype=np.uint64))
     index_sha256 = publish_bytes(encode_index(index), join(task.url, index_name(task.name)))
     entry = ShardEntry(task.name, len(rows), num_captions, path.stat().st_size, sha256_of(path), index_sha256)
     return AdoptResult(entry, tuple(skipped))
@@ -220,7 +220,7 @@ def _read_sample(task: AdoptTask, key: str, places: Mapping[str, tuple[int, int]
         raise _UnusableError("no_caption")
     # img2dataset knows an image by its URL: the same URL twice is the same image, with another caption perhaps.
     image_id = info.get("image_id") or info.get("url") or f"{task.name}/{key}"
-    return len(captions), group_of(str(info.get("source") or task.source), str(image_id))
+    return len(captions), image_id_of(str(info.get("source") or task.source), str(image_id))
 
 
 def _record(data: memoryview, place: tuple[int, int] | None) -> tuple[int, int, int]:
@@ -250,7 +250,7 @@ def _write_sidecar(url: str, entry: ShardEntry, embeddings: Sequence[np.ndarray]
     offsets = np.cumsum([0, *map(len, blobs)])
     column = np.array([(o, checksum(b), len(b)) for o, b in zip(offsets, blobs)], dtype=RECORD)
     members = (*(index.members[c] for c in kept), Member(NPY, name))
-    new = ShardIndex(members, np.column_stack([index.records[:, kept], column]), index.groups)
+    new = ShardIndex(members, np.column_stack([index.records[:, kept], column]), index.image_ids)
     index_sha256 = publish_bytes(encode_index(new), join(url, index_name(entry.name)))
     return replace(entry, index_sha256=index_sha256, embeddings=SidecarEntry(name, int(offsets[-1]), sha256))
 

@@ -28,7 +28,8 @@ from core.storage import (
     size,
     sweep_partials,
 )
-from shard_builder.plan import ShardPlan, fingerprint_of
+from shard_builder.fingerprint import fingerprint_of
+from shard_builder.layout import ShardPlan
 from shard_builder.records import Skip
 from shard_builder.writer import ShardResult
 

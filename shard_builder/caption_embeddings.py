@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from core import config as parts
+from core import parts
 from core.config import Choice
 from core.manifest import TextEncoderSpec
 from core.text_encoders import TEXT_ENCODERS

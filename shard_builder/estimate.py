@@ -12,15 +12,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from core import config as parts
+from core import parts
 from core.errors import DataError, StorageError
 from core.image import ImageError, decode_into, imaging_library
 from core.manifest import ImageSpec
 from core.seeding import permutation
 from core.storage import read_bytes
-from shard_builder.build import BuildConfig, say_which_library
+from shard_builder.build import say_which_library
 from shard_builder.caption_cache import CaptionCache
 from shard_builder.caption_embeddings import captions_per_s, text_encoder_spec
+from shard_builder.config import BuildConfig
 from shard_builder.engines import ENGINES
 from shard_builder.inputs import read_inputs
 from shard_builder.progress import spoken_bytes, spoken_seconds

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.config import Choice, build
+from core.config import Choice
+from core.parts import build
 from core.storage import is_local, local
-from shard_builder.plan import without_repeats
+from shard_builder.layout import without_repeats
 from shard_builder.readers import READERS
 from shard_builder.records import Record, Skip
 

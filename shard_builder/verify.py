@@ -18,14 +18,14 @@ from rich.text import Text
 from core.errors import DamagedError, ManifestError, StorageError
 from core.image import ImageError, decode_into
 from core.manifest import MANIFEST_NAME, ImageSpec, Manifest, ShardEntry, index_name, load_manifest
-from core.shard_index import IMAGE, JSON, NPY, TXT, ShardIndex, TarSample, checksum, group_of, read_index, scan_tar
+from core.shard_index import IMAGE, JSON, NPY, TXT, ShardIndex, TarSample, checksum, image_id_of, read_index, scan_tar
 from core.shard_set import decode_embeddings
 from core.storage import PARTIAL_PREFIX, exists, fetch, join, list_names, sha256_of
 from shard_builder.build_state import BUILD_NAME, STATE_NAME, load_build
 from shard_builder.contact_sheet import CONTACT_SHEET_NAME
 from shard_builder.engines.processes import ProcessesEngine, available_cores
+from shard_builder.fingerprint import fingerprint_of
 from shard_builder.mapped import mapped
-from shard_builder.plan import fingerprint_of
 from shard_builder.progress import progress_bar
 from shard_builder.rejected import REJECTED_NAME, read_rejected
 
@@ -207,7 +207,7 @@ class _SampleChecker:
             self._fault(key, "the txt is not the first caption of the json")
         source, image_id = str(info.get("source")), str(info.get("image_id"))
         self.image_ids.append(f"{source} {image_id}")
-        if group_of(source, image_id) != int(self.index.groups[row]):
+        if image_id_of(source, image_id) != int(self.index.image_ids[row]):
             self._fault(key, "the index puts it into another image's group than its image_id says")
 
     def _check_embeddings(self, key: str, data: memoryview, num_captions: int) -> None:

@@ -17,10 +17,10 @@ import numpy as np
 from core.errors import StorageError
 from core.image import RAW_EXTENSION, ImageError, decode_fitted, encode_jpeg, encode_raw
 from core.manifest import ImageSpec, ShardEntry, TextEncoderSpec, index_name
-from core.shard_index import IMAGE, JSON, NPY, RECORD, TXT, Member, ShardIndex, checksum, encode_index, group_of
+from core.shard_index import IMAGE, JSON, NPY, RECORD, TXT, Member, ShardIndex, checksum, encode_index, image_id_of
 from core.storage import exists, is_local, join, publish, publish_bytes, read_bytes
 from shard_builder.caption_cache import CaptionCache
-from shard_builder.plan import ShardPlan, key_of
+from shard_builder.layout import ShardPlan, key_of
 from shard_builder.records import Record, Skip
 
 MEMBERS = (IMAGE, TXT, JSON, NPY)  # in the tar's order
@@ -76,7 +76,7 @@ def write_shard(task: ShardTask, report: Callable[[int], None]) -> ShardResult:
     except _NothingUsableError:
         return ShardResult(None, tuple(tally.skipped), tally.source_bytes, 0)
     members = tuple(Member(name, task.name) for name in MEMBERS)
-    index = ShardIndex(members, np.array(tally.rows, dtype=RECORD), np.array(tally.groups, dtype=np.uint64))
+    index = ShardIndex(members, np.array(tally.rows, dtype=RECORD), np.array(tally.image_ids, dtype=np.uint64))
     index_sha256 = publish_bytes(encode_index(index), join(task.out, index_name(task.name)))
     entry = ShardEntry(task.name, len(index), tally.num_captions, tally.bytes, sha256, index_sha256)
     return ShardResult(entry, tuple(tally.skipped), tally.source_bytes, tally.num_enlarged)
@@ -109,7 +109,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.rows: list[list[tuple[int, int, int]]] = []  # per sample and member: offset, xxh3, length
-        self.groups: list[int] = []
+        self.image_ids: list[int] = []
         self.skipped: list[Skip] = []
         self.num_captions = self.num_enlarged = self.source_bytes = self.bytes = 0
 
@@ -126,11 +126,11 @@ def _write_tar(task: ShardTask, path: Path, tally: _Tally, report: Callable[[int
             key = key_of(task.plan.first_key + position)
             values = (prepared.data, record.captions[0].encode(), _info(record, prepared), npy_bytes(embeddings))
             tally.rows.append([_append(tar, f"{key}.{ext}", data) for ext, data in zip(extensions, values)])
-            tally.groups.append(group_of(record.source, record.image_id))
+            tally.image_ids.append(image_id_of(record.source, record.image_id))
             tally.num_captions += len(record.captions)
             tally.num_enlarged += min(prepared.width, prepared.height) < task.image.size
         report(len(task.plan.records))
-        if not tally.groups:
+        if not tally.image_ids:
             raise _NothingUsableError
         tar.write(_END)
         tar.write(bytes(-tar.tell() % tarfile.RECORDSIZE))

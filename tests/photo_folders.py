@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from core.config import Choice
-from shard_builder.build import BuildConfig, ImageConfig
+from shard_builder.config import BuildConfig, ImageConfig
 
 NOUNS = ("dog", "boat", "girl", "hill", "train")
 

@@ -22,7 +22,7 @@ from core.shard_index import (
     ShardIndex,
     checksum,
     encode_index,
-    group_of,
+    image_id_of,
     scan_tar,
 )
 from core.storage import sha256_of
@@ -118,8 +118,8 @@ def _write_shard(
         for extension, data in members.items():
             offset, length = found.members[extension]
             records[row, logical.index(_logical(extension))] = (offset, checksum(data), length)
-    groups = np.array([group_of("test", str(row)) for row in rows], dtype=np.uint64)
-    index_path.write_bytes(encode_index(ShardIndex(tuple(Member(m, name) for m in logical), records, groups)))
+    image_ids = np.array([image_id_of("test", str(row)) for row in rows], dtype=np.uint64)
+    index_path.write_bytes(encode_index(ShardIndex(tuple(Member(m, name) for m in logical), records, image_ids)))
     return ShardEntry(
         name, len(samples), num_captions, tar_path.stat().st_size, sha256_of(tar_path), sha256_of(index_path)
     )

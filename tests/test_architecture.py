@@ -33,6 +33,8 @@ DOORS = {  # library -> the only files that may import it
 }
 TORCH_FREE = (  # what the builder's image workers import
     "core/config.py",
+    "core/parts.py",
+    "core/journal.py",
     "core/errors.py",
     "core/image.py",
     "core/manifest.py",

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from core.config import Choice, check
+from core.config import Choice
 from core.errors import ConfigError
+from core.parts import check
 from trainer.augment import AugmentConfig
 from trainer.losses import LOSSES
 from trainer.models import ModelConfig

@@ -18,9 +18,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
-from core.config import build, to_mapping
+from core.config import to_mapping
 from core.distributed import is_main, on_main, rank, world_size
 from core.errors import CheckpointError, ConfigError, PeerLostError
+from core.parts import build
 from core.seeding import derive_seed
 from core.shard_set import ShardSet
 from core.storage import exists, join, publish_bytes, read_bytes

@@ -270,7 +270,7 @@ class Run:
 def _negatives(result: StepResult, batch: Batch) -> dict[str, float]:
     """How trustworthy the negatives of this rank's rows are among the whole global batch."""
     report = negatives_report(
-        result.text_features, result.all_text_features, batch.groups, result.all_groups, result.offset
+        result.text_features, result.all_text_features, batch.image_ids, result.all_image_ids, result.offset
     )
     return {f"train/{name}": float(value) for name, value in report.items()}
 

@@ -26,9 +26,9 @@ import yaml
 
 from core.config import config_diff, dump_yaml
 from core.errors import ConfigError, DamagedError, StorageError
+from core.journal import append_json, read_json_lines
 from core.locks import lock
 from core.storage import publish_bytes, sweep_partials
-from trainer.journal import append_json, read_json_lines
 
 RUN, CONFIG, ENVIRONMENT, EVENTS, CHECKPOINTS = (
     "run.json", "config.yaml", "environment.json", "events.jsonl", "checkpoints",

@@ -22,7 +22,7 @@ class StepResult:
     image_features: Tensor  # (b, D)
     text_features: Tensor  # (b, D)
     all_text_features: Tensor  # (W * b, D)
-    all_groups: Tensor  # (W * b,)
+    all_image_ids: Tensor  # (W * b,)
     offset: int  # index of this rank's first row among the gathered ones
     logit_scale: Tensor  # scalar
 
@@ -31,7 +31,7 @@ def forward_backward(
     model: nn.Module,
     image_chunks: Sequence[Tensor],
     text_features: Tensor,
-    groups: Tensor,
+    image_ids: Tensor,
     loss_fn: Callable[..., Tensor],
     *,
     backward: Callable[[Tensor], None] = torch.autograd.backward,
@@ -49,7 +49,7 @@ def forward_backward(
         model: `images -> (image_features (n, D), logit_scale)`, bare or wrapped in DistributedDataParallel.
         image_chunks: the rank's images in pieces; read twice if there are several.
         text_features: `(b, D)`, unit length, any float type; gathered with gradient only if it requires one.
-        groups: `(b,)` integers; pairs of the same image share it.
+        image_ids: `(b,)` integers; pairs of the same image share it.
         loss_fn: one of `trainer.losses.LOSSES`.
         backward: called with each scalar that is to be differentiated, e.g. `accelerator.backward`. It may scale it
             (fp16) but must not divide it by a number of accumulation steps: all chunks together are one batch.
@@ -58,10 +58,10 @@ def forward_backward(
     if len(image_chunks) == 1:
         with autocast():
             image_features, logit_scale = model(image_chunks[0])
-        loss, result = _gathered_loss(image_features, text_features, logit_scale, groups, loss_fn)
+        loss, result = _gathered_loss(image_features, text_features, logit_scale, image_ids, loss_fn)
         backward(loss)
         return result
-    return _cached_forward_backward(model, image_chunks, text_features, groups, loss_fn, backward, autocast)
+    return _cached_forward_backward(model, image_chunks, text_features, image_ids, loss_fn, backward, autocast)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -73,7 +73,7 @@ def _gathered_loss(
     image_features: Tensor,
     text_features: Tensor,
     logit_scale: Tensor,
-    groups: Tensor,
+    image_ids: Tensor,
     loss_fn: Callable[..., Tensor],
 ) -> tuple[Tensor, StepResult]:
     # Before the gather: gradients of near-equal negatives are summed over ranks, which half precision would round off.
@@ -82,19 +82,19 @@ def _gathered_loss(
     gather_text = all_gather_with_grad if text_features.requires_grad else all_gather
     all_text_features = gather_text(text_features).to(image_features.dtype)
     text_features = text_features.to(image_features.dtype)
-    all_groups = all_gather(groups)
-    offset = rank() * len(groups)
+    all_image_ids = all_gather(image_ids)
+    offset = rank() * len(image_ids)
     loss = loss_fn(
         image_features,
         text_features,
         all_gather_with_grad(image_features),
         all_text_features,
         logit_scale,
-        groups,
-        all_groups,
+        image_ids,
+        all_image_ids,
         offset,
     )
-    kept = (image_features.detach(), text_features.detach(), all_text_features.detach(), all_groups)
+    kept = (image_features.detach(), text_features.detach(), all_text_features.detach(), all_image_ids)
     return loss, StepResult(loss.detach(), *kept, offset, logit_scale.detach())
 
 
@@ -102,7 +102,7 @@ def _cached_forward_backward(
     model: nn.Module,
     image_chunks: Sequence[Tensor],
     text_features: Tensor,
-    groups: Tensor,
+    image_ids: Tensor,
     loss_fn: Callable[..., Tensor],
     backward: Callable[[Tensor], None],
     autocast: Callable[[], AbstractContextManager],
@@ -110,7 +110,7 @@ def _cached_forward_backward(
     chunks, logit_scale, random_states = _features_without_grad(model, image_chunks, autocast)
     features = torch.cat(chunks).requires_grad_()
     text = text_features.detach().requires_grad_(text_features.requires_grad)
-    loss, result = _gathered_loss(features, text, logit_scale, groups, loss_fn)
+    loss, result = _gathered_loss(features, text, logit_scale, image_ids, loss_fn)
     # Not through `backward`: its loss scaling must come in once, and comes in with the second pass.
     leaves = [features, logit_scale] + ([text] if text.requires_grad else [])
     grad_features, grad_logit_scale, *grad_text = torch.autograd.grad(loss, leaves)

@@ -31,7 +31,7 @@ def train(run: Run) -> int:
             images = run.augment(batch.images, batch.epoch, batch.samples)
             chunks = images.chunk(config.accumulate)
             result = forward_backward(
-                model, chunks, batch.text, batch.groups, run.loss_fn, backward=accelerator.backward
+                model, chunks, batch.text, batch.image_ids, run.loss_fn, backward=accelerator.backward
             )
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
             drop_nonfinite(model.parameters(), grad_norm)

@@ -35,7 +35,8 @@ class Sample(NamedTuple):
 
 def build_inputs(folder: Path, copies: int, codecs: tuple[Literal["jpeg", "raw"], ...] = ("jpeg", "raw")) -> str:
     """Build the shard sets, each photograph `copies` times; returns what they show. What is there already is kept."""
-    from shard_builder.build import BuildConfig, ImageConfig, build_shards
+    from shard_builder.build import build_shards
+    from shard_builder.config import BuildConfig, ImageConfig
     from shard_builder.readers.flickr8k import read_flickr8k
     from shard_builder.readers.scenes import read_scenes
 

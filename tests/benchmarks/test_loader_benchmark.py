@@ -29,7 +29,7 @@ def test_an_enlarged_set_opens_and_repeats_the_samples(tmp_path: Path) -> None:
     assert [bytes(enlarged.member(n, IMAGE)) for n in range(50)] == [
         bytes(source.member(n % 20, IMAGE)) for n in range(50)
     ]
-    assert len(set(enlarged.groups(np.arange(50)).tolist())) == 50
+    assert len(set(enlarged.image_ids(np.arange(50)).tolist())) == 50
 
 
 def test_a_stream_is_counted_only_once_it_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,9 @@ from typing import Literal
 
 import pytest
 
-from core.config import Choice, build, config_diff, dump_yaml, from_mapping, load_config, read_recipe, to_mapping
+from core.config import Choice, config_diff, dump_yaml, from_mapping, load_config, read_recipe, to_mapping
 from core.errors import ConfigError
+from core.parts import build
 
 
 @dataclass(frozen=True)

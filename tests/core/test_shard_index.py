@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from core.errors import DamagedError
-from core.shard_index import RECORD, Member, ShardIndex, decode_index, encode_index, group_of, scan_tar, split_name
+from core.shard_index import RECORD, Member, ShardIndex, decode_index, encode_index, image_id_of, scan_tar, split_name
 
 
 def write_tar(path: Path, names: list[str]) -> dict[str, bytes]:
@@ -29,7 +29,7 @@ def test_an_index_reads_back_equal() -> None:
     records["offset"], records["length"], records["xxh3"] = np.arange(6).reshape(3, 2), 7, 2**64 - 1
     index = ShardIndex((Member("image", "a.tar"), Member("npy", "a.emb")), records, np.array([1, 2, 2**63], "<u8"))
     again = decode_index(encode_index(index), "a.idx")
-    assert again.members == index.members and np.array_equal(again.groups, index.groups)
+    assert again.members == index.members and np.array_equal(again.image_ids, index.image_ids)
     assert np.array_equal(again.records, records) and encode_index(again) == encode_index(index)
     for end in (0, 5, 20, len(encode_index(index)) - 1):
         with pytest.raises(DamagedError, match="a.idx: no shard index, or cut short"):
@@ -65,4 +65,4 @@ def test_a_damaged_or_short_tar_is_never_a_short_list(tmp_path: Path) -> None:
 
 def test_names_split_at_the_first_dot() -> None:
     assert split_name("dir.d/key.seg.png") == ("dir.d/key", "seg.png")
-    assert group_of("coco", "1") == group_of("coco", "1") != group_of("coco", "11")
+    assert image_id_of("coco", "1") == image_id_of("coco", "1") != image_id_of("coco", "11")

@@ -29,7 +29,7 @@ def test_a_copy_in_another_process_reads_the_same(tmp_path: Path) -> None:
     shards.member(3, "image")  # with a file open
     copy = pickle.loads(pickle.dumps(shards))
     assert bytes(copy.member(11, "image")) == bytes(shards.member(11, "image"))
-    assert np.array_equal(copy.groups(np.arange(12)), shards.groups(np.arange(12)))
+    assert np.array_equal(copy.image_ids(np.arange(12)), shards.image_ids(np.arange(12)))
 
 
 @pytest.mark.parametrize("member", ["image", "npy", "json", "txt"])

@@ -69,7 +69,7 @@ def test_every_number_of_ranks_gathers_the_same_features(tmp_path, ranks, num_sa
 def test_samples_that_show_one_image_become_one_row(tmp_path, monkeypatch):
     url = make_shard_set(tmp_path, 6, num_captions=2)
     same = np.array([5, 9, 5, 9, 7, 5], dtype=np.uint64)
-    monkeypatch.setattr(ShardSet, "groups", lambda self, samples: same[samples])
+    monkeypatch.setattr(ShardSet, "image_ids", lambda self, samples: same[samples])
     found = extracted(url)
     assert list(found.samples) == [0, 1, 4]
     assert list(found.features.image_of_text) == [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 0, 0]

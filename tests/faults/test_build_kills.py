@@ -32,8 +32,9 @@ from core.manifest import Manifest, save_manifest
 from core.storage import PARTIAL_PREFIX
 from shard_builder import build as builder
 from shard_builder import caption_embeddings
-from shard_builder.build import BuildConfig, ImageConfig, build_shards
+from shard_builder.build import build_shards
 from shard_builder.caption_cache import SUFFIX, CaptionCache
+from shard_builder.config import BuildConfig, ImageConfig
 
 # What a build calls when a phase begins.
 PHASES = {

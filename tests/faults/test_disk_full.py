@@ -29,7 +29,8 @@ from training_runs import SMALL_TOWER, end_state, losses, recipe, train_worker
 from core.config import Choice, dump_yaml
 from core.errors import StorageError, cannot_write
 from core.storage import PARTIAL_PREFIX
-from shard_builder.build import BuildConfig, ImageConfig, build_shards
+from shard_builder.build import build_shards
+from shard_builder.config import BuildConfig, ImageConfig
 from trainer.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from trainer.data.ledger import CoverageLedger
 

@@ -9,7 +9,7 @@ import pytest
 
 from core.config import load_config
 from eval.run import EvalConfig
-from shard_builder.build import BuildConfig
+from shard_builder.config import BuildConfig
 from trainer.config import TrainConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

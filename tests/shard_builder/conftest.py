@@ -12,7 +12,7 @@ from photo_folders import write_photos
 from rich.console import Console
 
 from core.config import Choice
-from shard_builder.build import BuildConfig, ImageConfig
+from shard_builder.config import BuildConfig, ImageConfig
 
 MakeConfig = Callable[..., BuildConfig]
 

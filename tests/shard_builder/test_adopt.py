@@ -81,10 +81,10 @@ def test_an_indexed_folder_reads_like_a_set(folder: Path, console: Console) -> N
 def test_samples_of_one_url_are_one_image(folder: Path, console: Console) -> None:
     index(folder, console)
     shard_set = ShardSet.open(str(folder))
-    groups = shard_set.groups(np.arange(10)).tolist()
+    image_ids = shard_set.image_ids(np.arange(10)).tolist()
     assert shard_set.info(3)["url"] == shard_set.info(8)["url"]
-    assert groups[3] == groups[8]
-    assert len(set(groups)) == 9
+    assert image_ids[3] == image_ids[8]
+    assert len(set(image_ids)) == 9
 
 
 def test_unusable_samples_are_listed_and_left_out(tmp_path: Path, console: Console) -> None:

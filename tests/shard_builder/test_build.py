@@ -19,7 +19,8 @@ from core.locks import lock
 from core.manifest import Manifest, load_manifest
 from core.shard_set import ShardSet
 from shard_builder import build_state, writer
-from shard_builder.build import BuildConfig, ImageConfig, build_shards
+from shard_builder.build import build_shards
+from shard_builder.config import BuildConfig, ImageConfig
 from shard_builder.readers import READERS
 from shard_builder.records import ReadResult
 from shard_builder.verify import verify

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from core.config import Choice
 from core.errors import DataError
-from shard_builder.build import BuildConfig, ImageConfig, build_shards
+from shard_builder.build import build_shards
+from shard_builder.config import BuildConfig, ImageConfig
 from shard_builder.estimate import Estimate, estimate_build
 
 MakeConfig = Callable[..., BuildConfig]

@@ -16,7 +16,8 @@ from process_groups import members
 from rich.console import Console
 
 from core.config import Choice, dump_yaml
-from shard_builder.build import BuildConfig, build_shards
+from shard_builder.build import build_shards
+from shard_builder.config import BuildConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 MakeConfig = Callable[..., BuildConfig]
@@ -24,7 +25,8 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from core.config import load_config
-from shard_builder.build import BuildConfig, build_shards
+from shard_builder.build import build_shards
+from shard_builder.config import BuildConfig
 build_shards(load_config(BuildConfig, Path(sys.argv[1])))
 """
 

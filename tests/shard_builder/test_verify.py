@@ -17,7 +17,8 @@ from rich.console import Console
 from core.manifest import index_name, load_manifest, save_manifest
 from core.shard_index import NPY, ShardIndex, checksum, encode_index, read_index, scan_tar
 from core.storage import sha256_of
-from shard_builder.build import BuildConfig, build_shards
+from shard_builder.build import build_shards
+from shard_builder.config import BuildConfig
 from shard_builder.verify import Fault, fault_table, verify
 
 MakeConfig = Callable[..., BuildConfig]
@@ -102,7 +103,7 @@ def rewrite(folder: Path, shard: str, change: Callable[[str, bytes], bytes]) -> 
     for row, sample in enumerate(scan_tar(folder / shard)):
         for column, (extension, (offset, length)) in enumerate(sample.members.items()):
             records[row, column] = (offset, checksum(members[f"{sample.key}.{extension}"]), length)
-    (folder / index_name(shard)).write_bytes(encode_index(ShardIndex(index.members, records, index.groups)))
+    (folder / index_name(shard)).write_bytes(encode_index(ShardIndex(index.members, records, index.image_ids)))
     update_manifest(folder, shard)
 
 
@@ -150,7 +151,7 @@ def test_an_index_that_points_elsewhere_is_found(folder: Path) -> None:
     records = index.records.copy()
     column = index.column(NPY)
     records[[0, 1], column] = records[[1, 0], column]  # right checksums, the neighbour's embeddings
-    path.write_bytes(encode_index(ShardIndex(index.members, records, index.groups)))
+    path.write_bytes(encode_index(ShardIndex(index.members, records, index.image_ids)))
     update_manifest(folder, "train-00000.tar")
     keys = [sample.key for sample in scan_tar(folder / "train-00000.tar")[:2]]
     assert {(f.sample, f.what) for f in check(folder) if "lies elsewhere" in f.what} == {
@@ -164,7 +165,7 @@ def test_a_shard_standing_twice_repeats_keys_and_image_ids(folder: Path) -> None
     (folder / second.name).write_bytes((folder / first.name).read_bytes())
     index = read_index(folder / index_name(first.name))
     members = tuple(replace(member, file=second.name) for member in index.members)
-    (folder / index_name(second.name)).write_bytes(encode_index(ShardIndex(members, index.records, index.groups)))
+    (folder / index_name(second.name)).write_bytes(encode_index(ShardIndex(members, index.records, index.image_ids)))
     update_manifest(folder, second.name)
     whats = [fault.what for fault in check(folder)]
     assert sum(what.startswith("key 000000") for what in whats) == 8

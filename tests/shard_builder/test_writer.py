@@ -16,9 +16,9 @@ from photo_folders import folder_bytes, picture
 from PIL import Image
 
 from core.manifest import ImageSpec, TextEncoderSpec
-from core.shard_index import IMAGE, JSON, NPY, TXT, checksum, group_of, read_index, scan_tar
+from core.shard_index import IMAGE, JSON, NPY, TXT, checksum, image_id_of, read_index, scan_tar
 from shard_builder import writer
-from shard_builder.plan import ShardPlan
+from shard_builder.layout import ShardPlan
 from shard_builder.records import Record
 from shard_builder.writer import ShardResult, ShardTask, write_shard
 
@@ -87,7 +87,7 @@ def test_the_index_points_at_every_member(tmp_path: Path) -> None:
             assert (offset, length) == place
             assert int(record["xxh3"]) == checksum(tar[offset : offset + length])
         info = json.loads(tar[slice(*start_and_end(sample.members["json"]))])
-        assert int(index.groups[row]) == group_of("test", info["image_id"])
+        assert int(index.image_ids[row]) == image_id_of("test", info["image_id"])
 
 
 def start_and_end(place: tuple[int, int]) -> tuple[int, int]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from core.errors import ConfigError, DamagedError, StorageError
+from core.journal import append_json, append_line, cut_torn_line, read_json_lines, read_lines
 from trainer.environment import describe_environment, git_state, hardware
-from trainer.journal import append_json, append_line, cut_torn_line, read_json_lines, read_lines
 from trainer.run_folder import (
     RegistryLine,
     open_run_folder,

@@ -115,7 +115,7 @@ def test_the_result_holds_the_batch_without_gradients(num_chunks: int) -> None:
     torch.testing.assert_close(result.image_features, image_features.detach())
     assert torch.equal(result.text_features, text_features.half().float())
     assert torch.equal(result.all_text_features, result.text_features)
-    assert torch.equal(result.all_groups, groups)
+    assert torch.equal(result.all_image_ids, groups)
     assert (result.offset, float(result.logit_scale)) == (0, pytest.approx(5.0))
     assert not any(x.requires_grad for x in vars(result).values() if isinstance(x, Tensor))
 

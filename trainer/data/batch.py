@@ -33,7 +33,7 @@ class Batch:
         images: `(B, 3, S, S)` uint8, channels_last (a view of NHWC memory).
         text: `(B, E)` float16, unit length: one caption of each image, drawn by (seed, epoch, sample).
         samples: `(B,)` int64 sample numbers as served (a damaged sample's substitute); stays on the host.
-        groups: `(B,)` int64, equal where samples show one image.
+        image_ids: `(B,)` int64, equal where samples show one image.
         step: in the epoch.
         read_s, decode_s: time the workers took for it, summed over them.
         collate_s: time it took to join their parts.
@@ -43,7 +43,7 @@ class Batch:
     images: Tensor
     text: Tensor
     samples: Tensor
-    groups: Tensor
+    image_ids: Tensor
     epoch: int
     step: int
     damaged: tuple[Damage, ...] = ()
@@ -70,14 +70,14 @@ class EvalBatch:
         text: `(sum of num_captions, E)` float16: the captions of the first image, then those of the second, ...
         num_captions: `(B,)` int64; stays on the host, as `samples` does.
         samples: `(B,)` int64 sample numbers: they put results of several ranks in order.
-        groups: `(B,)` int64, equal where samples show one image.
+        image_ids: `(B,)` int64, equal where samples show one image.
     """
 
     images: Tensor
     text: Tensor
     num_captions: Tensor
     samples: Tensor
-    groups: Tensor
+    image_ids: Tensor
     wait_s: float = 0.0
 
     def pin_memory(self) -> EvalBatch:
@@ -103,9 +103,11 @@ def too_many_damaged(descriptions: Sequence[str], max_damaged: int) -> DamagedEr
 
 def _pinned(batch: AnyBatch) -> AnyBatch:
     images = batch.images if batch.images.is_pinned() else batch.images.pin_memory()
-    return replace(batch, images=images, text=batch.text.pin_memory(), groups=batch.groups.pin_memory())
+    return replace(batch, images=images, text=batch.text.pin_memory(), image_ids=batch.image_ids.pin_memory())
 
 
 def _moved(batch: AnyBatch, device: torch.device, non_blocking: bool) -> AnyBatch:
-    moved = {name: getattr(batch, name).to(device, non_blocking=non_blocking) for name in ("images", "text", "groups")}
+    moved = {
+        name: getattr(batch, name).to(device, non_blocking=non_blocking) for name in ("images", "text", "image_ids")
+    }
     return replace(batch, **moved)

@@ -92,7 +92,7 @@ class TrainLoader:
                 decoded.images,
                 decoded.text,
                 decoded.samples,
-                decoded.groups,
+                decoded.image_ids,
                 epoch,
                 step,
                 decoded.damaged,
@@ -153,7 +153,7 @@ class EvalLoader:
         self._stream.start(self._plan)
         for _ in self._plan:
             decoded = self._stream.take()
-            yield EvalBatch(decoded.images, decoded.text, decoded.num_captions, decoded.samples, decoded.groups)
+            yield EvalBatch(decoded.images, decoded.text, decoded.num_captions, decoded.samples, decoded.image_ids)
 
     def close(self) -> None:
         """Let the workers go."""

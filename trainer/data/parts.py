@@ -38,7 +38,7 @@ class Part:
 
     task: Task
     samples: np.ndarray
-    groups: np.ndarray
+    image_ids: np.ndarray
     text: np.ndarray
     num_captions: np.ndarray
     damaged: tuple[Damage, ...]
@@ -83,7 +83,7 @@ class PartReader(Dataset[Part | ShardclipError]):
         return Part(
             task,
             served,
-            self._shard_set.groups(served),
+            self._shard_set.image_ids(served),
             self._choose_captions(task.epoch, served, embeddings),
             np.array([len(e) for e in embeddings], dtype=np.int64),
             tuple(damaged),

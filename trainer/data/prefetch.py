@@ -29,7 +29,7 @@ def _ahead(batches: Iterator[AnyBatch], device: torch.device) -> Iterator[AnyBat
         following = _start_copy(_timed_next(batches), device, stream)
         in_use = torch.cuda.current_stream(device)
         in_use.wait_event(done)
-        for tensor in (batch.images, batch.text, batch.groups):
+        for tensor in (batch.images, batch.text, batch.image_ids):
             tensor.record_stream(in_use)  # the allocator must not give the memory to the next copy too early
         yield batch
         done.synchronize()  # long past; only now may workers write the source again

@@ -50,7 +50,7 @@ class DecodedBatch:
     text: Tensor
     num_captions: Tensor
     samples: Tensor
-    groups: Tensor
+    image_ids: Tensor
     damaged: tuple[Damage, ...]
     read_s: float
     decode_s: float
@@ -113,7 +113,7 @@ class BatchStream:
             text=_joined([p.text for p in parts]),
             num_captions=_joined([p.num_captions for p in parts]),
             samples=torch.from_numpy(samples),
-            groups=_joined([p.groups.view(np.int64) for p in parts]),
+            image_ids=_joined([p.image_ids.view(np.int64) for p in parts]),
             damaged=tuple(d for p in parts for d in p.damaged),
             read_s=sum(p.read_s for p in parts),
             decode_s=sum(p.decode_s for p in parts),

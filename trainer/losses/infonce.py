@@ -43,8 +43,8 @@ class InfoNCE:
         all_image_features: Tensor,
         all_text_features: Tensor,
         logit_scale: Tensor,
-        groups: Tensor,
-        all_groups: Tensor,
+        image_ids: Tensor,
+        all_image_ids: Tensor,
         offset: int,
     ) -> Tensor:
         """See `info_nce`."""
@@ -54,8 +54,8 @@ class InfoNCE:
             all_image_features,
             all_text_features,
             logit_scale,
-            groups,
-            all_groups,
+            image_ids,
+            all_image_ids,
             offset,
             label_smoothing=self.label_smoothing,
             block_size=self.block_size,
@@ -82,8 +82,8 @@ def info_nce(
     all_image_features: Tensor,
     all_text_features: Tensor,
     logit_scale: Tensor,
-    groups: Tensor,
-    all_groups: Tensor,
+    image_ids: Tensor,
+    all_image_ids: Tensor,
     offset: int,
     *,
     label_smoothing: float = 0.0,
@@ -106,8 +106,8 @@ def info_nce(
         all_image_features: `(N, D)`, gathered with gradient; row `offset + i` is row i of `image_features`.
         all_text_features: `(N, D)`, likewise; gathered without gradient if the texts are frozen.
         logit_scale: scalar 1 / temperature.
-        groups: `(B,)` integers; pairs of the same image share it.
-        all_groups: `(N,)`, gathered.
+        image_ids: `(B,)` integers; pairs of the same image share it.
+        all_image_ids: `(N,)`, gathered.
         offset: index of the first local row among the gathered ones.
         label_smoothing: share of the target spread evenly over all valid columns of a row.
         block_size: rows per block; 0 computes all rows at once.
@@ -124,7 +124,7 @@ def info_nce(
         all_image_features.to(dtype),
         all_text_features.to(dtype),
         logit_scale.to(dtype),
-        _Pairs(groups, all_groups, offset, positives == "multi", max_caption_similarity),
+        _Pairs(image_ids, all_image_ids, offset, positives == "multi", max_caption_similarity),
         label_smoothing,
         block_size or len(image_features),
     )
@@ -134,8 +134,8 @@ def info_nce(
 def negatives_report(
     text_features: Tensor,
     all_text_features: Tensor,
-    groups: Tensor,
-    all_groups: Tensor,
+    image_ids: Tensor,
+    all_image_ids: Tensor,
     offset: int,
     *,
     max_caption_similarity: float | None = 0.95,
@@ -151,14 +151,14 @@ def negatives_report(
         "false_negative_rate" (share of those pairs), "valid_negatives" (the rest) and
         "rows_with_false_negative" (share of rows with at least one).
     """
-    pairs = _Pairs(groups, all_groups, offset, False, max_caption_similarity)
+    pairs = _Pairs(image_ids, all_image_ids, offset, False, max_caption_similarity)
     per_row = torch.cat(
         [
             pairs.block(rows, text_features.float(), all_text_features.float())[1].sum(1)
-            for rows in _row_blocks(len(groups), block_size or len(groups))
+            for rows in _row_blocks(len(image_ids), block_size or len(image_ids))
         ]
     )  # (B,)
-    rate = per_row.float().mean() / max(len(all_groups) - 1, 1)
+    rate = per_row.float().mean() / max(len(all_image_ids) - 1, 1)
     return {
         "false_negative_rate": rate,
         "valid_negatives": 1 - rate,
@@ -170,17 +170,19 @@ def negatives_report(
 class _Pairs:
     """Which columns are positive for a row, and which are left out of it."""
 
-    groups: Tensor  # (B,)
-    all_groups: Tensor  # (N,)
+    image_ids: Tensor  # (B,)
+    all_image_ids: Tensor  # (N,)
     offset: int
     is_multi: bool
     max_caption_similarity: float | None
 
     def block(self, rows: slice, text_features: Tensor, all_text_features: Tensor) -> tuple[Tensor, Tensor]:
         """`(positive, left_out)`, boolean `(m, N)` each; a row's own column is always positive, never left out."""
-        own = torch.zeros(rows.stop - rows.start, len(self.all_groups), dtype=torch.bool, device=self.groups.device)
+        own = torch.zeros(
+            rows.stop - rows.start, len(self.all_image_ids), dtype=torch.bool, device=self.image_ids.device
+        )
         own.diagonal(self.offset + rows.start).fill_(True)
-        same_image = (self.groups[rows, None] == self.all_groups) | own
+        same_image = (self.image_ids[rows, None] == self.all_image_ids) | own
         positive = same_image if self.is_multi else own
         alike = same_image
         if self.max_caption_similarity is not None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import DamagedError
+from core.journal import append_json, append_line, cut_torn_line, fsync, keep_records, read_json_lines, read_lines
 from core.storage import publish_bytes
-from trainer.journal import append_json, append_line, cut_torn_line, fsync, keep_records, read_json_lines, read_lines
 from trainer.trackers.tracker import Metric
 
 METRICS, PICTURES = "metrics.csv", "pictures.jsonl"

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from core.config import Choice, build
+from core.config import Choice
+from core.parts import build
 from core.text_encoders import TEXT_ENCODERS
 from core.text_encoders.encode import encode_batches, encode_captions
 from core.text_encoders.encoder import TextEncoder

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from core.config import Choice, build, check
+from core.config import Choice
 from core.errors import ConfigError, WeightsError
+from core.parts import build, check
 from core.text_encoders import TEXT_ENCODERS, minilm, ragged
 from core.text_encoders.encode import encode_captions
 from core.text_encoders.encoder import TextEncoder
@@ -198,7 +199,8 @@ def test_unknown_options_are_named() -> None:
 
 def test_recipes_are_checked_without_torch() -> None:
     code = (
-        "import sys; from core.config import Choice, check; from core.text_encoders import TEXT_ENCODERS;"
+        "import sys; from core.config import Choice; from core.parts import check;"
+        "from core.text_encoders import TEXT_ENCODERS;"
         "check(TEXT_ENCODERS, Choice('minilm'), 'text encoder', given=['device']);"
         "TEXT_ENCODERS['minilm']().spec; print('torch' in sys.modules, 'transformers' in sys.modules)"
     )

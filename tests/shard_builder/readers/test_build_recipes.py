@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from core import config as parts
+from core import parts
 from core.config import Choice, read_recipe
 from core.errors import ConfigError
 from shard_builder.readers import READERS

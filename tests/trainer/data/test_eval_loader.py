@@ -34,7 +34,7 @@ def test_every_sample_comes_once_over_the_ranks_with_its_pixels_and_captions(
         assert all(len(batch.samples) == 8 for batch in batches[:-1])
         for batch in batches:
             ends = np.cumsum(batch.num_captions.numpy())
-            assert len(batch.text) == ends[-1] and len(batch.images) == len(batch.groups) == len(batch.samples)
+            assert len(batch.text) == ends[-1] and len(batch.images) == len(batch.image_ids) == len(batch.samples)
             for row, sample in enumerate(batch.samples.tolist()):
                 own = batch.text[ends[row] - batch.num_captions[row] : ends[row]]
                 assert (own.numpy() == shard_set.embeddings(sample)).all()

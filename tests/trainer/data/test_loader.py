@@ -43,7 +43,7 @@ def contents(batch: Batch) -> tuple[object, ...]:
         batch.epoch,
         batch.step,
         batch.samples.tolist(),
-        batch.groups.tolist(),
+        batch.image_ids.tolist(),
         batch.images.numpy().tobytes(),
         batch.text.numpy().tobytes(),
         batch.damaged,
@@ -61,7 +61,7 @@ def test_a_batch_holds_the_pixels_captions_and_groups_of_its_samples(shard_set: 
             captions = shard_set.embeddings(sample)
             drawn = int(uniform(3, 2, np.array([sample]), "caption", 1)[0, 0] * len(captions))
             assert (batch.text[row].numpy() == captions[drawn]).all()
-            assert batch.groups[row].item() == shard_set.groups(np.array([sample])).view(np.int64)[0]
+            assert batch.image_ids[row].item() == shard_set.image_ids(np.array([sample])).view(np.int64)[0]
 
 
 def test_every_caption_of_an_image_is_drawn_in_time(shard_set: ShardSet) -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.manifest import TextEncoderSpec
-from shard_builder.plan import fingerprint_of, key_of, plan_shards, recipe_of, without_repeats
+from shard_builder.fingerprint import fingerprint_of, recipe_of
+from shard_builder.layout import key_of, plan_shards, without_repeats
 from shard_builder.records import Record, Skip
 
 SPEC = TextEncoderSpec("minilm", "1", 384, "ab")
