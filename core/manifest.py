@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from core.errors import ManifestError, StorageError
@@ -57,7 +57,13 @@ class ShardEntry:
     bytes: int
     sha256: str
     index_sha256: str
-    embeddings: SidecarEntry | None = None
+    embeddings: SidecarEntry | None = None  # of sets adopted before columns
+    index: str = ""  # the index's file name; "": the tar's with .idx
+
+    @property
+    def index_name(self) -> str:
+        """The index's file: `train-00000.tar` -> `train-00000.idx`, or the name that a set adopted again gave it."""
+        return self.index or index_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,8 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
     num_inputs: int  # num_samples + sum of skipped
     skipped: dict[str, int] = field(default_factory=dict)  # reason -> count
-    fingerprint: str = ""  # hash of inputs and settings, imaging library included
+    build_fingerprint: str = ""  # hash of inputs and settings, imaging library included: answers "already built"
+    fingerprint: str = ""  # hash of the samples in order (`samples_fingerprint`); "" in sets of before it: computed
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -82,7 +89,7 @@ class Manifest:
 
 
 def index_name(shard: str) -> str:
-    """The index's file name: `train-00000.tar` -> `train-00000.idx`."""
+    """The file name of a new shard's index: `train-00000.tar` -> `train-00000.idx`."""
     return shard.removesuffix(".tar") + ".idx"
 
 
@@ -116,7 +123,7 @@ def load_manifest(url: str) -> Manifest:
         _signed(body) != data
     ):  # byte for byte: JSON alone would overlook a lost line end, or an escape written otherwise
         raise ManifestError(f"{path}: its own hash does not fit: it was altered. Restore it, or build the set again.")
-    return _manifest_of(body)
+    return _manifest_of(body, path)
 
 
 def _signed(body: dict[str, Any]) -> bytes:
@@ -124,15 +131,27 @@ def _signed(body: dict[str, Any]) -> bytes:
     return (json.dumps({**body, "manifest_sha256": digest}, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _manifest_of(body: dict[str, Any]) -> Manifest:
-    shards = tuple(
-        _fill(ShardEntry, {**s, "embeddings": s["embeddings"] and _fill(SidecarEntry, s["embeddings"])})
-        for s in body["shards"]
-    )
-    encoder = body["text_encoder"] and _fill(TextEncoderSpec, body["text_encoder"])
-    parts = {"image": _fill(ImageSpec, body["image"]), "text_encoder": encoder, "shards": shards}
-    return _fill(Manifest, {**body, **parts, "classes": tuple(body["classes"])})
+def _manifest_of(body: dict[str, Any], path: str) -> Manifest:
+    if "build_fingerprint" not in body:  # of before the samples had a hash of their own
+        body = {**body, "build_fingerprint": body.get("fingerprint", ""), "fingerprint": ""}
+    try:
+        shards = tuple(
+            _fill(ShardEntry, {**s, "embeddings": s.get("embeddings") and _fill(SidecarEntry, s["embeddings"])})
+            for s in body["shards"]
+        )
+        encoder = body.get("text_encoder") and _fill(TextEncoderSpec, body["text_encoder"])
+        parts = {"image": _fill(ImageSpec, body["image"]), "text_encoder": encoder, "shards": shards}
+        return _fill(Manifest, {**body, **parts, "classes": tuple(body.get("classes", ()))})
+    except KeyError as missing:
+        raise ManifestError(
+            f"{path}: has no {missing}, so it was written by another version. Build the set again."
+        ) from None
 
 
 def _fill(cls: type[T], values: dict[str, Any]) -> T:
-    return cls(**{f.name: values[f.name] for f in fields(cls)})  # type: ignore[arg-type]
+    """`cls` from the values of its fields; one that an older version did not write yet has its default."""
+    known = {f.name: values[f.name] for f in fields(cls) if f.name in values}  # type: ignore[arg-type]
+    for f in fields(cls):  # type: ignore[arg-type]
+        if f.name not in known and f.default is MISSING and f.default_factory is MISSING:
+            raise KeyError(f.name)
+    return cls(**known)

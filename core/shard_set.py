@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import mmap
 import resource
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from core.columns import Column, ColumnFile, column_names, load_head, open_heads, united_classes
 from core.errors import DamagedError, ManifestError
-from core.manifest import ImageSpec, Manifest, ShardEntry, TextEncoderSpec, index_name, load_manifest
-from core.shard_index import IMAGE, JSON, NPY, TXT, ShardIndex, checksum, decode_index, split_name
+from core.manifest import ImageSpec, Manifest, ShardEntry, TextEncoderSpec, load_manifest
+from core.mapped import mapped
+from core.shard_index import IMAGE, JSON, NPY, TXT, ShardIndex, checksum, decode_index, samples_fingerprint, split_name
 from core.storage import fetch, is_local, join, sha256_of, size
 
 
@@ -36,9 +38,15 @@ class ShardSet:
     """
 
     def __init__(
-        self, urls: tuple[str, ...], manifests: tuple[Manifest, ...], cache_dir: Path | None, verified: bool
+        self,
+        urls: tuple[str, ...],
+        manifests: tuple[Manifest, ...],
+        cache_dir: Path | None,
+        verified: bool,
+        text: str = "",
     ) -> None:
         self.urls, self.manifests, self.cache_dir = urls, manifests, cache_dir
+        self._text = text  # the column of the caption embeddings; "": those stored in the shards
         self._shards: list[tuple[str, ShardEntry]] = [
             (url, entry) for url, manifest in zip(urls, manifests) for entry in manifest.shards
         ]
@@ -47,10 +55,17 @@ class ShardSet:
         self._verified = verified
         self._indexes: dict[int, ShardIndex] = {}
         self._maps: OrderedDict[str, memoryview] = OrderedDict()
+        self._columns: dict[str, Column] = {}
 
     @classmethod
-    def open(cls, urls: str | Sequence[str], cache_dir: Path | None = None) -> ShardSet:
+    def open(cls, urls: str | Sequence[str], cache_dir: Path | None = None, text: str | None = None) -> ShardSet:
         """Read the manifests, verify every index and every shard's size.
+
+        Several sets must have pictures of one size and fit; each picture is decoded by its own set's codec.
+
+        Args:
+            text: the column whose caption embeddings are read; "": those stored in the shards; None: the stored ones,
+                or the only text column of a set that has none.
 
         Raises:
             ManifestError: missing, damaged, or sets that do not fit together.
@@ -59,21 +74,26 @@ class ShardSet:
         urls = (urls,) if isinstance(urls, str) else tuple(urls)
         manifests = tuple(load_manifest(url) for url in urls)
         for url, manifest in zip(urls, manifests):
-            _expect_like(urls[0], manifests[0], url, manifest)
+            _expect_like(urls[0], manifests[0].image, url, manifest.image)
         shard_set = cls(urls, manifests, cache_dir, verified=False)
         for shard in range(len(shard_set._shards)):
             shard_set._index(shard)
             shard_set._check_sizes(shard)
         shard_set._verified = True
+        shard_set._text = _text_column(urls, manifests) if text is None else text
+        if shard_set._text:
+            shard_set.column(shard_set._text)
+        else:
+            _expect_same_encoder(urls, manifests)
         return shard_set
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def __getstate__(self) -> tuple[tuple[str, ...], tuple[Manifest, ...], Path | None, bool]:
-        return self.urls, self.manifests, self.cache_dir, self._verified
+    def __getstate__(self) -> tuple[tuple[str, ...], tuple[Manifest, ...], Path | None, bool, str]:
+        return self.urls, self.manifests, self.cache_dir, self._verified, self._text
 
-    def __setstate__(self, state: tuple[tuple[str, ...], tuple[Manifest, ...], Path | None, bool]) -> None:
+    def __setstate__(self, state: tuple[tuple[str, ...], tuple[Manifest, ...], Path | None, bool, str]) -> None:
         self.__init__(*state)  # type: ignore[misc]
 
     @property
@@ -82,9 +102,14 @@ class ShardSet:
         return self.manifests[0].image
 
     @property
+    def text(self) -> str:
+        """The column of the caption embeddings; "" where those stored in the shards are read."""
+        return self._text
+
+    @property
     def text_encoder(self) -> TextEncoderSpec | None:
         """Which encoder made the caption embeddings; None for an adopted set without any."""
-        return self.manifests[0].text_encoder
+        return self.column(self._text).head.text_encoder if self._text else self.manifests[0].text_encoder
 
     @property
     def embed_dim(self) -> int:
@@ -99,13 +124,37 @@ class ShardSet:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, where the source has labels."""
-        return self.manifests[0].classes
+        """Names of the classes, where the sources have labels; those of several sets are united by name."""
+        return united_classes([manifest.classes for manifest in self.manifests])
+
+    @property
+    def set_sizes(self) -> np.ndarray:
+        """`(sets,)` samples in each set."""
+        return np.array([manifest.num_samples for manifest in self.manifests], dtype=np.int64)
+
+    @cached_property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Identity of each set's samples and their order; of older sets computed from the indexes."""
+        return tuple(
+            manifest.fingerprint or samples_fingerprint(self._index(shard) for shard in self._shards_of(number))
+            for number, manifest in enumerate(self.manifests)
+        )
 
     @property
     def fingerprint(self) -> str:
         """Identity of the samples and their order."""
-        return "+".join(manifest.fingerprint for manifest in self.manifests)
+        return "+".join(self.fingerprints)
+
+    def column(self, name: str) -> Column:
+        """A column that every set has; checked against the sets' samples.
+
+        Raises:
+            ManifestError: a set lacks it, or it is of other samples, or they do not fit together.
+        """
+        if name not in self._columns:
+            heads = open_heads(self.urls, self.fingerprints, name)
+            self._columns[name] = Column(heads, self.manifests, self._column_file)
+        return self._columns[name]
 
     def locate(self, sample: int) -> tuple[int, int]:
         """The shard's number and the row in it."""
@@ -151,8 +200,19 @@ class ShardSet:
         return np.fromiter((self._index(s).image_ids[r] for s, r in pairs), np.uint64, len(samples))
 
     def embeddings(self, sample: int) -> np.ndarray:
-        """Caption embeddings `(C, E)` float16, unit length."""
+        """Caption embeddings `(C, E)` float16, unit length: the stored ones, or those of the column named at `open`.
+
+        Raises:
+            DamagedSampleError: the stored ones are damaged.
+            DamagedError: the column's file is.
+        """
+        if self._text:
+            return self.column(self._text).of_captions(sample)
         return decode_embeddings(self.member(sample, NPY))
+
+    def image_spec(self, sample: int) -> ImageSpec:
+        """How the sample's picture is stored."""
+        return self.manifests[int(np.searchsorted(np.cumsum(self.set_sizes), sample, side="right"))].image
 
     def info(self, sample: int) -> dict[str, Any]:
         """The sample's `.json`; empty for an adopted sample without one."""
@@ -170,10 +230,21 @@ class ShardSet:
     def _has(self, sample: int, name: str) -> bool:
         return name in [m.name for m in self._index(self.locate(sample)[0]).members]
 
+    def _shards_of(self, number: int) -> range:
+        """The shards of one of the sets."""
+        ends = np.cumsum([0, *(len(manifest.shards) for manifest in self.manifests)])
+        return range(ends[number], ends[number + 1])
+
+    def _column_file(self, number: int, entry: ColumnFile, name: str) -> memoryview:
+        path = fetch(join(self.urls[number], name), self.cache_dir, entry.sha256)
+        if not path.exists():
+            raise DamagedError(f"{path}: is missing. Delete the column and make it again.")
+        return mapped(path)
+
     def _index(self, shard: int) -> ShardIndex:
         if shard not in self._indexes:
             url, entry = self._shards[shard]
-            path = fetch(join(url, index_name(entry.name)), self.cache_dir, entry.index_sha256)
+            path = fetch(join(url, entry.index_name), self.cache_dir, entry.index_sha256)
             if not path.exists():
                 raise ManifestError(f"{path}: the manifest names it, it is missing. Restore it or build the set again.")
             if not self._verified and sha256_of(path) != entry.index_sha256:
@@ -203,9 +274,7 @@ class ShardSet:
         sidecar = entry.embeddings
         sha256 = sidecar.sha256 if sidecar and file == sidecar.name else entry.sha256
         path = fetch(name, self.cache_dir, sha256)
-        with open(path, "rb") as opened:
-            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        self._maps[name] = memoryview(mapped)
+        self._maps[name] = mapped(path)
         if len(self._maps) > resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2:
             self._maps.popitem(last=False)  # least recently used; closed when its last slice is gone
         return self._maps[name]
@@ -222,10 +291,32 @@ def decode_embeddings(data: memoryview) -> np.ndarray:
     return np.frombuffer(data, "<f2", captions * width, start).reshape(captions, width)
 
 
-def _expect_like(first_url: str, first: Manifest, url: str, manifest: Manifest) -> None:
-    for what, a, b in (
-        ("images are", (first.image.size, first.image.codec), (manifest.image.size, manifest.image.codec)),
-        ("text encoder is", str(first.text_encoder), str(manifest.text_encoder)),
-    ):
-        if a != b:
-            raise ManifestError(f"{url}: its {what} {b}, that of {first_url} {a}. Build both with the same settings.")
+def _expect_like(first_url: str, first: ImageSpec, url: str, image: ImageSpec) -> None:
+    if (image.size, image.fit) != (first.size, first.fit):
+        raise ManifestError(
+            f"{url}: its images are {_spoken(image)}, those of {first_url} {_spoken(first)}: a batch has one kind. "
+            "Build both with the same image.size and image.fit."
+        )
+
+
+def _spoken(image: ImageSpec) -> str:
+    return f"{image.size} px by {image.fit}"
+
+
+def _expect_same_encoder(urls: Sequence[str], manifests: Sequence[Manifest]) -> None:
+    for url, manifest in zip(urls, manifests):
+        if manifest.text_encoder != manifests[0].text_encoder:
+            raise ManifestError(
+                f"{url}: its text encoder is {manifest.text_encoder}, that of {urls[0]} {manifests[0].text_encoder}. "
+                "Give both a column of one encoder (`shardclip embed`) and name it in data.text."
+            )
+
+
+def _text_column(urls: Sequence[str], manifests: Sequence[Manifest]) -> str:
+    """The text column of sets that store no embeddings: the only one there is; "" where there is none."""
+    if any(manifest.text_encoder for manifest in manifests):
+        return ""
+    names = [name for name in column_names(urls[0]) if load_head(urls[0], name).kind == "text"]
+    if len(names) > 1:
+        raise ManifestError(f"{urls[0]}: has several text columns ({', '.join(names)}). Name one of them in data.text.")
+    return names[0] if names else ""

@@ -86,6 +86,20 @@ def list_names(url: str | Path) -> list[str]:
     return sorted(entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
 
 
+def list_folders(url: str | Path) -> list[str]:
+    """Sorted names of the folders directly in a folder."""
+    if is_local(url):
+        if not local(url).is_dir():
+            raise StorageError(f"{url}: no such folder.")
+        return sorted(entry.name for entry in os.scandir(local(url)) if entry.is_dir())
+    filesystem, path = _remote(url)
+    try:
+        entries = filesystem.ls(path, detail=True)
+    except FileNotFoundError:
+        raise StorageError(f"{url}: no such folder.") from None
+    return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
+
+
 def remove(url: str | Path) -> None:
     """Delete a file or a folder with all that is in it; absent is fine."""
     if not is_local(url):

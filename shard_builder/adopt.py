@@ -30,6 +30,7 @@ from core.manifest import (
     load_manifest,
     save_manifest,
 )
+from core.mapped import mapped
 from core.shard_index import (
     IMAGE,
     JSON,
@@ -52,7 +53,6 @@ from shard_builder.caption_cache import CaptionCache
 from shard_builder.caption_embeddings import embed_with_progress, text_encoder_spec
 from shard_builder.engines.processes import ProcessesEngine, available_cores
 from shard_builder.fingerprint import fingerprint_of
-from shard_builder.mapped import mapped
 from shard_builder.progress import progress_bar, spoken_bytes, summary_table
 from shard_builder.records import Skip
 from shard_builder.rejected import REJECTED_NAME, count_by_reason, write_rejected
@@ -279,7 +279,7 @@ def _publish(
         shards=entries,
         num_inputs=num_samples + sum(skipped.values()),
         skipped=dict(skipped),
-        fingerprint=fingerprint_of(recipe),
+        build_fingerprint=fingerprint_of(recipe),
     )
     save_build(url, recipe, files)
     save_manifest(manifest, url)

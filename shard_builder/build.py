@@ -149,7 +149,7 @@ def _expect_few_skips(skipped: Sequence[Skip], num_inputs: int, config: BuildCon
 
 
 def _manifest(
-    config: BuildConfig, encoder: TextEncoderSpec, inputs: Inputs, results: Sequence[ShardResult], fingerprint: str
+    config: BuildConfig, encoder: TextEncoderSpec, inputs: Inputs, results: Sequence[ShardResult], recipe_hash: str
 ) -> Manifest:
     entries = [result.entry for result in results if result.entry]
     return Manifest(
@@ -162,7 +162,7 @@ def _manifest(
         shards=tuple(entries),
         num_inputs=inputs.num_inputs,
         skipped=count_by_reason(_all_skips(inputs, results)),
-        fingerprint=fingerprint,
+        build_fingerprint=recipe_hash,
     )
 
 

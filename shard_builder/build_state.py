@@ -13,7 +13,7 @@ from typing import Any
 
 from core.config import config_diff
 from core.errors import ManifestError, StorageError
-from core.manifest import MANIFEST_NAME, Manifest, ShardEntry, index_name, load_manifest
+from core.manifest import MANIFEST_NAME, Manifest, ShardEntry, load_manifest
 from core.shard_set import ShardSet
 from core.storage import (
     exists,
@@ -48,7 +48,7 @@ def open_state(out: str, recipe: Mapping[str, Any]) -> Manifest | None:
         sweep_partials(local(out))
     if exists(join(out, MANIFEST_NAME)):
         manifest = load_manifest(out)
-        if manifest.fingerprint != fingerprint_of(recipe):
+        if manifest.build_fingerprint != fingerprint_of(recipe):
             raise _other_recipe(out, "holds a shard set", _read_json(join(out, BUILD_NAME)).get("recipe"), recipe)
         ShardSet.open(out)  # indexes by hash, tars by size: cheap; `verify` reads everything
         close_state(out)
@@ -108,7 +108,7 @@ def close_state(out: str) -> None:
 def _is_intact(out: str, entry: ShardEntry | None) -> bool:
     if entry is None:
         return True
-    tar, index = join(out, entry.name), join(out, index_name(entry.name))
+    tar, index = join(out, entry.name), join(out, entry.index_name)
     if not (exists(tar) and exists(index) and size(tar) == entry.bytes):
         return False
     return sha256_of(tar) == entry.sha256 and sha256_of(index) == entry.index_sha256

@@ -22,8 +22,8 @@ import xxhash
 
 from core.errors import DamagedError, DataError
 from core.manifest import TextEncoderSpec
+from core.mapped import mapped
 from core.storage import PARTIAL_PREFIX, publish_bytes
-from shard_builder.mapped import mapped
 
 SUFFIX = ".captions"
 KEY = np.dtype("S16")  # 128-bit hash of a caption; numpy compares S16 as 16 bytes

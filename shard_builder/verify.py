@@ -17,7 +17,8 @@ from rich.text import Text
 
 from core.errors import DamagedError, ManifestError, StorageError
 from core.image import ImageError, decode_into
-from core.manifest import MANIFEST_NAME, ImageSpec, Manifest, ShardEntry, index_name, load_manifest
+from core.manifest import MANIFEST_NAME, ImageSpec, Manifest, ShardEntry, load_manifest
+from core.mapped import mapped
 from core.shard_index import IMAGE, JSON, NPY, TXT, ShardIndex, TarSample, checksum, image_id_of, read_index, scan_tar
 from core.shard_set import decode_embeddings
 from core.storage import PARTIAL_PREFIX, exists, fetch, join, list_names, sha256_of
@@ -25,7 +26,6 @@ from shard_builder.build_state import BUILD_NAME, STATE_NAME, load_build
 from shard_builder.contact_sheet import CONTACT_SHEET_NAME
 from shard_builder.engines.processes import ProcessesEngine, available_cores
 from shard_builder.fingerprint import fingerprint_of
-from shard_builder.mapped import mapped
 from shard_builder.progress import progress_bar
 from shard_builder.rejected import REJECTED_NAME, read_rejected
 
@@ -107,19 +107,19 @@ def fault_table(url: str, faults: Sequence[Fault]) -> Table:
 def check_shard(task: ShardCheck, report: Callable[[int], None]) -> ShardFindings:
     """Every fault of one shard, its index and its sidecar; runs in a worker."""
     entry = task.entry
-    files = [(entry.name, entry.bytes, entry.sha256), (index_name(entry.name), None, entry.index_sha256)]
+    files = [(entry.name, entry.bytes, entry.sha256), (entry.index_name, None, entry.index_sha256)]
     if entry.embeddings:
         files.append((entry.embeddings.name, entry.embeddings.bytes, entry.embeddings.sha256))
     paths = {name: fetch(join(task.url, name), task.cache_dir, None) for name, _, _ in files}
     faults = [fault for name, size, sha256 in files for fault in _check_file(paths[name], name, size, sha256)]
     if not all(path.is_file() for path in paths.values()):
         return ShardFindings(faults, [], [])
-    if any(fault.file == index_name(entry.name) for fault in faults):
+    if any(fault.file == entry.index_name for fault in faults):
         return ShardFindings(faults, [], [])  # what a damaged index says of its shard would send people astray
     try:
-        index = read_index(paths[index_name(entry.name)])
+        index = read_index(paths[entry.index_name])
     except DamagedError as error:
-        return ShardFindings([*faults, Fault(index_name(entry.name), "", str(error))], [], [])
+        return ShardFindings([*faults, Fault(entry.index_name, "", str(error))], [], [])
     try:
         in_tar = {offset: s for s in scan_tar(paths[entry.name]) for offset, _ in s.members.values()}
     except DamagedError as error:
@@ -174,9 +174,7 @@ class _SampleChecker:
         """The counts of the whole shard against the manifest."""
         entry = self.task.entry
         if len(self.index) != entry.num_samples:
-            yield Fault(
-                index_name(entry.name), "", f"has {len(self.index)} samples, the manifest says {entry.num_samples}"
-            )
+            yield Fault(entry.index_name, "", f"has {len(self.index)} samples, the manifest says {entry.num_samples}")
         if not self.faults and self.num_captions != entry.num_captions:
             yield Fault(entry.name, "", f"has {self.num_captions} captions, the manifest says {entry.num_captions}")
         indexed = {int(offset) for offset in self.index.records["offset"][:, self.index.column(IMAGE)]}
@@ -261,7 +259,7 @@ def _check_folder(url: str, manifest: Manifest) -> Iterator[Fault]:
     adopted = manifest.image.codec == "mixed"
     named = {MANIFEST_NAME, REJECTED_NAME, CONTACT_SHEET_NAME, BUILD_NAME}
     for entry in manifest.shards:
-        named |= {entry.name, index_name(entry.name)} | ({entry.embeddings.name} if entry.embeddings else set())
+        named |= {entry.name, entry.index_name} | ({entry.embeddings.name} if entry.embeddings else set())
     for name in list_names(url):
         ours = name.endswith((".tar", ".idx", ".emb")) or name.startswith(PARTIAL_PREFIX)
         if name not in named and (ours or not adopted):
@@ -290,7 +288,7 @@ def _check_build(url: str, manifest: Manifest) -> Iterator[Fault]:
     except (ManifestError, StorageError) as error:
         yield Fault(BUILD_NAME, "", str(error))
         return
-    if fingerprint_of(build["recipe"]) != manifest.fingerprint:
+    if fingerprint_of(build["recipe"]) != manifest.build_fingerprint:
         yield Fault(BUILD_NAME, "", "is not the recipe whose fingerprint the manifest has")
     for name, sha256 in build["files"].items():
         if not exists(join(url, name)):

@@ -69,7 +69,7 @@ def make_shard_set(
         classes=(),
         shards=tuple(shards),
         num_inputs=num_samples,
-        fingerprint=f"test-{seed}-{num_samples}-{size}",
+        build_fingerprint=f"test-{seed}-{num_samples}-{size}",
     )
     save_manifest(manifest, str(folder))
     return str(folder)

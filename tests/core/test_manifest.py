@@ -21,6 +21,7 @@ MANIFEST = Manifest(
     shards=(ShardEntry("train-00000.tar", 3, 7, 1024, "00" * 32, "11" * 32),),
     num_inputs=5,
     skipped={"missing_image": 2},
+    build_fingerprint="b",
     fingerprint="f",
 )
 
