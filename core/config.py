@@ -63,7 +63,10 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
     """Fill dataclass `cls` from nested text values; `where` opens every error."""
     hints = typing.get_type_hints(cls)
     known = [f.name for f in fields(cls) if f.init]  # type: ignore[arg-type]
+    moved: Mapping[str, str] = vars(cls).get("moved_keys", {})  # key of an older recipe -> what to write instead
     for key in mapping:
+        if key in moved:
+            raise ConfigError(f"{where}: the key '{key}' has moved: {moved[key]}.")
         if key not in known:
             raise ConfigError(f"{where}: unknown key '{key}' in {cls.__name__}.{did_you_mean(str(key), known)}")
     values = {key: convert(value, hints[key], f"{where}: {key}") for key, value in mapping.items()}

@@ -1,6 +1,6 @@
-"""Counter-based random numbers: pure functions of (seed, epoch, sample, stream), the same in every process.
+"""Counter-based random numbers: pure functions of (seed, epoch, draw, stream), the same in every process.
 
-Drawn from no state: the numbers of a sample do not depend on batch, worker, rank or on what was drawn before
+Drawn from no state: the numbers of a draw do not depend on batch, worker, rank or on what was drawn before
 (counter-based generators: Salmon et al. 2011; mixing function: splitmix64, Steele et al. 2014).
 """
 
@@ -14,11 +14,11 @@ _MIX_A = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_B = np.uint64(0x94D049BB133111EB)
 
 
-def uniform(seed: int, epoch: int, samples: np.ndarray, stream: str, count: int) -> np.ndarray:
-    """Independent uniform numbers for each sample.
+def uniform(seed: int, epoch: int, draws: np.ndarray, stream: str, count: int) -> np.ndarray:
+    """Independent uniform numbers for each draw.
 
     Args:
-        samples: `(B,)` sample numbers.
+        draws: `(B,)` whole numbers of 0 or more: a sample's own, or that of its repeat (`samplers.epoch.draws_of`).
         stream: what the numbers are for ("caption", "crop"); streams are independent.
 
     Returns:
@@ -26,7 +26,7 @@ def uniform(seed: int, epoch: int, samples: np.ndarray, stream: str, count: int)
     """
     key = np.uint64(derive_seed(seed, epoch, stream))
     with np.errstate(over="ignore"):  # 64-bit arithmetic modulo 2^64 is meant
-        rows = _mix(np.asarray(samples).astype(np.uint64) + key)
+        rows = _mix(np.asarray(draws).astype(np.uint64) + key)
         bits = _mix(rows[:, None] + _GOLDEN * np.arange(1, count + 1, dtype=np.uint64))
     return ((bits >> np.uint64(40)).astype(np.float32)) * np.float32(2.0**-24)
 

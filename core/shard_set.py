@@ -52,6 +52,7 @@ class ShardSet:
         ]
         self.shard_sizes = np.array([entry.num_samples for _, entry in self._shards], dtype=np.int64)
         self._ends = np.cumsum(self.shard_sizes)
+        self._set_ends = np.cumsum(self.set_sizes)
         self._verified = verified
         self._indexes: dict[int, ShardIndex] = {}
         self._maps: OrderedDict[str, memoryview] = OrderedDict()
@@ -208,11 +209,18 @@ class ShardSet:
         """
         if self._text:
             return self.column(self._text).of_captions(sample)
-        return decode_embeddings(self.member(sample, NPY))
+        try:
+            return decode_embeddings(self.member(sample, NPY))
+        except DamagedSampleError:
+            raise
+        except DamagedError:  # whole, but no embeddings
+            raise DamagedSampleError(self.describe(sample, NPY), NPY) from None
 
     def image_spec(self, sample: int) -> ImageSpec:
         """How the sample's picture is stored."""
-        return self.manifests[int(np.searchsorted(np.cumsum(self.set_sizes), sample, side="right"))].image
+        if len(self.manifests) == 1:
+            return self.manifests[0].image
+        return self.manifests[int(np.searchsorted(self._set_ends, sample, side="right"))].image
 
     def info(self, sample: int) -> dict[str, Any]:
         """The sample's `.json`; empty for an adopted sample without one."""

@@ -21,7 +21,8 @@ from core.errors import DamagedError, DataError, StorageError
 from core.shard_set import ShardSet
 from core.storage import publish_bytes
 from eval.metrics import FeatureSet
-from trainer.data.batch import EvalBatch
+from trainer.data.batch import TEXT, Batch
+from trainer.data.inputs import evaluation_inputs
 
 Autocast = Callable[[], AbstractContextManager[object]]
 
@@ -59,7 +60,7 @@ def extract(
     model: torch.nn.Module,
     normalize: Callable[[Tensor], Tensor],
     shard_set: ShardSet,
-    batches: Iterable[EvalBatch],
+    batches: Iterable[Batch],
     *,
     device: torch.device,
     autocast: Autocast = nullcontext,
@@ -83,12 +84,12 @@ def extract(
     with torch.no_grad():
         for batch in batches:
             with autocast():
-                image_features, logit_scale = model(normalize(batch.images.to(device, non_blocking=True)))
+                image_features, logit_scale = model(evaluation_inputs(batch, normalize, device))
             images.append(image_features.float())
-            texts.append(batch.text)
-            counts.append(batch.num_captions)
+            texts.append(batch.ragged(TEXT).values)
+            counts.append(batch.ragged(TEXT).counts)
             samples.append(batch.samples)
-            progress(len(batch.samples))
+            progress(len(batch))
     model.train(was_training)
     width = shard_set.embed_dim
     return _assemble(

@@ -19,6 +19,7 @@ from eval.metrics import RECALL_KS, Ranks
 from eval.plots import save_jpeg
 from eval.retrieval import DIRECTIONS, evaluate_retrieval
 from trainer.config import TrainConfig
+from trainer.data.inputs import batch_columns
 from trainer.data.loader import EvalLoader
 from trainer.run import Validation
 
@@ -45,6 +46,8 @@ def make_validation(
         batch_size=config.eval_batch_size,
         rank=rank(),
         world_size=world_size(),
+        columns=batch_columns({}, config.data.image_features),
+        pictures=not config.data.image_features,
         num_workers=config.data.num_workers,
         pin_memory=device.type == "cuda",
     )

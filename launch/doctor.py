@@ -18,9 +18,9 @@ from core.errors import ShardclipError
 from core.parts import build
 from core.shard_set import ShardSet
 from trainer.config import TrainConfig
-from trainer.data.order import steps_per_epoch
 from trainer.losses import LOSSES
 from trainer.models import build_model
+from trainer.samplers.slices import steps_per_epoch
 from trainer.trackers.wandb_tracker import choose_mode
 
 GIB = 2**30

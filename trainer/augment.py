@@ -1,8 +1,9 @@
 """Training pictures from stored ones, on the device, a batch at a time: crop, flip, blur, colours, normalisation.
 
-The parameters of a picture are drawn from (seed, epoch, sample) alone, so that it looks the same on any number of
-ranks, nodes and workers, and after a resume. Geometry: Inception-style crops (Szegedy 2014, as in torchvision's
-`RandomResizedCrop`). Colours: brightness, contrast, saturation, hue, in this order, as one affine map per picture.
+The parameters of a picture are drawn from (seed, epoch, draw) alone, so that it looks the same on any number of
+ranks, nodes and workers, and after a resume; a sample that comes again in an epoch has another draw. Geometry:
+Inception-style crops (Szegedy 2014, as in torchvision's `RandomResizedCrop`). Colours: brightness, contrast,
+saturation, hue, in this order, as one affine map per picture.
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ class AugmentConfig:
             if not 0 <= getattr(self, name) <= largest:
                 raise ConfigError(f"augment.{name} is {getattr(self, name)}: give a number from 0 to {largest}.")
 
+    @property
+    def changes_pictures(self) -> bool:
+        """Whether any training picture differs from the stored one."""
+        return self.crop_scale != (1, 1) or any(getattr(self, name) for name in ("flip", "jitter", "grayscale", "blur"))
+
 
 class Augment:
     """Batches of stored pictures `(B, 3, H, W)` uint8 to training pictures `(B, 3, size, size)` float32."""
@@ -82,12 +88,12 @@ class Augment:
         self._output = _Output(size, mean, std, channels_last)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, epoch: int, samples: Tensor | np.ndarray) -> Tensor:
+    def __call__(self, images: Tensor, epoch: int, draws: Tensor | np.ndarray) -> Tensor:
         """Args:
         images: `(B, 3, H, W)` uint8; a channels-last view of an NHWC buffer is the cheapest.
-        samples: `(B,)` sample numbers; keep them on the CPU, where the parameters are drawn.
+        draws: `(B,)` numbers of `Batch.draws`; keep them on the CPU, where the parameters are drawn.
         """
-        numbers = samples.cpu().numpy() if isinstance(samples, Tensor) else samples
+        numbers = draws.cpu().numpy() if isinstance(draws, Tensor) else draws
         return self._output.render(images, draw(self.config, self.seed, epoch, numbers, *images.shape[-2:]))
 
 
@@ -122,21 +128,21 @@ class Draw(NamedTuple):
         return not whole or (height, width) != (size, size) or bool(self.flip.any()) or bool(self.sigma.any())
 
 
-def draw(config: AugmentConfig, seed: int, epoch: int, samples: np.ndarray, height: int, width: int) -> Draw:
-    """The parameters of each sample's picture in this epoch: a pure function, whatever else is in the batch.
+def draw(config: AugmentConfig, seed: int, epoch: int, draws: np.ndarray, height: int, width: int) -> Draw:
+    """The parameters of each picture: a pure function of seed, epoch and draw, whatever else is in the batch.
 
     Args:
-        samples: `(B,)` sample numbers.
+        draws: `(B,)` what each picture's parameters are keyed by (`Batch.draws`).
         height, width: of the stored pictures, pixels.
     """
-    box = _boxes(config, uniform(seed, epoch, samples, "crop", 2 * _CROP_ATTEMPTS + 2), height, width)
-    flip = uniform(seed, epoch, samples, "flip", 1)[:, 0] < config.flip
-    blur = uniform(seed, epoch, samples, "blur", 2)
+    box = _boxes(config, uniform(seed, epoch, draws, "crop", 2 * _CROP_ATTEMPTS + 2), height, width)
+    flip = uniform(seed, epoch, draws, "flip", 1)[:, 0] < config.flip
+    blur = uniform(seed, epoch, draws, "blur", 2)
     low, high = config.blur_sigma
     sigma = np.where(blur[:, 0] < config.blur, low + (high - low) * blur[:, 1], 0)
     colours = None
     if config.jitter or config.grayscale:
-        colours = _colours(config, uniform(seed, epoch, samples, "colour", 6).astype(np.float64))
+        colours = _colours(config, uniform(seed, epoch, draws, "colour", 6).astype(np.float64))
     radius = math.ceil(3 * high)  # of the widest Gaussian
     return Draw(_tensor(box), torch.from_numpy(flip), _tensor(sigma), radius, colours)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from core.config import Choice
 from core.errors import ConfigError
@@ -13,6 +13,7 @@ from trainer.augment import AugmentConfig
 from trainer.losses import LOSSES
 from trainer.models import ModelConfig
 from trainer.optim import OptimConfig
+from trainer.samplers import SAMPLERS
 from trainer.trackers.tracker import TrackingConfig
 
 
@@ -20,11 +21,18 @@ from trainer.trackers.tracker import TrackingConfig
 class DataConfig:
     """Where samples come from and how they are read."""
 
+    moved_keys: ClassVar[dict[str, str]] = {
+        "window_shards": "it is an option of the sampler now: data.sampler: {name: uniform, window_shards: ...}"
+    }
+
     train: tuple[str, ...]  # shard sets: folders or URLs
     val: tuple[str, ...] = ()
     num_workers: int = 4  # decoding processes per rank; 0 decodes in the training process
     prefetch: int = 2  # batches decoded ahead
-    window_shards: int = 0  # 0: shuffle over everything; else within groups of this many shards (remote, slow disks)
+    sampler: Choice = Choice("uniform")  # what makes up an epoch: uniform, class_balanced, topical, mix
+    text: str | None = None  # a column of caption embeddings; None: those that the shards store, or the only column
+    columns: dict[str, str] = field(default_factory=dict)  # name in a batch -> column of the shard sets
+    image_features: str | None = None  # a column of the frozen tower's outputs: no picture is read
     cache_dir: Path | None = None  # local disk for shards of remote sets
     max_damaged: int = 0  # samples that may be damaged before the run ends; each is replaced and named
 
@@ -58,6 +66,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(LOSSES, self.loss, "loss")
+        check(SAMPLERS, self.data.sampler, "data.sampler", given=["epoch"])
         if not self.data.train:
             raise ConfigError("data.train is empty. Name at least one shard set.")
         if self.global_batch_size < 2:
@@ -74,7 +83,7 @@ class TrainConfig:
         ):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}: at least {least} is needed.")
-        for name, least in (("num_workers", 0), ("prefetch", 1), ("window_shards", 0), ("max_damaged", 0)):
+        for name, least in (("num_workers", 0), ("prefetch", 1), ("max_damaged", 0)):
             if getattr(self.data, name) < least:
                 raise ConfigError(f"data.{name} is {getattr(self.data, name)}: at least {least} is needed.")
         if self.timeout_s <= 0:
@@ -84,6 +93,20 @@ class TrainConfig:
                 f"peer_timeout_s is {self.peer_timeout_s}: give seconds below timeout_s ({self.timeout_s}), so "
                 "that a lost process is named before a collective gives up."
             )
+        if self.data.image_features:
+            self._expect_frozen_tower()
         for name in ("eval_every", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: a number of steps, or 0 for every epoch.")
+
+    def _expect_frozen_tower(self) -> None:
+        if self.model.freeze != "tower":
+            raise ConfigError(
+                f"data.image_features holds what a frozen tower made of the pictures, model.freeze is "
+                f"{self.model.freeze}. Set model.freeze=tower, or leave data.image_features out."
+            )
+        if self.augment.changes_pictures:
+            raise ConfigError(
+                "data.image_features holds what the tower made of unchanged pictures, but augment changes them. Set "
+                "augment.crop_scale=1,1 augment.flip=0 and the other probabilities to 0, or leave it out."
+            )

@@ -29,7 +29,7 @@ PEAK_FLOPS = {
 }
 
 
-def flops_per_image(model: nn.Module, image_size: int) -> float:
+def flops_per_image(model: nn.Module, input_shape: tuple[int, ...]) -> float:
     """Floating-point operations of one forward and backward pass per image; frozen parts have no backward.
 
     Runs on meta tensors: it takes no memory and leaves the model as it was. Pass the bare model (no DDP, no compile).
@@ -38,9 +38,9 @@ def flops_per_image(model: nn.Module, image_size: int) -> float:
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     meta = {n: t.detach().to("meta").requires_grad_(t.requires_grad) for n, t in tensors.items()}
     num_images = 2  # batch norm in training mode wants more than one value
-    images = torch.empty(num_images, 3, image_size, image_size, device="meta", dtype=torch.float32)
+    inputs = torch.empty(num_images, *input_shape, device="meta", dtype=torch.float32)
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        output = functional_call(model, meta, (images,))
+        output = functional_call(model, meta, (inputs,))
         features = output if isinstance(output, Tensor) else output[0]
         if features.requires_grad:
             features.sum().backward()

@@ -28,8 +28,10 @@ from core.storage import exists, join, publish_bytes, read_bytes
 from trainer.augment import Augment, Normalize
 from trainer.checkpoint import Checkpoint, load_checkpoint, load_latest, resolve_checkpoint, set_aside_after
 from trainer.config import TrainConfig
+from trainer.data.inputs import batch_columns
 from trainer.data.ledger import CoverageLedger
 from trainer.data.loader import TrainLoader
+from trainer.data.order_identity import order_difference, order_identity
 from trainer.ema import averaged_model
 from trainer.environment import describe_environment
 from trainer.flops import flops_per_image, peak_flops
@@ -72,7 +74,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     device = accelerator.device
     if device.type == "cpu":
         keep_freed_memory()
-    train_set = ShardSet.open(config.data.train, config.data.cache_dir)
+    train_set = ShardSet.open(config.data.train, config.data.cache_dir, config.data.text)
     val_set = _open_validation_set(config, train_set)
     loader = _loader(config, train_set, device)
     resources.callback(loader.close)
@@ -84,22 +86,29 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     bare_model = build_model(config.model, train_set.embed_dim)
     size, channels_last = config.image_size or train_set.image.size, config.model.channels_last
     mean, std = bare_model.normalization
-    identity, order_identity = _identity(bare_model, train_set, size), _order_identity(config, train_set)
+    identity = _identity(bare_model, train_set, size)
+    order = order_identity(train_set, loader, config.data.sampler, config.seed)
     environment = describe_environment(world_size())
     folder = on_main(lambda: _enter_folder(config, environment, resources))
     resources.push(partial(note_failure, folder.path))
     watch.note = lambda sentence: note_failure(folder.path, PeerLostError, PeerLostError(sentence), None)
     resources.push(watch.explain)  # before the failure is noted
-    checkpoint = _find_checkpoint(config, folder, identity, order_identity)
+    checkpoint = _find_checkpoint(config, folder, identity, order, train_set)
 
     bare_model = _placed(bare_model, config, device)
     averaged = averaged_model(bare_model, config.optim.ema_decay) if config.optim.ema_decay else None
     model, optimizer = accelerator.prepare(bare_model, build_optimizer(bare_model, config.optim))
     loss_fn = build(LOSSES, config.loss, kind="loss")
+    input_shape = (bare_model.image_encoder.tower_dim,) if config.data.image_features else (3, size, size)
     ratios = prove_gradients(
-        model, loss_fn, image_size=size, embed_dim=train_set.embed_dim, accumulate=config.accumulate, seed=config.seed
+        model,
+        loss_fn,
+        input_shape=input_shape,
+        embed_dim=train_set.embed_dim,
+        accumulate=config.accumulate,
+        seed=config.seed,
     )
-    flops, peak = flops_per_image(bare_model, size), peak_flops(device, accelerator.mixed_precision)
+    flops, peak = flops_per_image(bare_model, input_shape), peak_flops(device, accelerator.mixed_precision)
     if config.model.compile:
         bare_model.compile()
     seed_generators(derive_seed(config.seed, "dropout", rank()))
@@ -112,7 +121,9 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         resources=resources,
         stop=stop,
         loader=loader,
-        ledger=CoverageLedger(config.global_batch_size, rank(), world_size(), config.data.max_damaged, device),
+        ledger=CoverageLedger(
+            len(train_set), config.global_batch_size, rank(), world_size(), config.data.max_damaged, device
+        ),
         augment=Augment(config.augment, size, mean, std, config.seed, channels_last),
         model=model,
         bare_model=bare_model,
@@ -123,7 +134,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         telemetry=Telemetry(device, flops_per_image=flops, peak_flops=peak, stability=StabilityConfig()),
         trackers=RunTrackers(),
         identity={**identity, "config": to_mapping(config)},
-        order_identity=order_identity,
+        order_identity=order,
         environment=environment,
         total_steps=total_steps,
     )
@@ -144,7 +155,9 @@ def _loader(config: TrainConfig, train_set: ShardSet, device: torch.device) -> T
         seed=config.seed,
         num_workers=config.data.num_workers,
         prefetch=config.data.prefetch,
-        window_shards=config.data.window_shards,
+        sampler=config.data.sampler,
+        columns=batch_columns(config.data.columns, config.data.image_features),
+        pictures=not config.data.image_features,
         pin_memory=device.type == "cuda",
         max_damaged=config.data.max_damaged,
     )
@@ -157,16 +170,6 @@ def _identity(model: ContrastiveModel, train_set: ShardSet, size: int) -> dict[s
         "model": model.describe(),
         "text_encoder": asdict(train_set.text_encoder) if train_set.text_encoder else None,
         "image": {"size": size, "fit": train_set.image.fit, "mean": list(mean), "std": list(std)},
-    }
-
-
-def _order_identity(config: TrainConfig, train_set: ShardSet) -> dict[str, Any]:
-    """All that the order of the samples is computed from."""
-    return {
-        "shards": train_set.fingerprint,
-        "seed": config.seed,
-        "global_batch_size": config.global_batch_size,
-        "window_shards": config.data.window_shards,
     }
 
 
@@ -191,7 +194,7 @@ def _accelerator(config: TrainConfig) -> Accelerator:
 def _open_validation_set(config: TrainConfig, train_set: ShardSet) -> ShardSet | None:
     if not config.data.val:
         return None
-    val_set = ShardSet.open(config.data.val, config.data.cache_dir)
+    val_set = ShardSet.open(config.data.val, config.data.cache_dir, config.data.text)
     if val_set.text_encoder != train_set.text_encoder:
         raise ConfigError(
             f"{config.data.val[0]}: captions were embedded by {val_set.text_encoder}, those of training by "
@@ -215,7 +218,7 @@ def _enter_folder(config: TrainConfig, environment: Mapping[str, Any], resources
 
 
 def _find_checkpoint(
-    config: TrainConfig, folder: RunFolder, identity: Mapping[str, Any], order_identity: Mapping[str, Any]
+    config: TrainConfig, folder: RunFolder, identity: Mapping[str, Any], order: Mapping[str, Any], train_set: ShardSet
 ) -> Checkpoint | None:
     if config.resume in ("auto", "no"):
         found = on_main(lambda: _path_of(load_latest(folder.checkpoints, identity)))
@@ -224,13 +227,10 @@ def _find_checkpoint(
     if found is None:
         return None
     checkpoint = load_checkpoint(found, identity)
-    was = checkpoint.state["order"]
-    for key, value in order_identity.items():
-        if was[key] != value:
-            raise CheckpointError(
-                f"{found}: {key} was {was[key]}, it is {value} now: the samples would come in another order. "
-                "Put it back, or start in another run_dir."
-            )
+    if difference := order_difference(checkpoint.state.get("order", {}), order, train_set):
+        raise CheckpointError(
+            f"{found}: {difference}: the samples would come in another order. Put it back, or start in another run_dir."
+        )
     if folder.path.resolve() in found.resolve().parents:
         on_main(lambda: set_aside_after(folder.checkpoints, checkpoint.step) and None)
     return checkpoint

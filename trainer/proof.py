@@ -26,7 +26,7 @@ def prove_gradients(
     model: nn.Module,
     loss_fn: InfoNCE,
     *,
-    image_size: int,
+    input_shape: tuple[int, ...],
     embed_dim: int,
     accumulate: int = 1,
     seed: int = 0,
@@ -41,7 +41,7 @@ def prove_gradients(
     Args:
         model: as for `forward_backward`; the bare model has `parameter_groups() -> {name: list of parameters}`.
         loss_fn: the run's loss; `for_proof` and `reference` say what is compared.
-        image_size: height and width of the images that the model takes.
+        input_shape: of one sample, as the model takes it: `(3, S, S)` of a picture, `(W,)` of stored tower outputs.
         embed_dim: width of the text features.
         accumulate: chunks per step and rank, as in the run.
         tolerance: largest relative error of a group's gradient.
@@ -56,7 +56,7 @@ def prove_gradients(
     groups = {name: [p for p in params if p.requires_grad] for name, params in module.parameter_groups().items()}
     groups = {name: params for name, params in groups.items() if params}
     like = next(module.parameters())
-    images, text_features = _batch(accumulate, image_size, embed_dim, seed, like)
+    images, text_features = _batch(accumulate, input_shape, embed_dim, seed, like)
     rows = slice(rank() * accumulate * ROWS_PER_CHUNK, (rank() + 1) * accumulate * ROWS_PER_CHUNK)
     ids = torch.arange(len(images), device=like.device)
 
@@ -84,15 +84,19 @@ def prove_gradients(
     return {name: ratio for name, (ratio, _) in worst.items()}
 
 
-def _batch(accumulate: int, image_size: int, embed_dim: int, seed: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Images `(N, 3, S, S)` and unit-length text features `(N, E)` of the global batch, equal on all ranks."""
+def _batch(
+    accumulate: int, input_shape: tuple[int, ...], embed_dim: int, seed: int, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Inputs `(N, *input_shape)` and unit-length text features `(N, E)` of the global batch, equal on all ranks."""
     generator = torch.Generator().manual_seed(seed)
     num_rows = world_size() * accumulate * ROWS_PER_CHUNK
     # Coarse patches: towers tell them apart, where fine noise would look the same to them all.
-    patches = torch.randn(num_rows, 3, 4, 4, generator=generator)
-    images = F.interpolate(patches, size=(image_size, image_size), mode="nearest")
+    is_picture = len(input_shape) == 3
+    inputs = torch.randn(num_rows, *((3, 4, 4) if is_picture else input_shape), generator=generator)
+    if is_picture:
+        inputs = F.interpolate(inputs, size=input_shape[1:], mode="nearest")
     text_features = F.normalize(torch.randn(num_rows, embed_dim, generator=generator), dim=1)
-    return images.to(like), text_features.to(like)
+    return inputs.to(like), text_features.to(like)
 
 
 def _reference_loss(

@@ -22,7 +22,7 @@ from trainer.checkpoint import (
     save_checkpoint,
 )
 from trainer.config import TrainConfig
-from trainer.data.batch import Batch
+from trainer.data.batch import IMAGE_FEATURES, IMAGE_ID, Batch
 from trainer.data.ledger import CoverageLedger
 from trainer.data.loader import TrainLoader
 from trainer.data.prefetch import to_device
@@ -101,6 +101,12 @@ class Run:
         """This rank's batches on the device, from the first step that is not done to the last, across epochs."""
         return self.telemetry.watch(to_device(self._host_batches(), self.accelerator.device))
 
+    def inputs(self, batch: Batch) -> Tensor:
+        """What the model takes: training pictures, or the stored outputs of its frozen tower."""
+        if batch.images is None:
+            return batch.column(IMAGE_FEATURES)
+        return self.augment(batch.images, batch.epoch, batch.draws)
+
     def is_due(self, step: int, every: int) -> bool:
         """Whether something that happens every so many steps (0: every epoch) happens after `step`."""
         return step % (every or self.steps_per_epoch) == 0
@@ -108,7 +114,7 @@ class Run:
     def count(self, step: int, batch: Batch, result: StepResult, grad_norm: Tensor) -> None:
         """Note what the step used; at the end of an epoch, hold the ledger against what was declared."""
         self.telemetry.add(
-            loss=result.loss, grad_norm=grad_norm, num_samples=len(batch.samples),
+            loss=result.loss, grad_norm=grad_norm, num_samples=len(batch),
             read_s=batch.read_s, decode_s=batch.decode_s, collate_s=batch.collate_s,
         )  # fmt: skip
         self._done = step
@@ -270,7 +276,7 @@ class Run:
 def _negatives(result: StepResult, batch: Batch) -> dict[str, float]:
     """How trustworthy the negatives of this rank's rows are among the whole global batch."""
     report = negatives_report(
-        result.text_features, result.all_text_features, batch.image_ids, result.all_image_ids, result.offset
+        result.text_features, result.all_text_features, batch.column(IMAGE_ID), result.all_image_ids, result.offset
     )
     return {f"train/{name}": float(value) for name, value in report.items()}
 

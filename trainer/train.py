@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from core.distributed import all_reduce_max, world_size
+from trainer.data.batch import IMAGE_ID, TEXT
 from trainer.gradients import drop_nonfinite
 from trainer.optim import set_learning_rates
 from trainer.run import Run
@@ -28,11 +29,9 @@ def train(run: Run) -> int:
         vote = StopVote(accelerator.device)
         for step, batch in enumerate(run.batches(), run.start_step + 1):
             rates = set_learning_rates(optimizer, lr_at(step - 1, run.total_steps, config.optim))
-            images = run.augment(batch.images, batch.epoch, batch.samples)
-            chunks = images.chunk(config.accumulate)
-            result = forward_backward(
-                model, chunks, batch.text, batch.image_ids, run.loss_fn, backward=accelerator.backward
-            )
+            chunks = run.inputs(batch).chunk(config.accumulate)
+            text, image_ids = batch.column(TEXT), batch.column(IMAGE_ID)
+            result = forward_backward(model, chunks, text, image_ids, run.loss_fn, backward=accelerator.backward)
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
             drop_nonfinite(model.parameters(), grad_norm)
             optimizer.step()

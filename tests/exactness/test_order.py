@@ -11,17 +11,24 @@ import gloo
 import numpy as np
 import pytest
 import torch
+from epochs import epoch_of
 from shard_sets import make_shard_set
 from torch import Tensor
 from training_runs import NUM_SAMPLES, SMALL_TOWER, recipe, train_worker
 
+from core.config import Choice
 from core.shard_set import ShardSet
 from trainer.data.batch import Batch
 from trainer.data.loader import TrainLoader
-from trainer.data.order import epoch_order
+from trainer.samplers.uniform import uniform
 
 N, G, SEED = 47, 8, 5
 FEW = ((1, 0), (2, 1), (4, 2))  # ranks and workers of each
+PARTS: dict[str, Callable[[Batch], Tensor]] = {
+    "samples": lambda batch: batch.samples,
+    "text": lambda batch: batch.column("text"),
+    "images": lambda batch: batch.images,  # type: ignore[dict-item, return-value]
+}
 MANY = tuple(product((1, 2, 4), (0, 1, 2, 3)))
 
 
@@ -41,7 +48,7 @@ def test_any_ranks_and_workers_read_the_declared_positions(
         batches = list(global_batches(shard_set, world_size, num_workers, window_shards))
         assert len(batches) == 2 * steps
         for epoch in range(2):
-            order = epoch_order(N, SEED, epoch, shard_set.shard_sizes, window_shards)
+            order = uniform(epoch_of(G, shard_sizes=shard_set.shard_sizes, seed=SEED, number=epoch), window_shards)
             given = np.concatenate([batch["samples"].numpy() for batch in batches[epoch * steps : (epoch + 1) * steps]])
             assert given.tolist() == order[: steps * G].tolist()
             assert len(set(given.tolist())) == steps * G  # each sample once, only the last partial batch is left out
@@ -63,13 +70,13 @@ def global_batches(
             world_size=world_size,
             seed=SEED,
             num_workers=num_workers,
-            window_shards=window_shards,
+            sampler=Choice("uniform", {"window_shards": window_shards}),
         )
         for rank in range(world_size)
     ]
     for epoch in range(2):
         for ranks in zip(*(loader.epoch(epoch) for loader in loaders), strict=True):
-            yield {name: torch.cat([getattr(b, name) for b in ranks]) for name in ("samples", "text", "images")}
+            yield {name: torch.cat([part(b) for b in ranks]) for name, part in PARTS.items()}
     for loader in loaders:
         loader.close()
 

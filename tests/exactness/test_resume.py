@@ -21,6 +21,7 @@ from training_runs import (
     train_worker,
 )
 
+from core.config import Choice
 from core.shard_set import ShardSet
 from trainer.data.loader import TrainLoader
 from trainer.run_folder import read_events
@@ -63,7 +64,7 @@ MOVES = [
 def test_a_run_that_moves_between_numbers_of_processes_trains_on_the_same_batches(
     tmp_path: Path, world_sizes: tuple[int, int, int], reading: tuple[int, int]
 ) -> None:
-    data = {"num_workers": reading[0], "window_shards": reading[1]}
+    data = {"num_workers": reading[0], "sampler": {"name": "uniform", "window_shards": reading[1]}}
     alone = recipe(tmp_path, run_dir=tmp_path / "alone", epochs=3, model=SMALL_TOWER, data=data)
     moving = recipe(tmp_path, run_dir=tmp_path / "moving", epochs=3, model=SMALL_TOWER, data=data)
     first, second, third = world_sizes
@@ -89,7 +90,8 @@ def declared_steps(values: dict[str, Any]) -> dict[tuple[int, int], list[int]]:
     """Positions `[t * G, (t + 1) * G)` of each epoch's order."""
     batch = values["global_batch_size"]
     shards = ShardSet.open((values["data"]["train"],))
-    loader = TrainLoader(shards, global_batch_size=batch, window_shards=values["data"]["window_shards"])
+    sampler = Choice("uniform", {"window_shards": values["data"]["sampler"]["window_shards"]})
+    loader = TrainLoader(shards, global_batch_size=batch, sampler=sampler)
     orders = [loader.order(epoch).tolist() for epoch in range(values["epochs"])]
     loader.close()
     return {

@@ -193,7 +193,11 @@ def batches_of(folder: Path) -> tuple[list[bytes], str | None]:
     try:
         loader = TrainLoader(ShardSet.open(str(folder)), global_batch_size=2)
         for batch in loader.epoch(0):
-            batches.append(b"".join(part.numpy().tobytes() for part in (batch.images, batch.text, batch.image_ids)))
+            batches.append(
+                b"".join(
+                    part.numpy().tobytes() for part in (batch.images, batch.column("text"), batch.column("image_id"))
+                )
+            )
         return batches, None
     except ShardclipError as error:
         return batches, str(error)

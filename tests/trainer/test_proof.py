@@ -28,7 +28,7 @@ from trainer.losses.infonce import InfoNCE
 from trainer.proof import prove_gradients
 
 GROUPS = {"tower", "head", "logit_scale"}
-SIZES = {"image_size": tiny_model.IMAGE_SIZE, "embed_dim": tiny_model.EMBED_DIM}
+SIZES = {"input_shape": (3, tiny_model.IMAGE_SIZE, tiny_model.IMAGE_SIZE), "embed_dim": tiny_model.EMBED_DIM}
 
 
 def proof_in_a_group(accumulate: int, plant: Callable[[], None] | None = None, is_bare: bool = False) -> Any:

@@ -161,7 +161,7 @@ def test_flops_are_counted_forward_and_backward(frozen: bool) -> None:
     head = 2 * 4 * size * size * 5
     # The first convolution needs no gradient of its input; a frozen one needs none at all, nor does the head's input.
     expected = conv + 2 * head if frozen else (conv * 2) + (head * 3)
-    assert flops_per_image(model, size) == expected
+    assert flops_per_image(model, (3, size, size)) == expected
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None and p.device.type == "cpu" for p in model.parameters())
 
@@ -170,7 +170,9 @@ def test_known_networks_cost_what_their_papers_say() -> None:
     from torchvision.models import resnet50
 
     model = resnet50().requires_grad_(False)
-    assert flops_per_image(model, 224) / 2 == pytest.approx(4.09e9, rel=0.01)  # multiply-adds of one forward pass
+    assert flops_per_image(model, (3, 224, 224)) / 2 == pytest.approx(
+        4.09e9, rel=0.01
+    )  # multiply-adds of one forward pass
 
 
 def test_the_peak_belongs_to_the_very_device() -> None:

@@ -1,16 +1,17 @@
-"""What the loaders hand out."""
+"""What the loaders hand out: pictures, and whatever else is known of the same samples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from core.errors import DamagedError
 
+IMAGE_ID, TEXT, IMAGE_FEATURES = "image_id", "text", "image_features"  # columns that the trainer itself asks for
 _NAMED = 5  # damaged samples named in an error
 
 
@@ -25,71 +26,74 @@ class Damage:
     row: int  # in its batch
 
 
+class Ragged(NamedTuple):
+    """A column with a different number of values for each sample: those of the first, then those of the second, ..."""
+
+    values: Tensor  # (sum of counts, ...)
+    counts: Tensor  # (B,) int64; stays on the host
+
+
 @dataclass(frozen=True)
 class Batch:
-    """One rank's part of a global batch in training.
+    """One rank's part of a global batch.
 
     Attributes:
-        images: `(B, 3, S, S)` uint8, channels_last (a view of NHWC memory).
-        text: `(B, E)` float16, unit length: one caption of each image, drawn by (seed, epoch, sample).
+        images: `(B, 3, S, S)` uint8, channels_last (a view of NHWC memory); None where no picture is read.
+        columns: by name, `(B, ...)`, or ragged; "image_id" `(B,)` int64 is always there, equal where samples show
+            one image. In training a column of captions has the one caption that was drawn, the same one in every such
+            column; in evaluation it is ragged and has all of them.
         samples: `(B,)` int64 sample numbers as served (a damaged sample's substitute); stays on the host.
-        image_ids: `(B,)` int64, equal where samples show one image.
+        draws: `(B,)` int64 what a position's random choices are keyed by, `samplers.epoch.draws_of`; on the host.
         step: in the epoch.
         read_s, decode_s: time the workers took for it, summed over them.
         collate_s: time it took to join their parts.
         wait_s: time the trainer waited for it.
     """
 
-    images: Tensor
-    text: Tensor
+    images: Tensor | None
+    columns: Mapping[str, Tensor | Ragged]
     samples: Tensor
-    image_ids: Tensor
-    epoch: int
-    step: int
-    damaged: tuple[Damage, ...] = ()
+    draws: Tensor
+    epoch: int = 0
+    step: int = 0
+    damaged: tuple[Damage, ...] = field(default=())
     read_s: float = 0.0
     decode_s: float = 0.0
     collate_s: float = 0.0
     wait_s: float = 0.0
 
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def column(self, name: str) -> Tensor:
+        """A column with one value for each sample."""
+        values = self.columns[name]
+        assert isinstance(values, Tensor), f"{name} is ragged"
+        return values
+
+    def ragged(self, name: str) -> Ragged:
+        """A column with any number of values for each sample."""
+        values = self.columns[name]
+        assert isinstance(values, Ragged), f"{name} has one value for each sample"
+        return values
+
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, which copies to a GPU in the background need."""
-        return _pinned(self)
+        images = self.images if self.images is None or self.images.is_pinned() else self.images.pin_memory()
+        return replace(self, images=images, columns=_each(self.columns, lambda values: values.pin_memory()))
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        """The batch on a device; `samples` stays on the host."""
-        return _moved(self, device, non_blocking)
+        """The batch on a device; `samples`, `draws` and counts stay on the host."""
+        images = None if self.images is None else self.images.to(device, non_blocking=non_blocking)
+        columns = _each(self.columns, lambda values: values.to(device, non_blocking=non_blocking))
+        return replace(self, images=images, columns=columns)
 
-
-@dataclass(frozen=True)
-class EvalBatch:
-    """Images with all of their captions.
-
-    Attributes:
-        images: `(B, 3, S, S)` uint8, channels_last.
-        text: `(sum of num_captions, E)` float16: the captions of the first image, then those of the second, ...
-        num_captions: `(B,)` int64; stays on the host, as `samples` does.
-        samples: `(B,)` int64 sample numbers: they put results of several ranks in order.
-        image_ids: `(B,)` int64, equal where samples show one image.
-    """
-
-    images: Tensor
-    text: Tensor
-    num_captions: Tensor
-    samples: Tensor
-    image_ids: Tensor
-    wait_s: float = 0.0
-
-    def pin_memory(self) -> EvalBatch:
-        """The batch in page-locked memory."""
-        return _pinned(self)
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> EvalBatch:
-        """The batch on a device."""
-        return _moved(self, device, non_blocking)
-
-
-AnyBatch = TypeVar("AnyBatch", Batch, EvalBatch)
+    def device_tensors(self) -> Iterator[Tensor]:
+        """Every tensor that `to` moves."""
+        if self.images is not None:
+            yield self.images
+        for values in self.columns.values():
+            yield values.values if isinstance(values, Ragged) else values
 
 
 def too_many_damaged(descriptions: Sequence[str], max_damaged: int) -> DamagedError:
@@ -101,13 +105,8 @@ def too_many_damaged(descriptions: Sequence[str], max_damaged: int) -> DamagedEr
     )
 
 
-def _pinned(batch: AnyBatch) -> AnyBatch:
-    images = batch.images if batch.images.is_pinned() else batch.images.pin_memory()
-    return replace(batch, images=images, text=batch.text.pin_memory(), image_ids=batch.image_ids.pin_memory())
-
-
-def _moved(batch: AnyBatch, device: torch.device, non_blocking: bool) -> AnyBatch:
-    moved = {
-        name: getattr(batch, name).to(device, non_blocking=non_blocking) for name in ("images", "text", "image_ids")
+def _each(columns: Mapping[str, Tensor | Ragged], change: Callable[[Tensor], Tensor]) -> dict[str, Tensor | Ragged]:
+    return {
+        name: Ragged(change(values.values), values.counts) if isinstance(values, Ragged) else change(values)
+        for name, values in columns.items()
     }
-    return replace(batch, **moved)

@@ -20,11 +20,11 @@ class LedgerReport:
     """One epoch over all ranks.
 
     Attributes:
-        declared: samples in the epoch's whole global batches.
-        seen: declared samples that came at least once; damaged ones count where a substitute came in their place.
-        repeated: samples that came again, or came without being declared.
-        missed: declared samples that never came.
-        dropped: samples left over by the last partial batch.
+        declared: visits that the sampler declared: a sample may have any number of them.
+        seen: declared visits that came; damaged samples count where a substitute came in their place.
+        repeated: visits beyond those declared.
+        missed: declared visits that never came.
+        dropped: samples without a declared visit, as those left over by the last partial batch.
         substituted: places in which a damaged sample's substitute stood.
         order_digest: hash of (position, sample) pairs, the same for any number of ranks.
     """
@@ -49,13 +49,21 @@ class CoverageLedger:
     """Counts what this rank's training loop was given.
 
     Args:
+        num_samples: in all shard sets; the order may leave some out and visit others often.
         device: where the process group reduces: the GPU under NCCL.
         max_damaged: distinct damaged samples over all ranks and epochs.
     """
 
     def __init__(
-        self, global_batch_size: int, rank: int, world_size: int, max_damaged: int, device: torch.device | str = "cpu"
+        self,
+        num_samples: int,
+        global_batch_size: int,
+        rank: int,
+        world_size: int,
+        max_damaged: int,
+        device: torch.device | str = "cpu",
     ) -> None:
+        self._num_samples = num_samples
         self._global_batch_size, self._rank, self._world_size = global_batch_size, rank, world_size
         self._max_damaged, self._device = max_damaged, device
         self._damaged: dict[int, str] = {}
@@ -64,11 +72,11 @@ class CoverageLedger:
         """Begin an epoch, or go on at `step`: what came before it is a pure function of the order.
 
         Args:
-            order: the epoch's permutation (`TrainLoader.order`).
+            order: the epoch's sample numbers, whole global batches (`TrainLoader.order`).
             state: from the checkpoint that is resumed.
         """
         self._epoch, self._order = epoch, order
-        self._counts = np.zeros(len(order), dtype=np.uint8)
+        self._counts = np.zeros(self._num_samples, dtype=np.int32)
         steps = len(order) // self._global_batch_size
         self._declared_digest = self._order_digest(order, steps)
         self._seen_digest = self._order_digest(order, step)
@@ -109,23 +117,20 @@ class CoverageLedger:
         seen_digest, declared_digest, substituted = self._sum(
             [_signed(self._seen_digest), _signed(self._declared_digest), self._substituted]
         )
-        num_declared = len(self._order) // self._global_batch_size * self._global_batch_size
-        declared = self._order[:num_declared]
-        missed = declared[counts[declared] == 0]
-        due = np.zeros_like(counts)
-        due[declared] = 1
-        again = np.flatnonzero(counts > due)
+        declared = np.bincount(self._order, minlength=self._num_samples)
+        surplus = counts.astype(np.int64) - declared
+        num_missed = int(-surplus[surplus < 0].sum())
         report = LedgerReport(
-            declared=num_declared,
-            seen=num_declared - len(missed),
-            repeated=int((counts[again] - due[again]).sum(dtype=np.int64)),
-            missed=len(missed),
-            dropped=len(self._order) - num_declared,
+            declared=len(self._order),
+            seen=len(self._order) - num_missed,
+            repeated=int(surplus[surplus > 0].sum()),
+            missed=num_missed,
+            dropped=int((declared == 0).sum()),
             substituted=int(substituted),
             order_digest=int(seen_digest) % 2**64,
         )
         if report.missed or report.repeated or seen_digest != declared_digest:
-            raise DataError(self._complaint(report, missed, again))
+            raise DataError(self._complaint(report, np.flatnonzero(surplus < 0), np.flatnonzero(surplus > 0)))
         return report
 
     def _complaint(self, report: LedgerReport, missed: np.ndarray, again: np.ndarray) -> str:

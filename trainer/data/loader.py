@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 
+from core import parts
+from core.config import Choice
+from core.errors import ConfigError
 from core.shard_set import ShardSet
-from trainer.data.batch import Batch, Damage, EvalBatch, too_many_damaged
-from trainer.data.order import epoch_order, rank_slice, step_slice, steps_per_epoch
-from trainer.data.parts import all_captions, draw_captions
+from trainer.data.batch import TEXT, Batch, Damage, too_many_damaged
+from trainer.data.columns import BatchColumns
 from trainer.data.stream import BatchStream, PlannedBatch
+from trainer.samplers import SAMPLERS
+from trainer.samplers.epoch import Epoch, draws_of
+from trainer.samplers.slices import rank_slice, step_slice, steps_per_epoch
+
+UNIFORM = Choice("uniform")
+TEXT_ALONE = {TEXT: ""}  # the columns of a batch beside the image ids: the caption embeddings
 
 
 class TrainLoader:
-    """This rank's batches: every sample once per epoch over all ranks, the last partial batch dropped.
+    """This rank's batches, in the order that the sampler gives each epoch.
 
     Workers decode past the end of an epoch, so the next one starts without a pause.
 
     Args:
         global_batch_size: over all ranks.
+        sampler: one of `SAMPLERS`, with its options.
+        columns: name in a batch -> column of the shard set (`BatchColumns.names`).
+        pictures: false reads columns alone.
         num_workers: processes that decode; 0 decodes in this process.
         prefetch: batches decoded ahead.
-        window_shards: 0, or shuffle within groups of that many shards (`epoch_order`).
         max_damaged: distinct samples that may be damaged in the run; those of other ranks are counted by the ledger.
+
+    Raises:
+        ConfigError: the sampler cannot fill an epoch of this data.
+        ManifestError: a column is missing.
     """
 
     def __init__(
@@ -36,9 +50,11 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
+        sampler: Choice = UNIFORM,
+        columns: Mapping[str, str] = TEXT_ALONE,
+        pictures: bool = True,
         num_workers: int = 0,
         prefetch: int = 2,
-        window_shards: int = 0,
         pin_memory: bool = False,
         max_damaged: int = 0,
     ) -> None:
@@ -46,23 +62,23 @@ class TrainLoader:
         self.global_batch_size, self.rank, self.world_size = global_batch_size, rank, world_size
         self.steps_per_epoch = steps_per_epoch(self.num_samples, global_batch_size, world_size)
         self.damaged: dict[int, Damage] = {}  # met by this rank, by sample number
-        self._seed, self._window_shards, self._max_damaged = seed, window_shards, max_damaged
-        self._shard_sizes = shard_set.shard_sizes
+        self._max_damaged = max_damaged
         self._next: tuple[int, int] | None = None  # epoch and step that the stream gives next
-        shard_set.embed_dim  # noqa: B018  a set without embeddings ends here, not in a worker
         self._stream = BatchStream(
             shard_set,
-            partial(draw_captions, seed),
+            BatchColumns(columns, "drawn", seed),
             max_rows=global_batch_size // world_size,
             num_workers=num_workers,
             prefetch=prefetch,
             pin_memory=pin_memory and torch.cuda.is_available(),
             max_damaged=max_damaged,
+            pictures=pictures,
         )
-
-    def order(self, epoch: int) -> np.ndarray:
-        """The epoch's permutation of sample numbers."""
-        return epoch_order(self.num_samples, self._seed, epoch, self._shard_sizes, self._window_shards)
+        # Epoch -> its sample numbers; the ledger and the plan ask for the same one.
+        self.order: Callable[[int], np.ndarray] = lru_cache(maxsize=2)(
+            partial(sampled, sampler, shard_set, global_batch_size, self.steps_per_epoch, seed)
+        )
+        self.order(0)  # what is wrong with the sampler's options shows here
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from `start_step` on; an iterator that was left unfinished ends with this call.
@@ -84,28 +100,19 @@ class TrainLoader:
         for step in range(start_step, self.steps_per_epoch):
             assert self._next == (epoch, step), "this epoch's iterator was replaced by a later call of epoch()"
             self._next = None  # an error leaves the stream at an unknown place
-            decoded = self._stream.take()
-            assert (decoded.epoch, decoded.step) == (epoch, step), "a stale batch"
+            batch = self._stream.take()
+            assert (batch.epoch, batch.step) == (epoch, step), "a stale batch"
             self._next = (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
-            self._count(decoded.damaged)
-            yield Batch(
-                decoded.images,
-                decoded.text,
-                decoded.samples,
-                decoded.image_ids,
-                epoch,
-                step,
-                decoded.damaged,
-                decoded.read_s,
-                decoded.decode_s,
-                decoded.collate_s,
-            )
+            self._count(batch.damaged)
+            yield batch
 
     def _plan(self, epoch: int, step: int) -> Iterator[PlannedBatch]:
         while True:
             order = self.order(epoch)
+            draws = draws_of(order, self.num_samples)
             for s in range(step, self.steps_per_epoch):
-                yield PlannedBatch(epoch, s, step_slice(order, s, self.global_batch_size, self.rank, self.world_size))
+                share = (s, self.global_batch_size, self.rank, self.world_size)
+                yield PlannedBatch(epoch, s, step_slice(order, *share), step_slice(draws, *share))
             epoch, step = epoch + 1, 0
 
     def _count(self, damaged: tuple[Damage, ...]) -> None:
@@ -114,11 +121,38 @@ class TrainLoader:
             raise too_many_damaged([d.description for d in self.damaged.values()], self._max_damaged)
 
 
+def sampled(
+    sampler: Choice, shard_set: ShardSet, global_batch_size: int, steps: int, seed: int, epoch: int
+) -> np.ndarray:
+    """What a sampler gives for an epoch of a shard set, `(steps * global_batch_size,)` sample numbers.
+
+    Raises:
+        ConfigError: an option does not fit the data.
+    """
+
+    def numbers(name: str) -> np.ndarray:
+        column = shard_set.column(name)
+        if column.head.per != "sample" or column.head.shape or np.dtype(column.head.dtype).kind != "i":
+            raise ConfigError(
+                f"data.sampler {sampler.name}: column '{name}' is {column.head.kind}, a number for each sample is "
+                "needed. Name a column of labels or topics."
+            )
+        return column.all_rows()
+
+    given = Epoch(
+        epoch, seed, steps, global_batch_size, len(shard_set), shard_set.set_sizes, shard_set.shard_sizes, numbers
+    )
+    order: np.ndarray = parts.build(SAMPLERS, sampler, "data.sampler", epoch=given)
+    assert order.shape == (steps * global_batch_size,), f"{sampler.name} gave {order.shape}"
+    return order
+
+
 class EvalLoader:
     """Every sample exactly once over the ranks, with all its captions, in order; may be iterated again.
 
     Args:
         batch_size: of one rank; the last batch has what is left.
+        columns, pictures: as for `TrainLoader`; columns per caption are ragged.
     """
 
     def __init__(
@@ -128,32 +162,35 @@ class EvalLoader:
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
+        columns: Mapping[str, str] = TEXT_ALONE,
+        pictures: bool = True,
         num_workers: int = 0,
         prefetch: int = 2,
         pin_memory: bool = False,
     ) -> None:
         samples = rank_slice(len(shard_set), rank, world_size)
         starts = range(0, len(samples), batch_size)
-        self._plan = [PlannedBatch(0, step, samples[s : s + batch_size]) for step, s in enumerate(starts)]
+        pieces = [samples[start : start + batch_size] for start in starts]
+        self._plan = [PlannedBatch(0, step, piece, piece) for step, piece in enumerate(pieces)]
         self._stream = BatchStream(
             shard_set,
-            all_captions,
+            BatchColumns(columns, "all"),
             max_rows=max(1, min(batch_size, len(samples))),
             num_workers=num_workers,
             prefetch=prefetch,
             pin_memory=pin_memory and torch.cuda.is_available(),
             max_damaged=0,
+            pictures=pictures,
         )
 
     def __len__(self) -> int:
         return len(self._plan)
 
-    def __iter__(self) -> Iterator[EvalBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         """Raises: DamagedError: a sample cannot be used; an evaluation has no substitutes."""
         self._stream.start(self._plan)
         for _ in self._plan:
-            decoded = self._stream.take()
-            yield EvalBatch(decoded.images, decoded.text, decoded.num_captions, decoded.samples, decoded.image_ids)
+            yield self._stream.take()
 
     def close(self) -> None:
         """Let the workers go."""

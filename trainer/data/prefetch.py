@@ -8,20 +8,20 @@ from dataclasses import replace
 
 import torch
 
-from trainer.data.batch import AnyBatch
+from trainer.data.batch import Batch
 
 
-def to_device(batches: Iterator[AnyBatch], device: torch.device) -> Iterator[AnyBatch]:
+def to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     """The batches on `device`, with `wait_s`: the time this process waited for the loader (not for the device)."""
     return _ahead(batches, device) if device.type == "cuda" else _moved(batches, device)
 
 
-def _moved(batches: Iterator[AnyBatch], device: torch.device) -> Iterator[AnyBatch]:
+def _moved(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     while (batch := _timed_next(batches)) is not None:
         yield batch.to(device)
 
 
-def _ahead(batches: Iterator[AnyBatch], device: torch.device) -> Iterator[AnyBatch]:
+def _ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     stream = torch.cuda.Stream(device)
     copying = _start_copy(_timed_next(batches), device, stream)
     while copying is not None:
@@ -29,7 +29,7 @@ def _ahead(batches: Iterator[AnyBatch], device: torch.device) -> Iterator[AnyBat
         following = _start_copy(_timed_next(batches), device, stream)
         in_use = torch.cuda.current_stream(device)
         in_use.wait_event(done)
-        for tensor in (batch.images, batch.text, batch.image_ids):
+        for tensor in batch.device_tensors():
             tensor.record_stream(in_use)  # the allocator must not give the memory to the next copy too early
         yield batch
         done.synchronize()  # long past; only now may workers write the source again
@@ -38,8 +38,8 @@ def _ahead(batches: Iterator[AnyBatch], device: torch.device) -> Iterator[AnyBat
 
 
 def _start_copy(
-    batch: AnyBatch | None, device: torch.device, stream: torch.cuda.Stream
-) -> tuple[AnyBatch, AnyBatch, torch.cuda.Event] | None:
+    batch: Batch | None, device: torch.device, stream: torch.cuda.Stream
+) -> tuple[Batch, Batch, torch.cuda.Event] | None:
     if batch is None:
         return None
     pinned = batch.pin_memory()
@@ -50,7 +50,7 @@ def _start_copy(
     return moved, pinned, done
 
 
-def _timed_next(batches: Iterator[AnyBatch]) -> AnyBatch | None:
+def _timed_next(batches: Iterator[Batch]) -> Batch | None:
     start = time.perf_counter()
     batch = next(batches, None)
     return None if batch is None else replace(batch, wait_s=time.perf_counter() - start)

@@ -23,62 +23,55 @@ from torch.utils.data import DataLoader
 
 from core.errors import DataError, ShardclipError
 from core.shard_set import ShardSet
-from trainer.data.batch import Damage
+from trainer.data.batch import Batch, Ragged
 from trainer.data.buffers import ImageBuffers
-from trainer.data.parts import ChooseCaptions, Part, PartReader, Task
+from trainer.data.columns import BatchColumns, Values, joined
+from trainer.data.workers import Part, PartReader, Task
 
 T = TypeVar("T")
+_NO_SLOT = -1
 _MAX_PART_ROWS = 128  # 30 ms of decoding: handing a part over costs half a millisecond
 
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """Which samples a batch has."""
+    """Which samples a batch has, and what their random choices are keyed by; `(B,)` each."""
 
     epoch: int
     step: int
     samples: np.ndarray
-
-
-@dataclass(frozen=True)
-class DecodedBatch:
-    """A batch as its parts came back, joined; shapes as in `Batch` and `EvalBatch`."""
-
-    epoch: int
-    step: int
-    images: Tensor
-    text: Tensor
-    num_captions: Tensor
-    samples: Tensor
-    image_ids: Tensor
-    damaged: tuple[Damage, ...]
-    read_s: float
-    decode_s: float
-    collate_s: float = 0.0
+    draws: np.ndarray
 
 
 class BatchStream:
-    """Decodes the batches of a plan ahead of their use. The same bytes for any number of workers, 0 included."""
+    """Decodes the batches of a plan ahead of their use. The same bytes for any number of workers, 0 included.
+
+    Args:
+        max_rows: of a batch.
+        pictures: false reads columns alone; batches then have no images.
+    """
 
     def __init__(
         self,
         shard_set: ShardSet,
-        choose_captions: ChooseCaptions,
+        columns: BatchColumns,
         *,
         max_rows: int,
         num_workers: int,
         prefetch: int,
         pin_memory: bool,
         max_damaged: int,
+        pictures: bool = True,
     ) -> None:
+        columns.open(shard_set)
         max_parts = _num_parts(max_rows)
         tasks_per_worker = max(2, -(-prefetch * max_parts // max(1, num_workers)))
-        max_in_flight = 2 + -(-num_workers * tasks_per_worker // max_parts)
-        self._buffers = ImageBuffers(max_in_flight, max_rows, shard_set.image.size, pin_memory)
+        in_flight = max_in_flight(max_rows, num_workers, prefetch)
+        self._buffers = ImageBuffers(in_flight, max_rows, shard_set.image.size, pin_memory) if pictures else None
         self._tasks = _Tasks(self._buffers)
         self._parts: Iterator[Part | ShardclipError] | None = None
         self._loader: DataLoader[Part | ShardclipError] | None = DataLoader(
-            PartReader(shard_set, self._buffers.arrays, choose_captions, max_damaged),
+            PartReader(shard_set, self._buffers.arrays if self._buffers else (), columns, max_damaged),
             batch_size=None,
             sampler=self._tasks,
             collate_fn=_as_it_is,
@@ -96,7 +89,7 @@ class BatchStream:
         self._tasks.plan = plan
         self._parts = _explained(lambda: iter(self._loader))  # type: ignore[arg-type]
 
-    def take(self) -> DecodedBatch:
+    def take(self) -> Batch:
         """The next batch of the plan.
 
         Raises:
@@ -106,14 +99,13 @@ class BatchStream:
         parts = [first, *(self._take_part() for _ in range(first.task.num_parts - 1))]
         began = time.perf_counter()
         samples = np.concatenate([p.samples for p in parts])
-        batch = DecodedBatch(
+        batch = Batch(
+            images=self._buffers.lend(first.task.slot, len(samples)) if self._buffers else None,
+            columns={name: _tensors(joined([p.columns[name] for p in parts])) for name in first.columns},
+            samples=torch.from_numpy(samples),
+            draws=torch.from_numpy(np.concatenate([p.task.draws for p in parts])),
             epoch=first.task.epoch,
             step=first.task.step,
-            images=self._buffers.lend(first.task.slot, len(samples)),
-            text=_joined([p.text for p in parts]),
-            num_captions=_joined([p.num_captions for p in parts]),
-            samples=torch.from_numpy(samples),
-            image_ids=_joined([p.image_ids.view(np.int64) for p in parts]),
             damaged=tuple(d for p in parts for d in p.damaged),
             read_s=sum(p.read_s for p in parts),
             decode_s=sum(p.decode_s for p in parts),
@@ -135,26 +127,37 @@ class BatchStream:
 class _Tasks:
     """Cuts the planned batches into tasks, as the worker pool asks for them."""
 
-    def __init__(self, buffers: ImageBuffers) -> None:
+    def __init__(self, buffers: ImageBuffers | None) -> None:
         self._buffers = buffers
         self.plan: Iterable[PlannedBatch] = ()
 
     def __iter__(self) -> Iterator[Task]:
-        self._buffers.reclaim()  # first asked after the workers have put down what an earlier plan gave them
+        if self._buffers:
+            self._buffers.reclaim()  # first asked after the workers have put down what an earlier plan gave them
         for batch in self.plan:
-            slot, row = self._buffers.take(), 0
+            slot, row = self._buffers.take() if self._buffers else _NO_SLOT, 0
             num_parts = _num_parts(len(batch.samples))
-            for samples in np.array_split(batch.samples, num_parts):
-                yield Task(batch.epoch, batch.step, slot, row, num_parts, samples)
+            pieces = zip(np.array_split(batch.samples, num_parts), np.array_split(batch.draws, num_parts), strict=True)
+            for samples, draws in pieces:
+                yield Task(batch.epoch, batch.step, slot, row, num_parts, samples, draws)
                 row += len(samples)
+
+
+def max_in_flight(rows: int, num_workers: int, prefetch: int) -> int:
+    """Batches that workers may be filling at a time."""
+    max_parts = _num_parts(rows)
+    tasks_per_worker = max(2, -(-prefetch * max_parts // max(1, num_workers)))
+    return 2 + -(-num_workers * tasks_per_worker // max_parts)
 
 
 def _num_parts(rows: int) -> int:
     return -(-rows // _MAX_PART_ROWS)
 
 
-def _joined(arrays: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate(arrays))
+def _tensors(values: Values) -> Tensor | Ragged:
+    if isinstance(values, tuple):
+        return Ragged(torch.from_numpy(values[0]), torch.from_numpy(values[1]))
+    return torch.from_numpy(values)
 
 
 def _as_it_is(part: T) -> T:

@@ -21,6 +21,7 @@ class ImageEncoder(nn.Module):
         self, tower: nn.Module, tower_dim: int, hidden_dim: int, embed_dim: int, dropout: float, frozen_until: str
     ) -> None:
         super().__init__()
+        self.tower_dim = tower_dim
         self.tower = tower
         self.head = nn.Sequential(
             nn.Dropout(dropout),
@@ -32,10 +33,17 @@ class ImageEncoder(nn.Module):
         self._frozen = freeze(tower, frozen_until)
         self._tower_trains = any(p.requires_grad for p in tower.parameters())
 
-    def forward(self, images: Tensor) -> Tensor:
-        with contextlib.nullcontext() if self._tower_trains else torch.no_grad():
-            features = self.tower(images).flatten(1)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Args:
+        inputs: pictures, or `(B, W)` what `tower_features` gave of them.
+        """
+        features = inputs if inputs.ndim == 2 else self.tower_features(inputs)
         return F.normalize(self.head(features).float(), dim=-1)
+
+    def tower_features(self, images: Tensor) -> Tensor:
+        """The tower's pooled outputs `(B, tower_dim)`, before the head."""
+        with contextlib.nullcontext() if self._tower_trains else torch.no_grad():
+            return self.tower(images).flatten(1)
 
     def train(self, mode: bool = True) -> ImageEncoder:
         """As always, but what is frozen stays in eval mode: its batch statistics and dropout too."""
@@ -63,9 +71,9 @@ class ContrastiveModel(nn.Module):
         self.max_logit_scale = max_logit_scale
         self._identity = identity
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Image features `(B, D)` float32 of unit length, and the exponentiated logit_scale."""
-        return self.image_encoder(images), self.logit_scale.float().exp()
+        return self.image_encoder(inputs), self.logit_scale.float().exp()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The trainable parameters of "tower" (none when it is frozen), "head" and "logit_scale"."""

@@ -33,10 +33,12 @@ def test_every_sample_comes_once_over_the_ranks_with_its_pixels_and_captions(
         assert len(batches) == len(loader)
         assert all(len(batch.samples) == 8 for batch in batches[:-1])
         for batch in batches:
-            ends = np.cumsum(batch.num_captions.numpy())
-            assert len(batch.text) == ends[-1] and len(batch.images) == len(batch.image_ids) == len(batch.samples)
+            text = batch.ragged("text")
+            ends = np.cumsum(text.counts.numpy())
+            assert len(text.values) == ends[-1]
+            assert len(batch.images) == len(batch.column("image_id")) == len(batch.samples) == len(batch)
             for row, sample in enumerate(batch.samples.tolist()):
-                own = batch.text[ends[row] - batch.num_captions[row] : ends[row]]
+                own = text.values[ends[row] - text.counts[row] : ends[row]]
                 assert (own.numpy() == shard_set.embeddings(sample)).all()
                 pixels = simplejpeg.decode_jpeg(bytes(shard_set.member(sample, IMAGE)))
                 assert (batch.images[row].permute(1, 2, 0).numpy() == pixels).all()

@@ -29,7 +29,7 @@ def loader_and_ledger(url: str, rank: int = 0, world_size: int = 1, max_damaged:
     loader = TrainLoader(
         ShardSet.open(url), global_batch_size=G, rank=rank, world_size=world_size, max_damaged=max_damaged
     )
-    return loader, CoverageLedger(G, rank, world_size, max_damaged)
+    return loader, CoverageLedger(N, G, rank, world_size, max_damaged)
 
 
 def account(url: str, epoch: int, change: Any = lambda batch: [batch]) -> LedgerReport:
@@ -79,7 +79,7 @@ def test_a_step_that_is_trained_twice_is_found(url: str) -> None:
 
 def test_a_sample_that_was_to_be_dropped_is_found(url: str) -> None:
     loader, _ = loader_and_ledger(url)
-    dropped = int(loader.order(0)[-1])
+    dropped = next(iter(set(range(N)) - set(loader.order(0).tolist())))
 
     def plant(batch: Batch) -> list[Batch]:
         samples = batch.samples.clone()

@@ -17,6 +17,7 @@ import simplejpeg
 import torch
 from shard_sets import damage, make_shard_set
 
+from core.config import Choice
 from core.errors import ConfigError, DamagedError, DataError, ManifestError
 from core.seeding import uniform
 from core.shard_index import IMAGE, NPY
@@ -26,6 +27,7 @@ from trainer.data.batch import Batch
 from trainer.data.loader import TrainLoader
 
 N, G = 47, 8
+WINDOWS = Choice("uniform", {"window_shards": 2})
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +45,14 @@ def contents(batch: Batch) -> tuple[object, ...]:
         batch.epoch,
         batch.step,
         batch.samples.tolist(),
-        batch.image_ids.tolist(),
+        batch.column("image_id").tolist(),
         batch.images.numpy().tobytes(),
-        batch.text.numpy().tobytes(),
+        batch.column("text").numpy().tobytes(),
         batch.damaged,
     )
 
 
-def test_a_batch_holds_the_pixels_captions_and_groups_of_its_samples(shard_set: ShardSet) -> None:
+def test_a_batch_holds_the_pixels_captions_and_ids_of_its_samples(shard_set: ShardSet) -> None:
     loader = TrainLoader(shard_set, global_batch_size=G, seed=3)
     for batch in loader.epoch(2):
         assert batch.images.shape == (G, 3, 32, 32) and batch.images.dtype == torch.uint8
@@ -60,8 +62,8 @@ def test_a_batch_holds_the_pixels_captions_and_groups_of_its_samples(shard_set: 
             assert (batch.images[row].permute(1, 2, 0).numpy() == pixels).all()
             captions = shard_set.embeddings(sample)
             drawn = int(uniform(3, 2, np.array([sample]), "caption", 1)[0, 0] * len(captions))
-            assert (batch.text[row].numpy() == captions[drawn]).all()
-            assert batch.image_ids[row].item() == shard_set.image_ids(np.array([sample])).view(np.int64)[0]
+            assert (batch.column("text")[row].numpy() == captions[drawn]).all()
+            assert batch.column("image_id")[row].item() == shard_set.image_ids(np.array([sample])).view(np.int64)[0]
 
 
 def test_every_caption_of_an_image_is_drawn_in_time(shard_set: ShardSet) -> None:
@@ -69,7 +71,7 @@ def test_every_caption_of_an_image_is_drawn_in_time(shard_set: ShardSet) -> None
     drawn: dict[int, set[bytes]] = {}
     for epoch in range(40):
         for batch in loader.epoch(epoch):
-            for sample, text in zip(batch.samples.tolist(), batch.text):
+            for sample, text in zip(batch.samples.tolist(), batch.column("text")):
                 drawn.setdefault(sample, set()).add(text.numpy().tobytes())
     assert [len(drawn[sample]) for sample in range(N)] == [1 + sample % 4 for sample in range(N)]
 
@@ -98,9 +100,9 @@ def test_any_number_of_workers_gives_the_same_bytes(
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_resumed_epoch_equals_an_unbroken_one(shard_set: ShardSet, num_workers: int) -> None:
     unbroken = [
-        contents(b) for e in range(2) for b in TrainLoader(shard_set, global_batch_size=G, window_shards=2).epoch(e)
+        contents(b) for e in range(2) for b in TrainLoader(shard_set, global_batch_size=G, sampler=WINDOWS).epoch(e)
     ]
-    loader = TrainLoader(shard_set, global_batch_size=G, num_workers=num_workers, window_shards=2)
+    loader = TrainLoader(shard_set, global_batch_size=G, num_workers=num_workers, sampler=WINDOWS)
     resumed = [contents(b) for b in loader.epoch(0, 3)] + [contents(b) for b in loader.epoch(1)]
     assert resumed == unbroken[3:]
     loader.close()

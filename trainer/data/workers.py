@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from core.errors import DamagedError, ShardclipError
+from core.errors import ShardclipError
 from core.image import ImageError, decode_into
-from core.seeding import uniform
 from core.shard_index import IMAGE
 from core.shard_set import DamagedSampleError, ShardSet
 from trainer.data.batch import Damage, too_many_damaged
-
-# (epoch, samples (n,), embeddings of each sample (C, E)) -> text of the part
-ChooseCaptions = Callable[[int, np.ndarray, Sequence[np.ndarray]], np.ndarray]
+from trainer.data.columns import BatchColumns, Values
 
 
 @dataclass(frozen=True)
@@ -26,10 +23,11 @@ class Task:
 
     epoch: int
     step: int
-    slot: int
+    slot: int  # of the image buffer; meaningless where no picture is read
     row: int
     num_parts: int  # of the batch
     samples: np.ndarray
+    draws: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,7 @@ class Part:
 
     task: Task
     samples: np.ndarray
-    image_ids: np.ndarray
-    text: np.ndarray
-    num_captions: np.ndarray
+    columns: dict[str, Values]
     damaged: tuple[Damage, ...]
     read_s: float
     decode_s: float
@@ -49,16 +45,17 @@ class Part:
 class PartReader(Dataset[Part | ShardclipError]):
     """Does tasks. A sample that is damaged is replaced by the next good one, modulo the number of samples.
 
+    The substitute is augmented and captioned by the failed position's draw, as if it had been declared there.
     Errors for people are returned, not raised: the trainer raises them itself, without a worker's traceback.
+
+    Args:
+        arrays: the image buffers; none where no picture is read.
     """
 
     def __init__(
-        self, shard_set: ShardSet, arrays: Sequence[np.ndarray], choose_captions: ChooseCaptions, max_damaged: int
+        self, shard_set: ShardSet, arrays: Sequence[np.ndarray], columns: BatchColumns, max_damaged: int
     ) -> None:
-        self._shard_set = shard_set
-        self._spec = shard_set.image
-        self._arrays = arrays
-        self._choose_captions = choose_captions
+        self._shard_set, self._arrays, self._columns = shard_set, arrays, columns
         self._max_damaged = max_damaged
         self._read_s = self._decode_s = 0.0
 
@@ -70,44 +67,40 @@ class PartReader(Dataset[Part | ShardclipError]):
 
     def _read_part(self, task: Task) -> Part:
         self._read_s = self._decode_s = 0.0
-        images = self._arrays[task.slot][task.row :]
-        served, embeddings, damaged = task.samples.copy(), [], []
+        served, texts, damaged = task.samples.copy(), [], []
         for row, sample in enumerate(task.samples.tolist()):
+            out = self._arrays[task.slot][task.row + row] if self._arrays else None
             try:
-                embeddings.append(self._read_sample(sample, images[row]))
-            except (DamagedError, ImageError) as error:
-                substitute, found = self._substitute(sample, images[row], error)
+                texts.append(self._read_sample(sample, out))
+            except (DamagedSampleError, ImageError) as error:
+                substitute, found = self._substitute(sample, out, error)
                 served[row] = substitute
-                embeddings.append(found)
+                texts.append(found)
                 damaged.append(Damage(sample, self._place(sample, error), _reason(error), substitute, task.row + row))
-        return Part(
-            task,
-            served,
-            self._shard_set.image_ids(served),
-            self._choose_captions(task.epoch, served, embeddings),
-            np.array([len(e) for e in embeddings], dtype=np.int64),
-            tuple(damaged),
-            self._read_s,
-            self._decode_s,
-        )
-
-    def _read_sample(self, sample: int, out: np.ndarray) -> np.ndarray:
         start = time.perf_counter()
-        data = self._shard_set.member(sample, IMAGE)  # verifying it touches every page: this is the reading
-        embeddings = self._shard_set.embeddings(sample)
+        columns = self._columns.read(self._shard_set, task.epoch, served, task.draws, texts)
+        self._read_s += time.perf_counter() - start
+        return Part(task, served, columns, tuple(damaged), self._read_s, self._decode_s)
+
+    def _read_sample(self, sample: int, out: np.ndarray | None) -> np.ndarray:
+        """The pixels into `out`; returns the caption embeddings `(C, E)`, an empty array where none are asked for."""
+        start = time.perf_counter()
+        data = None if out is None else self._shard_set.member(sample, IMAGE)  # verifying it touches every page
+        text = self._shard_set.embeddings(sample) if self._columns.has_text else _NO_TEXT
         read = time.perf_counter()
-        decode_into(data, self._spec, out)
+        if data is not None and out is not None:
+            decode_into(data, self._shard_set.image_spec(sample), out)
         self._read_s += read - start
         self._decode_s += time.perf_counter() - read
-        return embeddings
+        return text
 
-    def _substitute(self, sample: int, out: np.ndarray, error: Exception) -> tuple[int, np.ndarray]:
+    def _substitute(self, sample: int, out: np.ndarray | None, error: Exception) -> tuple[int, np.ndarray]:
         places = [self._place(sample, error)]
         while len(places) <= self._max_damaged:
             candidate = (sample + len(places)) % len(self._shard_set)
             try:
                 return candidate, self._read_sample(candidate, out)
-            except (DamagedError, ImageError) as another:
+            except (DamagedSampleError, ImageError) as another:
                 places.append(self._place(candidate, another))  # counted for good when its own turn comes
         raise too_many_damaged(places, self._max_damaged)
 
@@ -115,16 +108,8 @@ class PartReader(Dataset[Part | ShardclipError]):
         return error.place if isinstance(error, DamagedSampleError) else self._shard_set.describe(sample)
 
 
-def draw_captions(seed: int, epoch: int, samples: np.ndarray, embeddings: Sequence[np.ndarray]) -> np.ndarray:
-    """One caption of each sample, `(n, E)`: a pure function of (seed, epoch, sample)."""
-    draws = uniform(seed, epoch, samples, "caption", 1)[:, 0].tolist()
-    return np.stack([captions[int(draw * len(captions))] for captions, draw in zip(embeddings, draws)])
+_NO_TEXT = np.empty((0, 0), np.float16)
 
 
-def all_captions(epoch: int, samples: np.ndarray, embeddings: Sequence[np.ndarray]) -> np.ndarray:
-    """Every caption of every sample, `(sum C, E)`."""
-    return np.concatenate(embeddings)
-
-
-def _reason(error: DamagedError | ImageError) -> str:
+def _reason(error: DamagedSampleError | ImageError) -> str:
     return str(error) if isinstance(error, ImageError) else "checksum"

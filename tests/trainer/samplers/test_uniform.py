@@ -1,14 +1,23 @@
-"""Order is a pure function: every sample once, the same for any number of ranks, resumable anywhere."""
+"""Uniform: a pure function of seed and epoch, every sample at most once, windows of whole shards."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from epochs import epoch_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import ConfigError
-from trainer.data.order import epoch_order, rank_slice, step_slice, steps_per_epoch
+from core.seeding import permutation
+from trainer.samplers.uniform import uniform
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int, sizes: np.ndarray, window: int = 0) -> np.ndarray:
+    """The whole permutation: batches of one sample leave nothing over."""
+    assert sizes.sum() == num_samples
+    return uniform(epoch_of(1, shard_sizes=sizes, seed=seed, number=epoch), window)
+
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=12).map(lambda sizes: np.array(sizes, dtype=np.int64))
 
@@ -56,32 +65,11 @@ def test_seed_and_epoch_both_change_the_order_and_nothing_else_does(window: int)
     assert (order != epoch_order(200, 1, 3, sizes, window)).any()
 
 
-@given(st.integers(1, 4), st.integers(1, 8), st.integers(0, 50))
-def test_ranks_share_each_step_in_order_for_any_world_size(per_rank: int, world_size: int, rest: int) -> None:
-    batch = per_rank * world_size
-    order = epoch_order(3 * batch + rest, 0, 0)
-    for step in range(steps_per_epoch(len(order), batch, world_size)):
-        parts = [step_slice(order, step, batch, rank, world_size) for rank in range(world_size)]
-        assert np.concatenate(parts).tolist() == order[step * batch : (step + 1) * batch].tolist()
-        assert {len(part) for part in parts} == {per_rank}
+def test_whole_batches_are_the_first_of_the_permutation_and_the_rest_is_dropped() -> None:
+    order = uniform(epoch_of(8, shard_sizes=np.array([30, 17]), seed=5, number=3))
+    assert order.tolist() == permutation(47, "samples", 5, 3)[:40].tolist()
 
 
-def test_the_last_partial_batch_is_dropped() -> None:
-    assert steps_per_epoch(1000, 256, 4) == 3
-
-
-def test_a_batch_larger_than_the_set_is_refused_with_figures() -> None:
-    with pytest.raises(ConfigError, match=r"is 512, the data set has 300 samples.*Set it to at most 300\."):
-        steps_per_epoch(300, 512, 4)
-
-
-def test_a_batch_that_ranks_cannot_share_is_refused_with_the_nearest_that_they_can() -> None:
-    with pytest.raises(ConfigError, match=r"is 100, which 8 processes cannot share equally\. Set it to 96\."):
-        steps_per_epoch(1000, 100, 8)
-
-
-@given(st.integers(0, 200), st.integers(1, 9))
-def test_evaluation_gives_each_sample_to_one_rank(num_samples: int, world_size: int) -> None:
-    parts = [rank_slice(num_samples, rank, world_size) for rank in range(world_size)]
-    assert np.concatenate(parts).tolist() == list(range(num_samples))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+def test_a_negative_window_is_refused() -> None:
+    with pytest.raises(ConfigError, match="window_shards is -1: 0 shuffles over everything"):
+        uniform(epoch_of(8, shard_sizes=np.array([30])), -1)
