@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from shard_sets import make_shard_set
 from torch import Tensor, nn
 
@@ -137,8 +138,22 @@ def end_state(run_dir: Path) -> dict[str, Any]:
     }
 
 
-def record_samples(folder: Path) -> None:
-    """Plant: from now on each rank writes down the samples of every step that it has trained on."""
+def samples_of(batch: Any) -> list[Any]:
+    """The sample of each row."""
+    return list(batch.samples.tolist())
+
+
+def rows_of(batch: Any) -> list[Any]:
+    """Sample, draw, and hashes of caption and pixels of each row."""
+    digests = [
+        [xxhash.xxh3_64_hexdigest(row.contiguous().numpy().tobytes()) for row in rows]
+        for rows in (batch.column("text"), batch.images)
+    ]
+    return [list(row) for row in zip(batch.samples.tolist(), batch.draws.tolist(), *digests, strict=True)]
+
+
+def record_samples(folder: Path, rows: Callable[[Any], list[Any]] = samples_of) -> None:
+    """Plant: from now on each rank writes down the samples of every step that it has trained on, or other `rows`."""
     from core.distributed import rank
     from trainer.data.batch import Batch
     from trainer.data.ledger import CoverageLedger
@@ -149,15 +164,15 @@ def record_samples(folder: Path) -> None:
         real(ledger, batch)
         place = folder / f"{batch.epoch}-{batch.step}-{rank()}.json"
         assert not place.exists(), "a step was trained twice"
-        place.write_text(json.dumps(batch.samples.tolist()))
+        place.write_text(json.dumps(rows(batch)))
 
     folder.mkdir(parents=True, exist_ok=True)
     CoverageLedger.add = add  # type: ignore[method-assign]
 
 
-def recorded_steps(folder: Path) -> dict[tuple[int, int], list[int]]:
-    """What `record_samples` wrote: the samples of all ranks, in rank order, by (epoch, step)."""
-    steps: dict[tuple[int, int], list[int]] = {}
+def recorded_steps(folder: Path) -> dict[tuple[int, int], list[Any]]:
+    """What `record_samples` wrote: the rows of all ranks, in rank order, by (epoch, step)."""
+    steps: dict[tuple[int, int], list[Any]] = {}
     places = [(*map(int, path.stem.split("-")), path) for path in folder.iterdir()]
     for epoch, step, _, path in sorted(places):
         steps.setdefault((epoch, step), []).extend(json.loads(path.read_text()))
