@@ -1,0 +1,74 @@
+"""docs/extending.md is true: each part works with the one file and the lines that the page names, and nothing else."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("core", "shard_builder", "trainer", "eval", "launch")
+_BLOCK = re.compile(r"```(python|diff)\n(.*?)```", re.DOTALL)
+TRIALS = {  # heading -> a program that uses the part, and what it prints
+    "A reader": (
+        "import pathlib; pathlib.Path('pairs.tsv').write_text('a.jpg\\ta dog\\nb.jpg\\t \\n')\n"
+        "from core.config import Choice; from shard_builder.inputs import read_inputs\n"
+        "found = read_inputs(Choice('pairs', {'file': 'pairs.tsv', 'images': 'photos'}), 'train')\n"
+        "print(found.records[0].captions, [skip.reason for skip in found.skipped])",
+        "('a dog',) ['no_captions']",
+    ),
+    "A sampler": (
+        "import numpy as np; from core.config import Choice; from core import parts\n"
+        "from trainer.samplers import SAMPLERS; from trainer.samplers.epoch import Epoch\n"
+        "years = np.repeat([2000, 2020], 50); one = np.array([100])\n"
+        "epoch = Epoch(0, 0, 10, 10, 100, one, one, {'labels.year': years}.__getitem__)\n"
+        "order = parts.build(SAMPLERS, Choice('newest_first'), 'data.sampler', epoch=epoch)\n"
+        "print(len(order), (years[order] == 2020).mean() > 0.9)",
+        "100 True",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a section of the page tells to do."""
+
+    new_file: str
+    code: str
+    table_file: str
+    lines: list[str]  # to be added; the last one into the table
+
+
+def section(heading: str) -> Recipe:
+    page = (ROOT / "docs/extending.md").read_text()
+    text = page.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    blocks = dict(reversed(_BLOCK.findall(text)))
+    new_file, code = blocks["python"].split("\n", 1)
+    table, *changes = blocks["diff"].splitlines()
+    added = [line[1:] for line in changes if line.startswith("+")]
+    return Recipe(new_file.removeprefix("# ").strip(), code, table.removeprefix(" # ").strip(), added)
+
+
+@pytest.mark.parametrize("heading", TRIALS)
+def test_a_part_is_one_file_and_one_line(tmp_path: Path, heading: str) -> None:
+    told = section(heading)
+    for package in PACKAGES:
+        (tmp_path / package).mkdir()
+        for path in (ROOT / package).rglob("*.py"):
+            copy = tmp_path / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(path.read_text())
+    assert not (tmp_path / told.new_file).exists()
+    (tmp_path / told.new_file).write_text(told.code)
+    table = tmp_path / told.table_file
+    *imports, entry = told.lines
+    assert len(imports) == 1 and entry.startswith("    ")
+    head, opening, rest = re.split(r"(^[A-Z_]+(?:: [^\n]*)? = \{\n)", table.read_text(), maxsplit=1, flags=re.MULTILINE)
+    table.write_text(head + imports[0] + "\n" + opening + entry + "\n" + rest)
+    program, expected = TRIALS[heading]
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == expected, done.stderr
