@@ -45,6 +45,8 @@ TORCH_FREE = (  # what the builder's image workers import
     "shard_builder/caption_cache.py",
     "shard_builder/writer.py",
 )
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 70
+ALL_FILES = sorted(path for room in (*STAGES, "tests", "benchmarks") for path in (ROOT / room).rglob("*.py"))
 FILES = sorted(path for stage in STAGES for path in (ROOT / stage).rglob("*.py"))
 
 
@@ -84,6 +86,16 @@ def test_image_workers_stay_free_of_torch(name: str) -> None:
             file = module.replace(".", "/") + ".py"
             if (ROOT / file).exists() and file not in reached:
                 waiting.append(file)
+
+
+@pytest.mark.parametrize("path", ALL_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_stay_readable(path: Path) -> None:
+    source = path.read_text()
+    assert source.count("\n") <= MAX_FILE_LINES, "split it: one subject a file"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            assert lines <= MAX_FUNCTION_LINES, f"{node.name} has {lines} lines: give its parts names"
 
 
 def test_the_rule_can_fail(tmp_path: Path) -> None:

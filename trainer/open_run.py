@@ -89,10 +89,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     identity = _identity(bare_model, train_set, size)
     order = order_identity(train_set, loader, config.data.sampler, config.seed)
     environment = describe_environment(world_size())
-    folder = on_main(lambda: _enter_folder(config, environment, resources))
-    resources.push(partial(note_failure, folder.path))
-    watch.note = lambda sentence: note_failure(folder.path, PeerLostError, PeerLostError(sentence), None)
-    resources.push(watch.explain)  # before the failure is noted
+    folder = _open_folder(config, environment, resources, watch)
     checkpoint = _find_checkpoint(config, folder, identity, order, train_set)
 
     bare_model = _placed(bare_model, config, device)
@@ -100,14 +97,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     model, optimizer = accelerator.prepare(bare_model, build_optimizer(bare_model, config.optim))
     loss_fn = build(LOSSES, config.loss, kind="loss")
     input_shape = (bare_model.image_encoder.tower_dim,) if config.data.image_features else (3, size, size)
-    ratios = prove_gradients(
-        model,
-        loss_fn,
-        input_shape=input_shape,
-        embed_dim=train_set.embed_dim,
-        accumulate=config.accumulate,
-        seed=config.seed,
-    )
+    ratios = _prove(config, model, loss_fn, input_shape, train_set.embed_dim)
     flops, peak = flops_per_image(bare_model, input_shape), peak_flops(device, accelerator.mixed_precision)
     if config.model.compile:
         bare_model.compile()
@@ -121,9 +111,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         resources=resources,
         stop=stop,
         loader=loader,
-        ledger=CoverageLedger(
-            len(train_set), config.global_batch_size, rank(), world_size(), config.data.max_damaged, device
-        ),
+        ledger=_ledger(config, train_set, device),
         augment=Augment(config.augment, size, mean, std, config.seed, channels_last),
         model=model,
         bare_model=bare_model,
@@ -161,6 +149,11 @@ def _loader(config: TrainConfig, train_set: ShardSet, device: torch.device) -> T
         pin_memory=device.type == "cuda",
         max_damaged=config.data.max_damaged,
     )
+
+
+def _ledger(config: TrainConfig, train_set: ShardSet, device: torch.device) -> CoverageLedger:
+    ranks = (rank(), world_size())
+    return CoverageLedger(len(train_set), config.global_batch_size, *ranks, config.data.max_damaged, device)
 
 
 def _identity(model: ContrastiveModel, train_set: ShardSet, size: int) -> dict[str, Any]:
@@ -212,9 +205,27 @@ def _expect_whole_chunks(config: TrainConfig) -> None:
         )
 
 
-def _enter_folder(config: TrainConfig, environment: Mapping[str, Any], resources: ExitStack) -> RunFolder:
-    opened = open_run_folder(config.run_dir, config, environment=environment, resume=config.resume)
-    return resources.enter_context(opened)
+def _prove(
+    config: TrainConfig, model: nn.Module, loss_fn: Any, input_shape: tuple[int, ...], embed_dim: int
+) -> dict[str, float]:
+    shapes: dict[str, Any] = {"input_shape": input_shape, "embed_dim": embed_dim}
+    return prove_gradients(model, loss_fn, **shapes, accumulate=config.accumulate, seed=config.seed)
+
+
+def _open_folder(
+    config: TrainConfig, environment: Mapping[str, Any], resources: ExitStack, watch: PeerWatch
+) -> RunFolder:
+    """The run folder, held by rank 0, in which every way of failing is noted from now on."""
+
+    def enter() -> RunFolder:
+        opened = open_run_folder(config.run_dir, config, environment=environment, resume=config.resume)
+        return resources.enter_context(opened)
+
+    folder = on_main(enter)
+    resources.push(partial(note_failure, folder.path))
+    watch.note = lambda sentence: note_failure(folder.path, PeerLostError, PeerLostError(sentence), None)
+    resources.push(watch.explain)  # before the failure is noted
+    return folder
 
 
 def _find_checkpoint(

@@ -23,8 +23,8 @@ def test_batches_and_epochs_have_exact_shares(labels: np.ndarray, classes: int, 
     epoch = epoch_of(classes * each, labels=labels, seed=seed, number=2)
     order = class_balanced(epoch, classes, each)
     assert order.dtype == np.int64 and len(order) == epoch.steps * epoch.global_batch_size
-    turns = Counter({label: 0 for label in set(labels.tolist()) - {-1}})
-    visits = Counter({sample: 0 for sample in np.flatnonzero(labels >= 0).tolist()})
+    turns = Counter(dict.fromkeys(set(labels.tolist()) - {-1}, 0))
+    visits = Counter(dict.fromkeys(np.flatnonzero(labels >= 0).tolist(), 0))
     for batch in order.reshape(epoch.steps, -1):
         found = Counter(labels[batch].tolist())
         assert len(found) == classes and set(found.values()) == {each}
