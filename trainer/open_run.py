@@ -53,6 +53,7 @@ from trainer.trackers.tracker import RunTrackers
 from trainer.trackers.wandb_tracker import RunIdentity
 
 CONTACT_SHEET = "contact_sheet.jpg"  # where the builder left one
+_STATE_DEFAULTS: dict[str, Any] = {"scaler": None, "best_score": None, "summary": {}, "num_averaged": 0, "seconds": 0.0}
 
 
 def open_run(config: TrainConfig, make_validation: MakeValidation) -> Run:
@@ -264,7 +265,7 @@ def _placed(model: ContrastiveModel, config: TrainConfig, device: torch.device) 
 
 def _resume(run: Run, checkpoint: Checkpoint) -> Any:
     """Put model, optimizer, scaler and random generators back; returns the ledger's state."""
-    state = checkpoint.state
+    state = _complete(checkpoint)
     run.bare_model.load_state_dict(checkpoint.model_state)
     _load_optimizer(run.optimizer, checkpoint)
     if run.accelerator.scaler is not None and state["scaler"] is not None:
@@ -282,6 +283,17 @@ def _resume(run: Run, checkpoint: Checkpoint) -> Any:
     run.start_step, run.best_score = int(state["step"]), state["best_score"]
     run.earlier_seconds = float(state["seconds"])
     return state["ledger"]
+
+
+def _complete(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The checkpoint's state, with the defaults of what an older one does not hold yet."""
+    state = {**_STATE_DEFAULTS, **checkpoint.state}
+    if missing := [name for name in ("step", "world_size", "rng", "ledger") if name not in state]:
+        raise CheckpointError(
+            f"{checkpoint.path}: its state has no '{missing[0]}', so it was written by another version and cannot be "
+            "resumed. Start in another run_dir."
+        )
+    return state
 
 
 def _load_optimizer(optimizer: Any, checkpoint: Checkpoint) -> None:

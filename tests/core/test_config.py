@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 
@@ -118,3 +118,15 @@ def test_config_diff_names_what_changed() -> None:
     old = to_mapping(from_mapping(Config, {"run_dir": "a", "optim": {"lr": "1"}}, "t"))
     new = to_mapping(from_mapping(Config, {"run_dir": "a", "optim": {"lr": "2"}}, "t"))
     assert config_diff(old, new) == ["optim.lr: 1.0 -> 2.0"]
+
+
+@dataclass(frozen=True)
+class Renamed:
+    moved_keys: ClassVar[dict[str, str]] = {"old": "write `new:` in its place"}
+    new: int = 0
+
+
+def test_a_key_that_has_moved_says_where_to(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="recipe.yaml: the key 'old' has moved: write `new:` in its place."):
+        load_config(Renamed, recipe(tmp_path, "old: 3\n"))
+    assert load_config(Renamed, recipe(tmp_path, "new: 3\n")) == Renamed(3)

@@ -12,8 +12,11 @@ import pytest
 from shard_sets import damage, make_shard_set
 from training_runs import last_checkpoint, losses, recipe, train_worker
 
+from trainer.checkpoint import STATE
+from trainer.checkpoint_files import MANIFEST, manifest_bytes, read_manifest
 from trainer.run_folder import read_events
 from trainer.signals import REQUEUE_EXIT_CODE
+from trainer.tensor_tree import dump_json, parse_json
 
 
 def test_a_stop_leaves_a_checkpoint_of_that_step(tmp_path: Path) -> None:
@@ -109,3 +112,36 @@ def test_a_failed_run_says_so(tmp_path: Path) -> None:
     assert '"state": "failed"' in (tmp_path / "run" / "run.json").read_text()
     assert any(event["event"] == "failed" for event in read_events(tmp_path / "run"))
     assert not (tmp_path / "run" / ".lock").exists()
+
+
+def without(run_dir: Path, field: str) -> None:
+    """The last checkpoint as a version would have written it that knew no such field of the state."""
+    path = last_checkpoint(run_dir).path
+    manifest = read_manifest(path)
+    files = {name: (path / name).read_bytes() for name in manifest["files"]}
+    state = {name: value for name, value in parse_json(files[STATE]).items() if name != field}
+    files[STATE] = dump_json(state)
+    (path / STATE).write_bytes(files[STATE])
+    (path / MANIFEST).write_bytes(manifest_bytes(files, manifest["step"], manifest["is_best"]))
+
+
+@pytest.mark.parametrize(
+    ("field", "sentence"),
+    [
+        ("ledger", "its state has no 'ledger', so it was written by another version"),
+        ("rng", "its state has no 'rng'"),
+        ("order", "shards is not noted in the checkpoint"),
+        ("summary", None),
+        ("scaler", None),
+        ("seconds", None),
+        ("num_averaged", None),
+        ("best_score", None),
+    ],
+)
+def test_a_checkpoint_that_lacks_a_field_goes_on_or_is_refused_in_one_sentence(
+    tmp_path: Path, field: str, sentence: str | None
+) -> None:
+    assert gloo.run(1, train_worker, recipe(tmp_path), 4) == [REQUEUE_EXIT_CODE]
+    without(tmp_path / "run", field)
+    (ended,) = gloo.run(1, train_worker, recipe(tmp_path))
+    assert ended == 0 if sentence is None else sentence in ended

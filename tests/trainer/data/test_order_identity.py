@@ -1,0 +1,81 @@
+"""A run goes on only in its own order; checkpoints of before samplers and fingerprints are understood."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shard_sets import make_shard_set
+
+from core.config import Choice
+from core.shard_set import ShardSet
+from trainer.data.loader import TrainLoader
+from trainer.data.order_identity import order_difference, order_identity
+
+WINDOWS = Choice("uniform", {"window_shards": 2})
+
+
+@pytest.fixture
+def train_set(tmp_path: Path) -> ShardSet:
+    return ShardSet.open(make_shard_set(tmp_path / "set", 40))
+
+
+def identity(train_set: ShardSet, sampler: Choice = Choice("uniform"), seed: int = 0, batch: int = 8) -> dict[str, Any]:
+    loader = TrainLoader(train_set, global_batch_size=batch, sampler=sampler, seed=seed)
+    return order_identity(train_set, loader, sampler, seed)
+
+
+def older(train_set: ShardSet, **changes: Any) -> dict[str, Any]:
+    """What a checkpoint noted when a set was known by its recipe, and windows had a key of their own."""
+    build = train_set.manifests[0].build_fingerprint
+    return {"shards": build, "seed": 0, "global_batch_size": 8, "window_shards": 0, **changes}
+
+
+def test_the_same_order_goes_on(train_set: ShardSet) -> None:
+    assert order_difference(identity(train_set), identity(train_set), train_set) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"seed": 1}, "seed was 0, it is 1 now"),
+        ({"batch": 4}, "global_batch_size was 8, it is 4 now"),
+        ({"sampler": WINDOWS}, "sampler was uniform, it is {'name': 'uniform', 'window_shards': 2} now"),
+    ],
+)
+def test_another_order_is_named(train_set: ShardSet, changes: dict[str, Any], complaint: str) -> None:
+    assert order_difference(identity(train_set), identity(train_set, **changes), train_set) == complaint
+
+
+def test_other_samples_and_another_order_of_the_same_are_named(train_set: ShardSet, tmp_path: Path) -> None:
+    other = ShardSet.open(make_shard_set(tmp_path / "other", 40, seed=1))
+    assert str(order_difference(identity(train_set), identity(other), other)).startswith("shards was ")
+    now = identity(train_set)
+    assert str(order_difference(now, {**now, "first_epoch": "ab"}, train_set)).startswith("first_epoch was ")
+
+
+def test_a_checkpoint_of_before_goes_on(train_set: ShardSet) -> None:
+    assert order_difference(older(train_set), identity(train_set), train_set) is None
+    assert order_difference(older(train_set, window_shards=2), identity(train_set, WINDOWS), train_set) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"window_shards": 2}, "sampler was {'name': 'uniform', 'window_shards': 2}, it is uniform now"),
+        ({"shards": "another"}, "shards was another, it is "),
+        ({"seed": 3}, "seed was 3, it is 0 now"),
+    ],
+)
+def test_a_checkpoint_of_before_with_another_order_is_refused(
+    train_set: ShardSet, changes: dict[str, Any], complaint: str
+) -> None:
+    assert str(order_difference(older(train_set, **changes), identity(train_set), train_set)).startswith(complaint)
+
+
+@pytest.mark.parametrize("missing", ["shards", "seed", "global_batch_size"])
+def test_a_checkpoint_that_lacks_a_field_is_refused_in_one_sentence(train_set: ShardSet, missing: str) -> None:
+    was = {name: value for name, value in older(train_set).items() if name != missing}
+    difference = order_difference(was, identity(train_set), train_set)
+    assert difference is not None and difference.startswith(f"{missing} is not noted in the checkpoint, it is ")
