@@ -22,7 +22,7 @@ from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("SHARDCLIP_DATA", ROOT.parent / "shared" / "data")).resolve()
-SMALL = ["global_batch_size=192", "max_steps=20", "log_every=1"]  # of the demo's recipe
+SMALL = ["global_batch_size=192", "max_steps=20", "optim.warmup_steps=4", "log_every=1"]  # of the demo's recipe
 
 
 def record(commit: str) -> dict[str, Any]:
