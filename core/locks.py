@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from core.errors import StorageError, cannot_write
+from core.sync import make_folder
 
 _held: set[int] = set()  # descriptors of this process's locks
 
@@ -27,7 +28,7 @@ def lock(path: Path, purpose: str) -> Iterator[None]:
     """
     while True:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise cannot_write(path, error) from error

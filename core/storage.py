@@ -17,6 +17,7 @@ import fsspec
 
 from core.errors import DamagedError, StorageError, cannot_write
 from core.locks import turn
+from core.sync import make_folder, sync
 
 PARTIAL_PREFIX = ".partial-"  # temporary names; never read, swept by the next writer
 
@@ -123,14 +124,14 @@ def publish(write: Callable[[Path], None], target: str | Path, expected_sha256: 
         return _publish_remote(write, str(target), expected_sha256)
     path = local(target)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with _temporary_name(path.parent, path.name) as partial:
             write(partial)
-            _fsync(partial)
+            sync(partial)
             digest = sha256_of(partial)
             _expect(digest, expected_sha256, target)
             os.replace(partial, path)
-        _fsync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise cannot_write(target, error) from error
     return digest
@@ -150,18 +151,18 @@ def publish_folder(fill: Callable[[Path], None], target: Path) -> None:
     if target.exists():
         raise StorageError(f"{target}: is there already. Choose another name or delete it.")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL_PREFIX}{target.name}.", dir=target.parent))
         try:
             partial.chmod(0o777 & ~_umask())
             fill(partial)
             for path in [*partial.rglob("*"), partial]:
-                _fsync(path)
+                sync(path)
             os.rename(partial, target)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        _fsync(target.parent)
+        sync(target.parent)
     except OSError as error:
         raise cannot_write(target, error) from error
 
@@ -247,14 +248,6 @@ def _umask() -> int:
 
 def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _expect(digest: str, expected: str | None, where: str | Path) -> None:
