@@ -98,8 +98,9 @@ def open_run_folder(
         if found and not (continues and resume != "no"):
             raise ConfigError(_occupied(path, found))
         run = found or {"run_id": secrets.token_hex(4), "name": path.name, "started": _now()}
-        changes = _save_settings(path, config, environment) if found else _save_first(path, config, environment)
+        # First: a folder that holds anything else and no run.json is taken for a stranger's.
         publish_bytes(_as_json({**run, "state": "running"}), path / RUN)
+        changes = _save_settings(path, config, environment)
         record_event(path, "continued" if found else "started", config_changes=changes)
         yield RunFolder(path, run["run_id"], run["started"], tuple(changes))
 
@@ -180,22 +181,19 @@ def _occupied(path: Path, found: Mapping[str, Any]) -> str:
     )
 
 
-def _save_first(path: Path, config: Any, environment: Mapping[str, Any]) -> list[str]:
-    publish_bytes(dump_yaml(config).encode(), path / CONFIG)
-    publish_bytes(_as_json(environment), path / ENVIRONMENT)
-    return []
-
-
 def _save_settings(path: Path, config: Any, environment: Mapping[str, Any]) -> list[str]:
-    old = yaml.safe_load((path / CONFIG).read_text()) if (path / CONFIG).exists() else {}
-    new = yaml.safe_load(dump_yaml(config))
-    changes = [line for line in config_diff(old, new) if not line.startswith("resume:")]
+    """Publish config and environment; returns how the config differs from the one before, where there was one."""
+    changes: list[str] = []
+    if (path / CONFIG).exists():
+        old, new = yaml.safe_load((path / CONFIG).read_text()), yaml.safe_load(dump_yaml(config))
+        changes = [line for line in config_diff(old, new) if not line.startswith("resume:")]
     if (path / ENVIRONMENT).exists():
         moved = config_diff(json.loads((path / ENVIRONMENT).read_text()), environment)
         moved = [line for line in moved if not line.startswith(("started:", "command:"))]
         if moved:
             record_event(path, "environment changed", changes=moved)
-    _save_first(path, config, environment)
+    publish_bytes(dump_yaml(config).encode(), path / CONFIG)
+    publish_bytes(_as_json(environment), path / ENVIRONMENT)
     return changes
 
 

@@ -137,3 +137,17 @@ def test_the_environment_names_hardware_versions_and_commit(tmp_path: Path) -> N
     assert hardware(cpu_only).startswith(f"{environment['cpu_cores']} cores of ")
     assert hardware({**environment, "gpus": [{"name": "NVIDIA H200"}]}) == "2 x NVIDIA H200"
     assert git_state(tmp_path) == {"commit": None, "uncommitted_changes": None}
+
+
+def test_a_run_killed_while_it_was_opened_for_the_first_time_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(value: object) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("trainer.run_folder.dump_yaml", killed)
+        with open_run_folder(tmp_path, CONFIG, environment={}, resume="auto"):
+            pass
+    with open_run_folder(tmp_path, CONFIG, environment={}, resume="auto") as run:
+        assert run.config_changes == () and (tmp_path / "config.yaml").exists()
