@@ -24,6 +24,7 @@ from torch import Tensor
 
 from core.errors import CheckpointError
 from core.storage import PARTIAL_PREFIX, publish_folder, sweep_partials
+from core.sync import sync
 from trainer.checkpoint_files import (
     MANIFEST,
     damage,
@@ -231,11 +232,14 @@ def _remove_old(folder: Path, keep_last: int) -> None:
     checkpoints = _all_checkpoints(folder)
     readable = {path: marks for path in checkpoints if (marks := _marks(path)) is not None}
     best = next((path for path in reversed(checkpoints) if readable.get(path)), None)
-    for path in checkpoints[: -max(keep_last, 1)]:
-        if path != best and path in readable:  # a damaged one stays for a person to look at
-            partial = path.with_name(f"{PARTIAL_PREFIX}{path.name}")
-            os.rename(path, partial)  # killed while deleting, it must not pass for a checkpoint
-            shutil.rmtree(partial)
+    # A damaged one stays for a person to look at.
+    old = [path for path in checkpoints[: -max(keep_last, 1)] if path != best and path in readable]
+    if not old:
+        return
+    partials = [path.rename(path.with_name(f"{PARTIAL_PREFIX}{path.name}")) for path in old]
+    sync(folder)  # before a file goes: killed while deleting, they must not pass for checkpoints
+    for partial in partials:
+        shutil.rmtree(partial)
 
 
 def _marks(path: Path) -> bool | None:
