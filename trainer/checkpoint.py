@@ -82,6 +82,7 @@ def save_checkpoint(
     sweep_partials(folder)
     if target.exists():
         if not damage(target):
+            _remove_old(folder, keep_last)  # killed before it came to that
             return target
         _set_aside(target)
     files = {
