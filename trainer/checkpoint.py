@@ -255,6 +255,7 @@ def _set_aside(path: Path) -> Path:
     while (target := path.with_name(f"set-aside-{number}-{path.name}")).exists():
         number += 1
     os.rename(path, target)
+    sync(path.parent)  # a run that goes on from an older one must not meet it again
     return target
 
 
