@@ -167,9 +167,9 @@ def publish_folder(fill: Callable[[Path], None], target: Path) -> None:
         raise cannot_write(target, error) from error
 
 
-def sweep_partials(folder: Path) -> None:
-    """Remove what killed writers left behind; call it under the folder's lock."""
-    for path in folder.glob(f"{PARTIAL_PREFIX}*"):
+def sweep_partials(folder: Path, name: str = "") -> None:
+    """Remove what killed writers left behind, of the file `name` or of all; call it under the folder's lock."""
+    for path in folder.glob(f"{PARTIAL_PREFIX}{name}*"):
         remove(path)
 
 

@@ -139,6 +139,7 @@ def read_events(run_dir: Path) -> list[dict[str, Any]]:
 def register_run(runs_dir: Path, line: RegistryLine) -> None:
     """Add or replace the run's line in `runs_dir/registry.csv`, whole, waiting for other runs that do the same."""
     with _patient_lock(runs_dir / ".registry.lock"):
+        sweep_partials(runs_dir, REGISTRY)  # the lock is the registry's: other files there are not ours
         lines = [known for known in read_registry(runs_dir) if known["run_id"] != line.run_id]
         new = {key: str(value) for key, value in asdict(line).items()}
         ordered = sorted([*lines, new], key=lambda known: known["started"])
