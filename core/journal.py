@@ -36,7 +36,8 @@ def read_lines(path: Path) -> list[str]:
     """The whole lines, without their ends; none where there is no file."""
     if not path.exists():
         return []
-    return path.read_bytes().decode().split("\n")[:-1]
+    *whole, _ = path.read_bytes().split(b"\n")  # the torn rest may end within a letter
+    return [line.decode() for line in whole]
 
 
 def cut_torn_line(path: Path) -> None:
