@@ -10,6 +10,7 @@ from typing import Any
 
 from core.errors import cannot_write
 from core.storage import publish_bytes
+from core.sync import sync
 
 
 def append_line(path: Path, line: str) -> None:
@@ -55,13 +56,11 @@ def cut_torn_line(path: Path) -> None:
 def fsync(path: Path) -> None:
     """Make what was appended survive the machine, not just the process."""
     if path.exists():
-        descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            sync(path)
+            sync(path.parent)  # the first line made the file
         except OSError as error:
             raise cannot_write(path, error) from error
-        finally:
-            os.close(descriptor)
 
 
 def append_json(path: Path, record: Mapping[str, Any]) -> None:

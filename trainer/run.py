@@ -30,7 +30,7 @@ from trainer.environment import hardware
 from trainer.losses.infonce import negatives_report
 from trainer.models import ContrastiveModel
 from trainer.rng import rng_state
-from trainer.run_folder import RegistryLine, RunFolder, State, record_event, register_run, set_state
+from trainer.run_folder import RegistryLine, RunFolder, State, flush_events, record_event, register_run, set_state
 from trainer.signals import StopRequest
 from trainer.step import StepResult
 from trainer.telemetry import Telemetry
@@ -230,6 +230,7 @@ class Run:
             "num_averaged": int(self.averaged.n_averaged) if self.averaged else 0,
         }
         self.trackers.flush()
+        flush_events(self.folder.path)
         save_checkpoint(
             self.folder.checkpoints,
             model_state=self.bare_model.state_dict(),

@@ -26,7 +26,7 @@ import yaml
 
 from core.config import config_diff, dump_yaml
 from core.errors import ConfigError, DamagedError, StorageError
-from core.journal import append_json, read_json_lines
+from core.journal import append_json, fsync, read_json_lines
 from core.locks import lock
 from core.storage import publish_bytes, sweep_partials
 
@@ -117,6 +117,7 @@ def set_state(run: RunFolder, state: State) -> None:
     """Write the run's state; a folder that still says `running` without a lock was killed."""
     _write_state(run.path, state)
     record_event(run.path, state)
+    flush_events(run.path)
 
 
 def was_stopped(run_dir: Path) -> bool:
@@ -129,6 +130,11 @@ def record_event(run_dir: Path, kind: str, step: int | None = None, **details: A
     """Add what happened to `events.jsonl`; the report shows it."""
     at = {} if step is None else {"step": step}
     append_json(run_dir / EVENTS, {"time": _now(), "event": kind, **at, **details})
+
+
+def flush_events(run_dir: Path) -> None:
+    """Make all events survive the machine; call it before a checkpoint is published."""
+    fsync(run_dir / EVENTS)
 
 
 def read_events(run_dir: Path) -> list[dict[str, Any]]:
