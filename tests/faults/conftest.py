@@ -34,3 +34,14 @@ def fake_encoder() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TEXT_ENCODERS, "fake", FakeEncoder)
         yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many crashes each operation was put through."""
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    accounts = [value for report in reports for name, value in report.user_properties if name == "crashes"]
+    if accounts:
+        terminalreporter.section("crashes")
+        for account, _ in accounts:
+            terminalreporter.line(account)
+        terminalreporter.line(f"{sum(count for _, count in accounts):,} crashes")

@@ -1,0 +1,249 @@
+"""The operations that the tests of crashes know. A new one is a value here, and its name in `OPERATIONS`."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from crash_check import Operation
+from fake_encoder import SPEC, expected
+from photo_folders import picture, quick_recipe, write_photos
+from rich.console import Console
+
+from core.locks import lock
+from core.shard_index import IMAGE
+from core.shard_set import ShardSet
+from core.storage import PARTIAL_PREFIX, publish_folder, sweep_partials
+from shard_builder.adopt import index_shards
+from shard_builder.build import build_shards
+from shard_builder.caption_cache import CaptionCache
+from shard_builder.engines.processes import ProcessesEngine
+from shard_builder.writer import _open_cache
+from trainer.checkpoint import best_checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint, set_aside_after
+from trainer.run_folder import (
+    RegistryLine,
+    open_run_folder,
+    read_events,
+    read_registry,
+    record_event,
+    register_run,
+    set_state,
+    was_stopped,
+)
+from trainer.trackers.metrics_csv import MetricsCsv, read_metrics
+
+CAPTIONS = [f"caption number {number}" for number in range(20)]
+
+
+@contextmanager
+def in_this_process() -> Iterator[None]:
+    """Let builds work without worker processes, so that one process writes everything."""
+
+    def run(engine: Any, function: Callable[..., Any], tasks: Any, progress: Callable[[int], None]) -> Iterator[Any]:
+        for task in tasks:
+            yield task, function(task, lambda position: None)
+
+    _open_cache.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProcessesEngine, "run", run)
+        patch.setattr(ProcessesEngine, "call", lambda engine, function, *arguments: function(*arguments))
+        yield
+
+
+def samples(folder: Path) -> list[Any] | None:
+    """All that a reader of a shard set finds; None where there is no set."""
+    if not (folder / "manifest.json").exists():
+        return None
+    shards = ShardSet.open(str(folder))
+    return [(bytes(shards.member(sample, IMAGE)), shards.captions(sample)) for sample in range(len(shards))]
+
+
+def is_temporary(name: str) -> bool:
+    return Path(name).name.startswith(PARTIAL_PREFIX)
+
+
+def build(root: Path) -> None:
+    photos = root.parent / "photos"
+    listing = photos / "captions.jsonl" if photos.exists() else write_photos(photos, 7)
+    recipe = quick_recipe(listing, root / "data" / "set", root / "cache", samples_per_shard=3)
+    with in_this_process():
+        build_shards(recipe, Console(file=io.StringIO()))
+
+
+def write_tar(folder: Path, number: int) -> None:
+    folder.mkdir(exist_ok=True)
+    with tarfile.open(folder / f"{number:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for row in range(3):
+            for extension, data in (("jpg", picture(10 * number + row, (40, 30))), ("txt", b"text %d" % row)):
+                info = tarfile.TarInfo(f"{row}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+def write_tars(root: Path) -> None:
+    for number in range(2):
+        write_tar(root / "laion", number)
+
+
+def index(root: Path) -> None:
+    with in_this_process():
+        index_shards(str(root / "laion"), size=24, workers=1, console=Console(file=io.StringIO()))
+
+
+def index_one_and_add_one(root: Path) -> None:
+    write_tar(root / "laion", 0)
+    index(root)
+    write_tar(root / "laion", 1)
+
+
+def save(root: Path, step: int, is_best: bool = False, keep_last: int = 1) -> None:
+    value = torch.full((40, 40), float(step))
+    save_checkpoint(
+        root / "run" / "checkpoints",
+        model_state={"w": value},
+        optimizer_state={"state": {0: {"m": value}}},
+        state={"step": step},
+        identity={},
+        keep_last=keep_last,
+        is_best=is_best,
+    )
+
+
+def save_some(root: Path) -> None:
+    """The best one, and two that the next save makes superfluous."""
+    save(root, 1, is_best=True)
+    for step in (2, 3):
+        save(root, step, keep_last=3)
+
+
+def checkpoints(root: Path) -> list[Any]:
+    """Step and weight of the latest and the best one."""
+    folder = root / "run" / "checkpoints"
+    paths = [latest_checkpoint(folder), best_checkpoint(folder)]
+    loaded = [load_checkpoint(path) for path in paths if path]
+    return [(checkpoint.step, checkpoint.model_state["w"].unique().tolist()) for checkpoint in loaded]
+
+
+def save_different_ones(root: Path) -> None:
+    """Three that all stay."""
+    for step in range(1, 4):
+        save(root, step, keep_last=3)
+
+
+def line(number: int, **values: Any) -> RegistryLine:
+    return RegistryLine(
+        f"{number}", f"run {number}", "running", started=f"2026-01-0{number}", updated="2026-02-02", **values
+    )
+
+
+def register_some(root: Path) -> None:
+    for number in (1, 2):
+        register_run(root, line(number))
+
+
+def measure(root: Path) -> None:
+    """Go on from the checkpoint of step 2; who opens the run's folder sweeps it."""
+    sweep_partials(root)
+    metrics = MetricsCsv(root, resumed_from=2)
+    metrics.log({"loss": 2.0}, 3, 24)
+    metrics.log({"loss": 1.5, "verdict": "schön"}, 4, 32)  # one more column
+    metrics.log({"loss": 1.25, "verdict": "größer"}, 5, 40)
+    metrics.flush()
+
+
+def measure_before(root: Path) -> None:
+    metrics = MetricsCsv(root, resumed_from=None)
+    for step in range(1, 4):
+        metrics.log({"loss": 9.0 - step}, step, 8 * step)
+    with open(root / "metrics.csv", "ab") as file:
+        file.write(b"4,32,17")
+
+
+def measured(root: Path) -> list[Any]:
+    return [(row.step, row.metrics) for row in read_metrics(root / "metrics.csv")]
+
+
+def run(root: Path) -> None:
+    """A run's first start; or its next one, which goes on."""
+    with open_run_folder(root / "runs" / "a", {"lr": 0.5}, environment={"commit": "0"}, resume="auto") as folder:
+        record_event(folder.path, "damaged sample", 1, place="Bücher/größer")
+        record_event(folder.path, "epoch covered", 2, epoch=0)
+        set_state(folder, "stopped")
+
+
+def run_state(root: Path) -> tuple[bool, list[str]]:
+    folder = root / "runs" / "a"
+    return was_stopped(folder), [event["event"] for event in read_events(folder)]
+
+
+def publish_column(root: Path) -> None:
+    """As `shardclip column` publishes one."""
+    folder = root / "set"
+    with lock(folder / ".lock", "columns"):
+        sweep_partials(folder / "columns")
+        if not (folder / "columns" / "tokens").exists():
+            publish_folder(write_column, folder / "columns" / "tokens")
+
+
+def write_column(folder: Path) -> None:
+    (folder / "shards").mkdir()
+    for number in range(3):
+        (folder / "shards" / f"{number}.npy").write_bytes(bytes([number]) * 5000)
+    (folder / "manifest.json").write_text('{"columns": 3}\n')
+
+
+def column(root: Path) -> list[bytes] | None:
+    folder = root / "set" / "columns" / "tokens"
+    names = ["manifest.json", *(f"shards/{number}.npy" for number in range(3))]
+    return [(folder / name).read_bytes() for name in names] if folder.exists() else None
+
+
+BUILD = Operation("build", lambda root: None, build, lambda root: samples(root / "data" / "set"), may_stay=is_temporary)
+ADOPT = Operation("adopt", write_tars, index, lambda root: samples(root / "laion"))
+ADOPT_AGAIN = Operation("adopt one more", index_one_and_add_one, index, lambda root: samples(root / "laion"))
+CAPTION_CACHE = Operation(
+    "caption cache",
+    lambda root: CaptionCache(root, SPEC).add(CAPTIONS[:5], expected(CAPTIONS[:5])),
+    lambda root: CaptionCache(root, SPEC).add(CAPTIONS, expected(CAPTIONS)),
+    lambda root: len(CaptionCache(root, SPEC).missing(CAPTIONS)),
+    may_stay=is_temporary,
+)
+CHECKPOINT = Operation("checkpoint", save_some, lambda root: save(root, 4), checkpoints)
+FIRST_CHECKPOINT = Operation("first checkpoint", lambda root: None, lambda root: save(root, 1), checkpoints)
+SET_ASIDE = Operation(
+    "set aside",
+    save_different_ones,
+    lambda root: set_aside_after(root / "run" / "checkpoints", 1) and None,
+    checkpoints,
+    may_find=lambda found, old, new: found[0][0] in (1, 2, 3),  # one after the other
+)
+REGISTRY = Operation("registry", register_some, lambda root: register_run(root, line(2, step=9)), read_registry)
+METRICS = Operation(
+    "metrics",
+    measure_before,
+    measure,
+    measured,
+    # Lines count from the flush on; until then some of them may be there, from the first.
+    may_find=lambda found, old, new: found == old or (len(found) >= 2 and found == new[: len(found)]),
+    same_bytes=False,
+)
+RUN = Operation(
+    "run folder",
+    lambda root: None,
+    run,
+    run_state,
+    may_find=lambda found, old, new: found[1] == new[1][: len(found[1])],
+    ends_right=lambda found, new: found[0] and found[1][-3:] == new[1][-3:],
+    same_bytes=False,
+)
+COLUMN = Operation("column", lambda root: (root / "set").mkdir(), publish_column, column)
+
+OPERATIONS = (
+    BUILD, ADOPT, ADOPT_AGAIN, CAPTION_CACHE, CHECKPOINT, FIRST_CHECKPOINT, SET_ASIDE, REGISTRY, METRICS, RUN, COLUMN,
+)  # fmt: skip
