@@ -1,6 +1,8 @@
 """A process that does nothing but save checkpoints, killed at random moments: the latest one loads after every kill.
 
-The short form kills 10 times, the long one 200. The seed is printed; SHARDCLIP_FAULT_SEED replays it.
+Every other kill comes at a moment of the clock, the rest at a change that a save makes on the disk, where the process
+stands still until it is killed. The short form kills 10 times, the long one 200. The seed is printed;
+SHARDCLIP_FAULT_SEED replays it.
 """
 
 from __future__ import annotations
@@ -13,17 +15,19 @@ from pathlib import Path
 import gloo
 import pytest
 import torch
+from holds import Hold, hold_at_change
 
 from core.errors import CheckpointError
 from core.storage import PARTIAL_PREFIX
 from trainer.checkpoint import best_checkpoint, load_latest, save_checkpoint, step_name
 
 SIZE, BEST_EVERY = (300, 300), 5
+MOST_CHANGES = 60  # of two saves, about: files opened, written and synced, names made, moved and removed
 PATIENCE_S = 60.0
 
 
-def save_for_ever(folder: Path, told: Path, plant: Callable[[], None] | None) -> None:
-    """Go on from the latest checkpoint; each step that is saved is told."""
+def save_for_ever(folder: Path, told: Path, plant: Callable[[], None] | None, change: int, hold: Hold) -> None:
+    """Go on from the latest checkpoint; each step that is saved is told. After the first, stand still at a change."""
     if plant is not None:
         plant()
     latest = load_latest(folder)
@@ -40,6 +44,8 @@ def save_for_ever(folder: Path, told: Path, plant: Callable[[], None] | None) ->
             keep_last=2,
             is_best=step % BEST_EVERY == 0,
         )
+        if change and not told.exists():
+            hold_at_change(folder, change, hold)
         told.write_text(str(step))
 
 
@@ -48,14 +54,19 @@ def kill_savers(tmp_path: Path, seed: int, kills: int, plant: Callable[[], None]
     chance, torn = random.Random(seed), 0
     folder = tmp_path / "checkpoints"
     for number in range(kills):
-        told = tmp_path / f"told-{number}"
-        with gloo.started(1, save_for_ever, folder, told, plant) as group:
+        told, hold = tmp_path / f"told-{number}", Hold(tmp_path / f"hold-{number}")
+        # What must be found does not depend on the clock.
+        change = chance.randint(1, MOST_CHANGES) if plant or number % 2 else 0
+        with gloo.started(1, save_for_ever, folder, told, plant, change, hold) as group:
             deadline = time.monotonic() + PATIENCE_S
             while not told.exists():
                 assert group.is_running, group.results()
                 assert time.monotonic() < deadline, "no checkpoint comes"
                 time.sleep(0.001)
-            time.sleep(chance.uniform(0, 0.1))
+            if change:
+                hold.wait(lambda group=group: group.is_running)
+            else:
+                time.sleep(chance.uniform(0, 0.1))
             group.kill()
         torn += any(folder.glob(f"{PARTIAL_PREFIX}*"))
         step, latest = int(told.read_text() or 0), load_latest(folder)

@@ -3,8 +3,8 @@
 All its processes get SIGKILL at once and the same recipe is started again: in the end losses, weights, moments and
 random generators are those of the undisturbed run, bit for bit, every step stands once in metrics.csv, at no time
 was more than one checkpoint interval lost, and nothing is left lying about. The short form kills 3 times, the long
-one 30; every third kill is aimed at a save, every sixth at a run that is being opened. Kills of the saving alone, many
-more of them, are in test_checkpoint_kills.py.
+one 30; every third kill meets a save, which stands still at one of its changes until then, every sixth a run that is
+being opened. Kills of the saving alone, many more of them, are in test_checkpoint_kills.py.
 """
 
 from __future__ import annotations
@@ -16,22 +16,28 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import gloo
 import pytest
+import torch
+from holds import Hold, hold_at_change
 from training_runs import NOISY, STEPS_PER_EPOCH, end_state, last_checkpoint, losses, recipe, train_worker
 
+import trainer.run
 from core.storage import PARTIAL_PREFIX
 from trainer.checkpoint import latest_checkpoint
 from trainer.checkpoint_files import damage
 from trainer.data.loader import TrainLoader
+from trainer.run import Run
 from trainer.run_folder import read_events
 from trainer.signals import REQUEUE_EXIT_CODE
 from trainer.trackers.metrics_csv import read_metrics
 
 INTERVAL = 5  # steps between checkpoints
+NUM_CHANGES = 20  # that a save makes on the disk, at least
 PATIENCE_S = 60.0
 Plant = Callable[[], None]
 
@@ -45,11 +51,12 @@ def noisy_recipe(tmp_path: Path, name: str, epochs: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Kill:
-    """When all processes are killed: so long after their start, after a step stands in metrics.csv, or into a save."""
+    """When all processes are killed: after their start, after a step stands in metrics.csv, or inside a save."""
 
     moment: Literal["start", "step", "save"]
     step: int
-    delay_s: float
+    delay_s: float  # so long after that, but for a save
+    change: int = 1  # of the disk, by a save
 
 
 @dataclass
@@ -65,8 +72,11 @@ def draw_kills(chance: random.Random, count: int, last_step: int) -> list[Kill]:
     """Different steps in ascending order; every third kill goes for a save, every sixth for a run that opens."""
     steps = sorted(chance.sample(range(1, last_step - INTERVAL), count))
     moments = itertools.cycle(["step", "save", "step", "step", "save", "start"])
-    longest = {"start": 1.0, "step": 0.04, "save": 0.02}  # seconds
-    return [Kill(moment, step, chance.uniform(0, longest[moment])) for moment, step in zip(moments, steps)]
+    longest = {"start": 1.0, "step": 0.04, "save": 0.0}  # seconds
+    return [
+        Kill(moment, step, chance.uniform(0, longest[moment]), chance.randint(1, NUM_CHANGES))
+        for moment, step in zip(moments, steps)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -91,9 +101,10 @@ def kill_and_resume(values: dict[str, Any], world_size: int, kills: list[Kill], 
     """Kill a run at each of the moments, start it again each time, and let it come to its end."""
     account = Account()
     run_dir = Path(values["run_dir"])
-    for kill in kills:
-        with gloo.started(world_size, train_worker, values, None, None, plant) as group:
-            wait_for_moment(group, run_dir, kill)
+    for number, kill in enumerate(kills):
+        aim = aimed(values, kill, number)
+        with gloo.started(world_size, train_worker, values, None, None, partial(hold_run, aim, plant)) as group:
+            wait_for_moment(group, aim)
             account.orphans += [child for process in group.processes for child in children_of(process.pid)]
             group.kill()
         checkpoints = run_dir / "checkpoints"
@@ -108,23 +119,74 @@ def kill_and_resume(values: dict[str, Any], world_size: int, kills: list[Kill], 
     return account
 
 
-def wait_for_moment(group: gloo.Group, run_dir: Path, kill: Kill) -> None:
-    """Return when it is time; the run must not have ended before."""
-    if kill.moment == "start":
-        time.sleep(kill.delay_s)
+@dataclass(frozen=True)
+class Aim:
+    """A kill in one life of a run, which stands still inside the save it goes for, or at its last step."""
+
+    kill: Kill
+    step: int  # of this life
+    last_step: int  # it goes no further, or a quick machine would end it before it is killed
+    folder: Path  # for the two sides to tell each other
+
+    @property
+    def reached(self) -> Path:
+        """Appears when the step stands in metrics.csv."""
+        return self.folder / "reached"
+
+    @property
+    def in_save(self) -> Hold:
+        return Hold(self.folder / "in-save")
+
+    @property
+    def at_last_step(self) -> Hold:
+        return Hold(self.folder / "at-last-step")
+
+
+def aimed(values: dict[str, Any], kill: Kill, number: int, steps_more: int = INTERVAL) -> Aim:
+    """The kill for the next life of the run; it may go on for so many steps after the one that is awaited."""
+    latest = latest_checkpoint(Path(values["run_dir"]) / "checkpoints")
+    step = max(kill.step, 1 + int(latest.name.removeprefix("step-")) if latest else 1)
+    folder = Path(values["run_dir"]).parents[1] / f"aim-{number}"
+    folder.mkdir()
+    return Aim(kill, step, min(step + steps_more, values["epochs"] * STEPS_PER_EPOCH - 1), folder)
+
+
+def hold_run(aim: Aim, plant: Plant | None) -> None:
+    """Plant: the process that writes stands still where the kill is to meet it."""
+    if plant is not None:
+        plant()
+    if torch.distributed.get_rank() != 0:
         return
-    metrics, checkpoints = run_dir / "metrics.csv", run_dir / "checkpoints"
-    before = identity_of(metrics)  # steps of the life before count only once the file was cut back to its checkpoint
-    first = int(latest.name.removeprefix("step-")) + 1 if (latest := latest_checkpoint(checkpoints)) else 1
-    awaited = max(kill.step, first)  # a step of this life
-    wait_until(
-        lambda: not group.is_running or (identity_of(metrics) != before and last_logged(run_dir) >= awaited),
-        f"step {awaited} does not come",
-    )
-    if kill.moment == "save":
-        known = names_in(checkpoints)
-        wait_until(lambda: not group.is_running or bool(names_in(checkpoints) - known), "no checkpoint comes")
-    time.sleep(kill.delay_s)
+    log, count, save = Run.log, Run.count, trainer.run.save_checkpoint
+    saves = []
+
+    def log_and_tell(run: Run, step: int, *rest: Any) -> None:
+        log(run, step, *rest)
+        if step >= aim.step:
+            aim.reached.touch()
+
+    def count_and_stop(run: Run, step: int, *rest: Any) -> None:
+        count(run, step, *rest)
+        if step == aim.last_step:
+            aim.at_last_step.stand_still()
+
+    def save_and_stop(folder: Path, *, state: Any, **rest: Any) -> Any:
+        if aim.kill.moment == "save" and state["step"] >= aim.step and not saves:
+            saves.append(state["step"])
+            hold_at_change(folder, aim.kill.change, aim.in_save)
+        return save(folder, state=state, **rest)
+
+    Run.log, Run.count = log_and_tell, count_and_stop  # type: ignore[method-assign]
+    trainer.run.save_checkpoint = save_and_stop
+
+
+def wait_for_moment(group: gloo.Group, aim: Aim) -> None:
+    """Return when it is time; the run must not have ended before."""
+    if aim.kill.moment == "save":
+        aim.in_save.wait(lambda: group.is_running)
+    elif aim.kill.moment == "step":
+        wait_until(lambda: not group.is_running or aim.reached.exists(), f"step {aim.step} does not come")
+    time.sleep(aim.kill.delay_s)
     assert group.is_running, f"ended before it was killed: {group.results()}"
 
 
@@ -157,20 +219,32 @@ def test_sigterm_leaves_a_checkpoint_of_the_last_step_and_the_requeue_code(
     whole, broken = (noisy_recipe(tmp_path, name, epochs) for name in ("whole", "broken"))
     assert gloo.run(world_size, train_worker, whole) == [0] * world_size
     run_dir = Path(broken["run_dir"])
-    for stop in (kill for kill in draw_kills(chance, 10, epochs * STEPS_PER_EPOCH) if kill.moment != "start"):
-        with gloo.started(world_size, train_worker, broken) as group:
-            wait_for_moment(group, run_dir, stop)
-            at_signal = last_logged(run_dir)
+    stops = [kill for kill in draw_kills(chance, 10, epochs * STEPS_PER_EPOCH) if kill.moment != "start"]
+    for number, stop in enumerate(stops):
+        aim = aimed(broken, stop, number, steps_more=0)
+        with gloo.started(world_size, train_worker, broken, None, None, partial(hold_run, aim, None)) as group:
+            at_signal = wait_to_signal(group, aim)
             chosen = group.processes if chance.random() < 0.5 else [chance.choice(group.processes)]
             for process in chosen:
                 os.kill(process.pid, signal.SIGTERM)
+            (aim.in_save if stop.moment == "save" else aim.at_last_step).release()
             assert group.results() == [REQUEUE_EXIT_CODE] * world_size
         saved = last_checkpoint(run_dir).step
         assert saved == last_logged(run_dir)  # no step after it, none without it
-        # The step under way, one more until all ranks know, and one that ended while we were looking.
-        assert saved <= at_signal + 1 + world_size
+        # The step under way, and one more until all ranks know.
+        assert at_signal <= saved <= at_signal + world_size
     assert gloo.run(world_size, train_worker, broken) == [0] * world_size
     check_same_training(run_dir, whole["run_dir"])  # the stops' own checkpoints are more files
+
+
+def wait_to_signal(group: gloo.Group, aim: Aim) -> int:
+    """Wait until the run stands still in a step, or in a save; returns the step."""
+    if aim.kill.moment == "step":
+        aim.at_last_step.wait(lambda: group.is_running)
+        return aim.step
+    aim.at_last_step.release()
+    aim.in_save.wait(lambda: group.is_running)
+    return last_logged(Path(aim.folder.parent / "broken" / "run"))
 
 
 def resume_without_random_states() -> None:
@@ -211,17 +285,10 @@ def keep_the_lines_of_steps_that_come_again() -> None:
 def leave_temporary_folders() -> None:
     import trainer.checkpoint
 
-    real = trainer.checkpoint.write_files
-
-    def write_slowly(*arguments: Any) -> None:
-        time.sleep(0.2)  # so that the kill falls into the save
-        real(*arguments)
-
-    trainer.checkpoint.write_files = write_slowly
     trainer.checkpoint.sweep_partials = lambda folder: None
 
 
-AT_A_STEP, IN_A_SAVE = Kill("step", 7, 0.0), Kill("save", 8, 0.005)
+AT_A_STEP, IN_A_SAVE = Kill("step", 7, 0.0), Kill("save", 8, 0.0, change=5)
 
 
 @pytest.mark.faults
@@ -244,23 +311,11 @@ def test_a_planted_defect_turns_the_kills_red(tmp_path: Path, plant: Plant, kill
         check_equal(broken["run_dir"], whole["run_dir"])
 
 
-def identity_of(path: Path) -> int:
-    """Changes when another file takes the name; 0 where there is none."""
-    try:
-        return path.stat().st_ino
-    except FileNotFoundError:
-        return 0
-
-
 def last_logged(run_dir: Path) -> int:
     """The last step of metrics.csv, a torn line left out; 0 before the first."""
     path = run_dir / "metrics.csv"
     lines = path.read_bytes().split(b"\n")[1:-1] if path.exists() else []
     return int(lines[-1].split(b",")[0]) if lines else 0
-
-
-def names_in(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def files_below(folder: Path) -> list[str]:
