@@ -6,6 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 
 
+def state_of(pid: int) -> str:
+    """The letter of `ps`: R running, S asleep, T stopped, Z dead and not waited for, X gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+
+
 def members(group: int) -> list[int]:
     """The processes of a group; dead ones that nobody has waited for are left out."""
     found = []

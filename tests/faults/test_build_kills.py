@@ -2,7 +2,8 @@
 
 The long form kills 200 times: the whole process group, the build alone, or one of its image workers, in
 every phase of the build, also of builds that are going on from a kill. A phase is entered by what the build calls
-next; the moment in it is drawn from a seed, which is printed; SHARDCLIP_FAULT_SEED replays it.
+next, and the build stands still there: it is killed at once, or let go and killed at a moment drawn from a seed, which
+is printed; SHARDCLIP_FAULT_SEED replays it.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from typing import Any
 
 import pytest
 from fake_encoder import SPEC, expected
+from holds import Hold
 from photo_folders import folder_bytes, quick_recipe, write_photos
-from process_groups import members
+from process_groups import members, state_of
 from rich.console import Console
 
 from core.manifest import Manifest, save_manifest
@@ -58,22 +60,28 @@ class Killed:
 
 
 class Stage:
-    """A byte that two processes share: which phase the build is in; 0 before the first."""
+    """Two bytes that two processes share: the phase the build is in, and the one it may not go into; 0 is none."""
 
     def __init__(self) -> None:
-        self._byte = mmap.mmap(-1, 1)
+        self._bytes = mmap.mmap(-1, 2)
 
     def enter(self, phase: str) -> None:
-        self._byte[0] = 1 + list(PHASES).index(phase)
+        self._bytes[0] = number = 1 + list(PHASES).index(phase)
+        while self._bytes[1] == number:
+            time.sleep(0.0005)
 
     def now(self) -> str | None:
-        return list(PHASES)[self._byte[0] - 1] if self._byte[0] else None
+        return list(PHASES)[self._bytes[0] - 1] if self._bytes[0] else None
 
     def is_at(self, phase: str) -> bool:
-        return self._byte[0] > list(PHASES).index(phase)
+        return self._bytes[0] > list(PHASES).index(phase)
 
-    def clear(self) -> None:
-        self._byte[0] = 0
+    def close(self, phase: str) -> None:
+        """For the next build: it stands still where the phase begins."""
+        self._bytes[0], self._bytes[1] = 0, 1 + list(PHASES).index(phase)
+
+    def open(self) -> None:
+        self._bytes[1] = 0
 
 
 @pytest.fixture
@@ -109,19 +117,25 @@ def test_a_build_killed_at_random_moments_ends_byte_for_byte_the_same(
 def test_with_a_planted_defect_this_suite_turns_red(
     tmp_path: Path, config: BuildConfig, defect: str, fault_seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish_extras = builder._publish_extras
+    publish_extras, hold, this_process = builder._publish_extras, Hold(tmp_path / "manifest-is-there"), os.getpid()
 
     def save_manifest_first(config: BuildConfig, manifest: Manifest, skipped: Any) -> Any:
         save_manifest(manifest, config.out)
+        if os.getpid() != this_process:
+            hold.stand_still()
         return publish_extras(config, manifest, skipped)
+
+    def is_writing_a_tar() -> bool:
+        return any(Path(config.out).glob(f"{PARTIAL_PREFIX}*.tar.*"))
 
     if defect == "nothing is swept":
         monkeypatch.setattr("shard_builder.build_state.sweep_partials", lambda folder: None)
+        phase, is_time = "images", is_writing_a_tar
     else:
         monkeypatch.setattr(builder, "_publish_extras", save_manifest_first)
-    phase = "images" if defect == "nothing is swept" else "publishing"
+        phase, is_time = "publishing", lambda: hold.is_held
     with pytest.raises(AssertionError, match="differ"):
-        kill_again_and_again(tmp_path, config, 20, (phase,), random.Random(fault_seed))
+        kill_again_and_again(tmp_path, config, 1, (phase,), random.Random(fault_seed), is_time)
 
 
 @pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.faults)])
@@ -146,19 +160,29 @@ def test_any_number_of_workers_and_any_order_of_the_inputs_give_the_same_bytes(
 
 
 def kill_again_and_again(
-    tmp_path: Path, config: BuildConfig, kills: int, phases: tuple[str, ...], draw: random.Random
+    tmp_path: Path,
+    config: BuildConfig,
+    kills: int,
+    phases: tuple[str, ...],
+    draw: random.Random,
+    is_time: Callable[[], bool] | None = None,
 ) -> Killed:
-    """Kill until `kills` builds were hit, going on each time; finished ones are compared and begun again."""
+    """Kill until `kills` builds were hit, going on each time; finished ones are compared and begun again.
+
+    Args:
+        is_time: kill whole groups and only when it is true, whatever the clock says.
+    """
     undisturbed = recipe(Path(config.source.options["file"]), tmp_path / "undisturbed", tmp_path / "other-cache")
     lengths = phase_lengths(undisturbed)
     wanted = folder_bytes(undisturbed.out)
     killed, stage = Killed(Counter(), Counter()), Stage()
     while killed.phases.total() < kills:
-        phase, victim = draw.choice(phases), draw.choice(VICTIMS)
-        hit = kill_one(config, stage, phase, draw.uniform(0, 1.1) * lengths[phase], victim)
+        phase, victim = draw.choice(phases), draw.choice(VICTIMS) if is_time is None else "group"
+        delay_s = draw.choice([0, draw.uniform(0, 1.1) * lengths[phase]])
+        hit = kill_one(config, stage, phase, delay_s, victim, is_time)
         if hit:
-            killed.phases[hit] += 1
-            killed.victims[victim] += 1
+            killed.phases[hit[0]] += 1
+            killed.victims[hit[1]] += 1
         else:
             killed.finished += 1
             assert_same(folder_bytes(config.out), wanted)
@@ -170,29 +194,55 @@ def kill_again_and_again(
     return killed
 
 
-def kill_one(config: BuildConfig, stage: Stage, phase: str, delay_s: float, victim: str) -> str | None:
-    """Start a build and SIGKILL it in `phase`; returns the phase that was hit, None where the build was quicker."""
-    stage.clear()
+def kill_one(
+    config: BuildConfig, stage: Stage, phase: str, delay_s: float, victim: str, is_time: Callable[[], bool] | None
+) -> tuple[str, str] | None:
+    """Start a build and SIGKILL it in `phase`, so long after that began, or when it is time.
+
+    Returns:
+        The phase and the victim that were hit, None where the build was quicker.
+    """
+    stage.close(phase)
     with started(config, stage) as group:
         deadline = time.monotonic() + PATIENCE_S
         while not stage.is_at(phase) and members(group) and time.monotonic() < deadline:
             time.sleep(0.0005)
-        time.sleep(delay_s)
+        if is_time or delay_s:
+            stage.open()
+            wait(group, deadline, is_time) if is_time else time.sleep(delay_s)
         workers = [pid for pid in members(group) if pid != group]
+        victim = victim if workers or victim == "group" else "build"
         at = stage.now()
         with suppress(ProcessLookupError):
             if victim == "group":
                 os.killpg(group, signal.SIGKILL)
-            elif victim == "build" or not workers:
+            elif victim == "build":
                 os.kill(group, signal.SIGKILL)
             else:
                 os.kill(workers[0], signal.SIGKILL)  # the build itself ends with an error
+        stage.open()
         code = exit_code(group, deadline)
-        assert code in (0, -signal.SIGKILL) or (victim == "worker" and workers), f"the build ended with {code}"
+        assert code in (0, -signal.SIGKILL) or victim == "worker", f"the build ended with {code}"
         while members(group):
             assert time.monotonic() < deadline, "a worker outlives the build"
             time.sleep(0.002)
-    return None if code == 0 else at
+    return None if code == 0 or at is None else (at, victim)
+
+
+def wait(group: int, deadline: float, is_time: Callable[[], bool]) -> None:
+    """Stop all processes of the group when it is time, or return when they have ended."""
+    while members(group):
+        assert time.monotonic() < deadline, "it is never time"
+        if is_time():
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGSTOP)
+            while not all(state_of(pid) in "TZX" for pid in members(group)):
+                time.sleep(0.0005)
+            if is_time():  # still, now that nobody moves
+                return
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGCONT)
+        time.sleep(0.0005)
 
 
 def exit_code(pid: int, deadline: float) -> int:
