@@ -19,6 +19,7 @@ from typing import Any
 
 import gloo
 import pytest
+from holds import Hold
 from training_runs import SMALL_TOWER, recipe, train_worker
 
 from core.config import dump_yaml, from_mapping
@@ -29,7 +30,8 @@ from trainer.run_folder import read_events
 ROOT = Path(__file__).resolve().parents[2]
 PEER_TIMEOUT_S = 3.0
 MARGIN_S = 5.0  # for two processes on a core that others use too
-LAST_STEP = 100
+LAST_STEP = 100  # at which a process is lost
+FOR_EVER = 10**6  # steps: no run may end before a process of it is lost
 SENTENCES = {
     "killed": "ended without a word: it was killed",
     "stopped": f"gave no sign of life for {PEER_TIMEOUT_S:g} s: it is stopped",
@@ -62,11 +64,13 @@ def test_without_the_watch_nobody_is_named(tmp_path: Path, way: str) -> None:
 
 @pytest.mark.faults
 def test_processes_that_are_stopped_together_go_on_together(tmp_path: Path) -> None:
-    with gloo.started(2, train_worker, run_recipe(tmp_path, peer_timeout_s=1.0)) as group:
-        wait_for_step(tmp_path, 3)
-        for number in (signal.SIGSTOP, signal.SIGCONT):
-            group.send(number)
-            time.sleep(3)
+    values, hold = run_recipe(tmp_path, peer_timeout_s=1.0, steps=50), Hold(tmp_path / "hold")
+    with gloo.started(2, train_worker, values, None, None, partial(stand_still_at_step, 3, hold)) as group:
+        hold.wait(lambda: group.is_running)
+        group.send(signal.SIGSTOP)
+        time.sleep(3)  # longer than a silence may last
+        hold.release()
+        group.send(signal.SIGCONT)
         assert group.results() == [0, 0]
 
 
@@ -87,10 +91,10 @@ def test_a_command_whose_peer_is_killed_says_so_and_gives_its_own_exit_code(tmp_
 def lose(folder: Path, way: str, lost_rank: int, step: int, peer_timeout_s: float = PEER_TIMEOUT_S) -> tuple:
     """Start two processes and lose one; returns what the other wrote into the run's events, and the seconds it took."""
     folder.mkdir(exist_ok=True)
-    plant = partial(raise_at_step, lost_rank, step) if way == "raising" else None
+    plant = partial(raise_at_step, lost_rank, step, folder) if way == "raising" else None
     with gloo.started(2, train_worker, run_recipe(folder, peer_timeout_s), None, None, plant) as group:
         lost, other = group.processes[lost_rank], group.processes[1 - lost_rank]
-        wait_for_step(folder, step)
+        wait_for_step(folder, step - 1 if way == "raising" else step)  # of its step, nobody may write a line
         began = time.monotonic()
         if way != "raising":
             os.kill(lost.pid, signal.SIGKILL if way == "killed" else signal.SIGSTOP)
@@ -101,8 +105,23 @@ def lose(folder: Path, way: str, lost_rank: int, step: int, peer_timeout_s: floa
     return "\n".join(failures), took_s
 
 
-def raise_at_step(lost_rank: int, at: int) -> None:
-    """Plant: an error of its own comes up in one process."""
+def stand_still_at_step(at: int, hold: Hold) -> None:
+    """Plant: one process waits in its step, and with it the other."""
+    from core.distributed import rank
+    from trainer.run import Run
+
+    real = Run.count
+
+    def count(run: Run, step: int, *rest: Any) -> None:
+        real(run, step, *rest)
+        if step == at and rank() == 0:
+            hold.stand_still()
+
+    Run.count = count  # type: ignore[method-assign]
+
+
+def raise_at_step(lost_rank: int, at: int, folder: Path) -> None:
+    """Plant: an error of its own comes up in one process, once the step before is where the test looks for it."""
     from core.distributed import rank
     from trainer.run import Run
 
@@ -111,21 +130,21 @@ def raise_at_step(lost_rank: int, at: int) -> None:
     def count(run: Run, step: int, *rest: Any) -> None:
         real(run, step, *rest)
         if step == at and rank() == lost_rank:
-            time.sleep(0.2)  # until the step is in metrics.csv, where the test looks
+            wait_for_step(folder, at - 1)
             raise ZeroDivisionError("planted")
 
     Run.count = count  # type: ignore[method-assign]
 
 
-def run_recipe(folder: Path, peer_timeout_s: float) -> dict[str, Any]:
+def run_recipe(folder: Path, peer_timeout_s: float, steps: int = FOR_EVER) -> dict[str, Any]:
     """A run of quick steps without validation, whose loader has a worker: it inherits what must not keep lines open."""
-    epochs = {"epochs": 1000, "max_steps": LAST_STEP + 50, "eval_every": 10**6, "checkpoint_every": 50}
+    epochs = {"epochs": FOR_EVER, "max_steps": steps, "eval_every": FOR_EVER, "checkpoint_every": 50}
     reading = {"num_workers": 1, "val": []}
     return recipe(folder, data=reading, peer_timeout_s=peer_timeout_s, model=SMALL_TOWER, **epochs)
 
 
 def wait_for_step(folder: Path, step: int) -> None:
-    """Until `step` steps are in metrics.csv, or all but the last: its process may be raising."""
+    """Until `step` steps are in metrics.csv, after its header."""
     metrics, deadline = folder / "run/metrics.csv", time.monotonic() + 120
     while not metrics.exists() or metrics.read_text().count("\n") < step + 1:
         assert time.monotonic() < deadline, "the run does not get there"
