@@ -38,6 +38,7 @@ from trainer.run_folder import (
 )
 from trainer.trackers.metrics_csv import MetricsCsv, read_metrics
 
+LETTERS = "ä" * 100  # of two bytes each: most tears of a line are within one
 CAPTIONS = [f"caption number {number}" for number in range(20)]
 
 
@@ -152,8 +153,8 @@ def measure(root: Path) -> None:
     sweep_partials(root)
     metrics = MetricsCsv(root, resumed_from=2)
     metrics.log({"loss": 2.0}, 3, 24)
-    metrics.log({"loss": 1.5, "verdict": "schön"}, 4, 32)  # one more column
-    metrics.log({"loss": 1.25, "verdict": "größer"}, 5, 40)
+    metrics.log({"loss": 1.5, "verdict": LETTERS}, 4, 32)  # one more column
+    metrics.log({"loss": 1.25, "verdict": LETTERS}, 5, 40)
     metrics.flush()
 
 
@@ -172,7 +173,7 @@ def measured(root: Path) -> list[Any]:
 def run(root: Path) -> None:
     """A run's first start; or its next one, which goes on."""
     with open_run_folder(root / "runs" / "a", {"lr": 0.5}, environment={"commit": "0"}, resume="auto") as folder:
-        record_event(folder.path, "damaged sample", 1, place="Bücher/größer")
+        record_event(folder.path, "damaged sample", 1, place=LETTERS)
         record_event(folder.path, "epoch covered", 2, epoch=0)
         set_state(folder, "stopped")
 
