@@ -205,7 +205,7 @@ def kill_one(
     stage.close(phase)
     with started(config, stage) as group:
         deadline = time.monotonic() + PATIENCE_S
-        while not stage.is_at(phase) and members(group) and time.monotonic() < deadline:
+        while not stage.is_at(phase) and state_of(group) not in "ZX" and time.monotonic() < deadline:
             time.sleep(0.0005)
         if is_time or delay_s:
             stage.open()
@@ -226,7 +226,8 @@ def kill_one(
         while members(group):
             assert time.monotonic() < deadline, "a worker outlives the build"
             time.sleep(0.002)
-    return None if code == 0 or at is None else (at, victim)
+    assert at, "the build did not come to its first phase"
+    return None if code == 0 else (at, victim)
 
 
 def wait(group: int, deadline: float, is_time: Callable[[], bool]) -> None:
