@@ -24,7 +24,17 @@ import xxhash
 
 from core.errors import DamagedError, ManifestError, did_you_mean
 from core.manifest import Manifest, TextEncoderSpec
-from core.storage import exists, is_local, join, list_folders, local, publish_bytes, publish_folder, read_bytes
+from core.storage import (
+    PARTIAL_PREFIX,
+    exists,
+    is_local,
+    join,
+    list_folders,
+    local,
+    publish_bytes,
+    publish_folder,
+    read_bytes,
+)
 
 FOLDER, HEAD_NAME = "columns", "column.json"
 FORMAT_VERSION = 1
@@ -145,7 +155,7 @@ def column_names(url: str) -> list[str]:
     """Names of a set's finished columns, sorted."""
     folder = join(url, FOLDER)
     names = list_folders(folder) if exists(folder) else []
-    return [name for name in names if exists(join(folder, name, HEAD_NAME))]
+    return [n for n in names if not n.startswith(PARTIAL_PREFIX) and exists(join(folder, n, HEAD_NAME))]
 
 
 def column_url(url: str, name: str) -> str:
