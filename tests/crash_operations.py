@@ -9,17 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from column_folders import add_column
 from crash_check import Operation
 from fake_encoder import SPEC, expected
 from photo_folders import picture, quick_recipe, write_photos
 from rich.console import Console
+from shard_sets import make_shard_set
 
-from core.locks import lock
+from core.columns import column_names
 from core.shard_index import IMAGE
 from core.shard_set import ShardSet
-from core.storage import PARTIAL_PREFIX, publish_folder, sweep_partials
+from core.storage import PARTIAL_PREFIX, sweep_partials
 from shard_builder.adopt import index_shards
 from shard_builder.build import build_shards
 from shard_builder.caption_cache import CaptionCache
@@ -39,6 +42,7 @@ from trainer.run_folder import (
 from trainer.trackers.metrics_csv import MetricsCsv, read_metrics
 
 LETTERS = "ä" * 100  # of two bytes each: most tears of a line are within one
+NUM_LABELLED = 8
 CAPTIONS = [f"caption number {number}" for number in range(20)]
 
 
@@ -66,7 +70,7 @@ def samples(folder: Path) -> list[Any] | None:
 
 
 def is_temporary(name: str) -> bool:
-    return Path(name).name.startswith(PARTIAL_PREFIX)
+    return any(part.startswith(PARTIAL_PREFIX) for part in Path(name).parts)
 
 
 def build(root: Path) -> None:
@@ -184,25 +188,16 @@ def run_state(root: Path) -> tuple[bool, list[str]]:
 
 
 def publish_column(root: Path) -> None:
-    """As `shardclip column` publishes one."""
-    folder = root / "set"
-    with lock(folder / ".lock", "columns"):
-        sweep_partials(folder / "columns")
-        if not (folder / "columns" / "tokens").exists():
-            publish_folder(write_column, folder / "columns" / "tokens")
+    url = str(root / "set")
+    if "labels" not in column_names(url):
+        add_column(url, "labels", np.arange(NUM_LABELLED, dtype="<i4") % 2, classes=("a", "b"))
 
 
-def write_column(folder: Path) -> None:
-    (folder / "shards").mkdir()
-    for number in range(3):
-        (folder / "shards" / f"{number}.npy").write_bytes(bytes([number]) * 5000)
-    (folder / "manifest.json").write_text('{"columns": 3}\n')
-
-
-def column(root: Path) -> list[bytes] | None:
-    folder = root / "set" / "columns" / "tokens"
-    names = ["manifest.json", *(f"shards/{number}.npy" for number in range(3))]
-    return [(folder / name).read_bytes() for name in names] if folder.exists() else None
+def columns(root: Path) -> dict[str, list[int]]:
+    """The columns that a reader is told of, and their values."""
+    url = str(root / "set")
+    shards = ShardSet.open(url)
+    return {name: shards.column(name).rows(np.arange(NUM_LABELLED)).tolist() for name in column_names(url)}
 
 
 BUILD = Operation("build", lambda root: None, build, lambda root: samples(root / "data" / "set"), may_stay=is_temporary)
@@ -243,7 +238,13 @@ RUN = Operation(
     ends_right=lambda found, new: found[0] and found[1][-3:] == new[1][-3:],
     same_bytes=False,
 )
-COLUMN = Operation("column", lambda root: (root / "set").mkdir(), publish_column, column)
+COLUMN = Operation(
+    "column",
+    lambda root: make_shard_set(root / "set", NUM_LABELLED, samples_per_shard=3) and None,
+    publish_column,
+    columns,
+    may_stay=is_temporary,  # who publishes a column for people sweeps its folder
+)
 
 OPERATIONS = (
     BUILD, ADOPT, ADOPT_AGAIN, CAPTION_CACHE, CHECKPOINT, FIRST_CHECKPOINT, SET_ASIDE, REGISTRY, METRICS, RUN, COLUMN,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.journal import append_json, append_line, read_json_lines, read_lines
+from core.journal import append_json, append_line, read_json_lines, read_lines
 
 
 def test_a_line_torn_after_any_byte_is_left_out_and_cut_off(tmp_path: Path) -> None:
