@@ -6,12 +6,14 @@ it has returned, the new state stays whatever happens.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from crash_recorder import Tree, recorded, tree_of
 from crash_states import State, crash_states, lay_out
 
@@ -53,8 +55,18 @@ class Crashes:
         return f"{self.name}: {self.num_tried} of {self.num_states} states, {self.num_events} events{red}"
 
 
-def crashes(operation: Operation, root: Path, seed: int, at_most: int = 10**6) -> Crashes:
-    """Do the operation once, then crash it everywhere; at most so many states, drawn from all."""
+def crashes(operation: Operation, root: Path, seed: int, at_most: int = 10**6, stop_at: str | None = None) -> Crashes:
+    """Do the operation once, then crash it everywhere; at most so many states, drawn from all.
+
+    Args:
+        stop_at: words of a complaint that is enough.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)  # it is recorded; to wait for the disk proves nothing more
+        return _crashes(operation, root, seed, at_most, stop_at)
+
+
+def _crashes(operation: Operation, root: Path, seed: int, at_most: int, stop_at: str | None) -> Crashes:
     root.mkdir(parents=True)
     operation.prepare(root)
     old = operation.check(root)
@@ -65,11 +77,13 @@ def crashes(operation: Operation, root: Path, seed: int, at_most: int = 10**6) -
     states = crash_states(recording, seed)
     tried = random.Random(seed).sample(states, min(at_most, len(states)))
     complaints = []
-    for state in sorted(tried, key=lambda state: state.moment):
+    for state in tried:
         lay_out(state.tree, root)
         if why := _complaint(operation, root, state, old, new, wanted):
             events = [str(event)[:120] for event in recording.events[: state.moment]]
             complaints.append(f"{operation.name}, {state.what} after {events[-1:] or 'nothing'}: {why}")
+            if stop_at and stop_at in why:
+                break
     return Crashes(operation.name, len(recording.events), len(states), len(tried), complaints)
 
 

@@ -118,5 +118,5 @@ def test_with_a_planted_defect_this_suite_turns_red(
         operation.prepare(root)
         monkeypatch.setattr(place, defect)
 
-    account = crashes(replace(operation, prepare=prepare), tmp_path / "disk", fault_seed)
+    account = crashes(replace(operation, prepare=prepare), tmp_path / "disk", fault_seed, stop_at=complaint)
     assert [found for found in account.complaints if complaint in found], account.complaints
