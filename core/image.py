@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import PIL
@@ -18,9 +19,16 @@ from PIL import Image, UnidentifiedImageError, features
 from core.manifest import ImageSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
-MIN_SIDE = 8  # pixels: what is smaller is a tracking pixel or a spacer
 DEFAULT_MAX_PIXELS = 100_000_000
+# What decides stored bytes beside a recipe's settings: `constants` gives it to the recipe by name.
+FILTER = "BICUBIC"  # of PIL, with antialiasing, as CLIP's own
+DRAFT_FACTOR = 2  # a JPEG may be decoded smaller while both sides stay this many times what is needed
 PAD_COLOUR = (127, 127, 127)  # near zero after normalisation
+MIN_SIDE = 8  # pixels: what is smaller is a tracking pixel or a spacer
+JPEG_SUBSAMPLING = "4:2:0"
+JPEG_OPTIMIZE = False
+JPEG_PROGRESSIVE = False
+
 RAW_EXTENSION = "image.npy"
 _RAW_HEADER = 128  # bytes of a version 1.0 .npy header for a (S, S, 3) uint8 array
 ORIENTATION = 0x0112  # EXIF tag
@@ -110,48 +118,52 @@ def _decode_jpeg(image: Image.Image, data: bytes | memoryview, smallest: int | N
 
 def _decode_other(image: Image.Image, smallest: int | None) -> Image.Image:
     if smallest:
-        image.draft("RGB" if image.mode in ("RGB", "YCbCr") else None, (2 * smallest, 2 * smallest))
+        enough = (DRAFT_FACTOR * smallest, DRAFT_FACTOR * smallest)
+        image.draft("RGB" if image.mode in ("RGB", "YCbCr") else None, enough)
     image.load()
     return _to_rgb(image)
 
 
 def _shrink(width: int, height: int, smallest: int | None) -> int:
     """The largest of 8, 4, 2, 1 by which both sides may be divided, as PIL's `draft` chooses it."""
-    spare = min(width, height) // (2 * smallest) if smallest else 1
+    spare = min(width, height) // (DRAFT_FACTOR * smallest) if smallest else 1
     return next(factor for factor in (8, 4, 2, 1) if factor <= max(spare, 1))
 
 
 def fit_image(image: Image.Image, size: int, fit: str) -> Image.Image:
     """The picture as a square of `size` pixels: `crop` (centre of the longer side), `squash` or `pad`."""
     width, height = image.size
+    resample = Image.Resampling[FILTER]
     if fit == "squash":
         box = (0.0, 0.0, float(width), float(height))
     elif fit == "crop":
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
-        box = (
-            left,
-            top,
-            left + side,
-            top + side,
-        )  # only what stays is resampled: a 1 x 20,000 image costs nothing
+        # Only what stays is resampled: a 1 x 20,000 image costs nothing.
+        box = (left, top, left + side, top + side)
     elif fit == "pad":
         scale = size / max(width, height)
         inner = (max(1, round(width * scale)), max(1, round(height * scale)))
         canvas = Image.new("RGB", (size, size), PAD_COLOUR)
-        resized = image.resize(inner, Image.Resampling.BICUBIC).convert("RGB")
+        resized = image.resize(inner, resample).convert("RGB")
         canvas.paste(resized, ((size - inner[0]) // 2, (size - inner[1]) // 2))
         return canvas
     else:
         raise AssertionError(f"fit {fit!r}")
-    # Bicubic with antialiasing, as CLIP's own.
-    return image.resize((size, size), Image.Resampling.BICUBIC, box).convert("RGB")
+    return image.resize((size, size), resample, box).convert("RGB")
 
 
 def encode_jpeg(image: Image.Image, quality: int) -> bytes:
-    """JPEG bytes (4:2:0)."""
+    """JPEG bytes."""
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
+    image.save(
+        buffer,
+        "JPEG",
+        quality=quality,
+        subsampling=JPEG_SUBSAMPLING,
+        optimize=JPEG_OPTIMIZE,
+        progressive=JPEG_PROGRESSIVE,
+    )
     return buffer.getvalue()
 
 
@@ -181,6 +193,19 @@ def decode_into(data: memoryview, spec: ImageSpec, out: np.ndarray) -> None:
             raise ImageError("unreadable", f"{decoded.shape[1]} x {decoded.shape[0]}, the set has {spec.size}")
     else:
         out[:] = np.asarray(decode_fitted(data, spec.size, spec.fit)[0])
+
+
+def constants() -> dict[str, Any]:
+    """What this file does the same for every recipe, and what stored bytes depend on, as JSON knows it."""
+    return {
+        "filter": FILTER,
+        "draft_factor": DRAFT_FACTOR,
+        "pad_colour": list(PAD_COLOUR),
+        "min_side": MIN_SIDE,
+        "jpeg_subsampling": JPEG_SUBSAMPLING,
+        "jpeg_optimize": JPEG_OPTIMIZE,
+        "jpeg_progressive": JPEG_PROGRESSIVE,
+    }
 
 
 def imaging_library() -> str:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from core import image as imaging
 from core.image import (
+    PAD_COLOUR,
     ImageError,
     decode,
     decode_fitted,
@@ -184,6 +186,86 @@ def test_the_training_path_refuses_damage_and_other_sizes() -> None:
             decode_into(memoryview(data), spec, out)
     with pytest.raises(ImageError, match="bytes, .* are expected"):
         decode_into(memoryview(encode_raw(image)[:-1]), ImageSpec(64, codec="raw"), out)
+
+
+def stored(data: bytes, fit: str) -> bytes | str:
+    """What a build stores of a picture, or why it is left out."""
+    try:
+        return encode_jpeg(decode_fitted(data, 48, fit)[0], 95)
+    except ImageError as error:
+        return error.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("FILTER", "LANCZOS"),
+        ("DRAFT_FACTOR", 1),
+        ("PAD_COLOUR", (0, 0, 0)),
+        ("MIN_SIDE", 201),
+        ("JPEG_SUBSAMPLING", "4:4:4"),
+        ("JPEG_OPTIMIZE", True),
+        ("JPEG_PROGRESSIVE", True),
+    ],
+)
+def test_a_constant_decides_what_is_stored(name: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = [encoded(smooth(300, 200), "JPEG", quality=95), encoded(smooth(300, 200), "PNG")]
+    before, constants = [stored(photo, "pad") for photo in photos], imaging.constants()
+    monkeypatch.setattr(imaging, name, value)
+    assert [key for key, old in imaging.constants().items() if old != constants[key]] == [name.lower()]
+    assert [stored(photo, "pad") for photo in photos] != before
+
+
+def test_the_jpeg_options_are_those_that_sets_were_always_written_with() -> None:
+    draw = np.random.default_rng(0)
+    for quality in (1, 50, 90, 95, 100):
+        for side in (8, 17, 224):
+            noise = Image.fromarray(draw.integers(0, 256, (side, side, 3), dtype=np.uint8))
+            assert encode_jpeg(noise, quality) == encoded(noise, "JPEG", quality=quality)
+    progressive = decode(encoded(smooth(60, 40), "JPEG", progressive=True, quality=90, comment=b"x"))
+    assert encode_jpeg(progressive, 95) == encoded(progressive, "JPEG", quality=95)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "top", "left"),
+    [(60, 40, 10, 0), (40, 60, 0, 10), (61, 60, 0, 0), (60, 61, 0, 0), (60, 57, 1, 0), (57, 60, 0, 1), (20, 57, 0, 19)],
+)
+def test_padding_is_even_and_an_odd_pixel_of_it_comes_last(width: int, height: int, top: int, left: int) -> None:
+    size = 60
+    found = np.asarray(fit_image(Image.new("RGB", (width, height), (200, 10, 10)), size, "pad"))
+    is_padding = (found == PAD_COLOUR).all(-1)
+    inner = (round(height * size / max(width, height)), round(width * size / max(width, height)))
+    expected = np.ones((size, size), bool)
+    expected[top : top + inner[0], left : left + inner[1]] = False
+    np.testing.assert_array_equal(is_padding, expected)
+    below, right = size - inner[0] - top, size - inner[1] - left
+    assert below - top in (0, 1) and right - left in (0, 1)
+    assert (found[~is_padding] == (200, 10, 10)).all()
+
+
+def test_a_padded_picture_of_extreme_shape_keeps_a_row() -> None:
+    found = np.asarray(fit_image(Image.new("RGB", (4000, 8), (200, 10, 10)), 60, "pad"))
+    rows = np.flatnonzero((found != PAD_COLOUR).any((1, 2)))
+    assert rows.tolist() == [29]
+    columns = np.asarray(fit_image(Image.new("RGB", (8, 4000), (200, 10, 10)), 61, "pad"))
+    assert np.flatnonzero((columns != PAD_COLOUR).any((0, 2))).tolist() == [30]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF"])
+def test_eight_pixels_are_the_smallest_side_kept(kind: str) -> None:
+    for size in ((8, 8), (8, 300), (300, 8)):
+        assert decode(encoded(Image.new("RGB", size), kind)).size == size
+        assert decode_fitted(encoded(Image.new("RGB", size), kind), 16, "crop")[1] == size
+    for size in ((7, 7), (7, 300), (300, 7), (1, 8)):
+        with pytest.raises(ImageError, match=f"too_small: {size[0]} x {size[1]}, the shorter side must have 8"):
+            decode(encoded(Image.new("RGB", size), kind))
+
+
+def test_the_pixel_limit_itself_is_kept() -> None:
+    data = encoded(Image.new("RGB", (20, 30)), "PNG")
+    assert decode(data, max_pixels=600).size == (20, 30)
+    with pytest.raises(ImageError, match="too_many_pixels: 20 x 30, the limit is 599"):
+        decode(data, max_pixels=599)
 
 
 def test_real_photographs_decode(shared_data: Path) -> None:
