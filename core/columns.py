@@ -87,7 +87,7 @@ class ColumnHead:
 
 @dataclass(frozen=True)
 class ShardValues:
-    """One shard's part of a column: `(n, ...)`; with `counts` `(n,)` the values of all captions, one after the other."""
+    """One shard's part of a column: `(n, ...)`; with `counts` `(n,)` those of all captions, one after the other."""
 
     values: np.ndarray
     counts: np.ndarray | None = None

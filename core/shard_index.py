@@ -77,13 +77,15 @@ def samples_fingerprint(indexes: Iterable[ShardIndex]) -> str:
     """Identity of a set's samples, their order, and how they are cut into shards; sha256 in hexadecimal.
 
     Made of the length and checksum of each sample's picture, first caption and JSON, shard by shard, so that indexes of
-    any age give it. Embeddings are left out: columns add more of them, and a set stays what it is.
+    any age give it; what a sample or an index lacks counts as zeros. Embeddings are left out: columns add more of
+    them, and a set stays what it is.
     """
     digest = hashlib.sha256()
     for index in indexes:
         digest.update(len(index).to_bytes(8, "little"))
         for name in (IMAGE, TXT, JSON):
-            records = index.records[:, index.column(name)]
+            has = any(member.name == name for member in index.members)
+            records = index.records[:, index.column(name)] if has else np.zeros(len(index), RECORD)
             digest.update(np.ascontiguousarray(records["xxh3"]).astype("<u8").tobytes())
             digest.update(np.ascontiguousarray(records["length"]).astype("<u4").tobytes())
     return digest.hexdigest()

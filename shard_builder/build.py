@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ def build_shards(config: BuildConfig, console: Console | None = None) -> Manifes
 
         ordered = [results[plan.name] for plan in plans]
         manifest = _manifest(config, encoder, inputs, ordered, fingerprint_of(recipe))
+        manifest = replace(manifest, fingerprint=_opened(config, manifest).fingerprint)
         files = _publish_extras(config, manifest, _all_skips(inputs, ordered))
         save_build(config.out, recipe, files)
         save_manifest(manifest, config.out)
@@ -166,11 +167,14 @@ def _manifest(
     )
 
 
+def _opened(config: BuildConfig, manifest: Manifest) -> ShardSet:
+    # The manifest is not in the folder yet (it comes last), so the set is opened by hand; indexes are checked.
+    return ShardSet((config.out,), (manifest,), config.cache_dir.expanduser(), verified=False)
+
+
 def _publish_extras(config: BuildConfig, manifest: Manifest, skipped: Sequence[Skip]) -> dict[str, str]:
     """Publish the listing and the contact sheet; returns name -> sha256."""
-    # The manifest is not in the folder yet (it comes last), so the set is opened by hand.
-    shard_set = ShardSet((config.out,), (manifest,), config.cache_dir.expanduser(), verified=True)
-    sheet = contact_sheet(shard_set, f"{config.source.name}   {config.split}", config.seed)
+    sheet = contact_sheet(_opened(config, manifest), f"{config.source.name}   {config.split}", config.seed)
     return {
         REJECTED_NAME: write_rejected(config.out, skipped),
         CONTACT_SHEET_NAME: publish_bytes(sheet, join(config.out, CONTACT_SHEET_NAME)),

@@ -28,7 +28,7 @@ from core.storage import (
     size,
     sweep_partials,
 )
-from shard_builder.fingerprint import fingerprint_of
+from shard_builder.fingerprint import fingerprint_of, fingerprints_of, named_in_full
 from shard_builder.layout import ShardPlan
 from shard_builder.records import Skip
 from shard_builder.writer import ShardResult
@@ -48,7 +48,7 @@ def open_state(out: str, recipe: Mapping[str, Any]) -> Manifest | None:
         sweep_partials(local(out))
     if exists(join(out, MANIFEST_NAME)):
         manifest = load_manifest(out)
-        if manifest.build_fingerprint != fingerprint_of(recipe):
+        if manifest.build_fingerprint not in fingerprints_of(recipe):
             raise _other_recipe(out, "holds a shard set", _read_json(join(out, BUILD_NAME)).get("recipe"), recipe)
         ShardSet.open(out)  # indexes by hash, tars by size: cheap; `verify` reads everything
         close_state(out)
@@ -57,7 +57,7 @@ def open_state(out: str, recipe: Mapping[str, Any]) -> Manifest | None:
     if not begun:
         _expect_no_shards(out)
         publish_bytes(_json_bytes(recipe), join(out, STATE_NAME, "recipe.json"))
-    elif begun != recipe:
+    elif named_in_full(begun) != recipe:
         raise _other_recipe(out, "holds an unfinished build", begun, recipe)
     return None
 
@@ -125,7 +125,11 @@ def _expect_no_shards(out: str) -> None:
 
 
 def _other_recipe(out: str, what: str, old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> ManifestError:
-    differences = config_diff(old, json.loads(_json_bytes(new))) if old else ["(its build.json is missing or damaged)"]
+    differences = (
+        config_diff(named_in_full(old), json.loads(_json_bytes(new)))
+        if old
+        else ["(its build.json is missing or damaged)"]
+    )
     listed = (
         "; ".join(line for line in differences if not line.startswith("inputs.sha256")) or "the inputs' ids or texts"
     )

@@ -8,10 +8,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from core.image import constants
 from core.manifest import TextEncoderSpec
 from shard_builder.records import Record, Skip
 
 LAYOUT = 2  # raise it when the same recipe gives other bytes than before
+# What `core.image.constants` was while recipes did not name it. A record of the past: never edit it.
+UNNAMED_CONSTANTS = {
+    "filter": "BICUBIC",
+    "draft_factor": 2,
+    "pad_colour": [127, 127, 127],
+    "min_side": 8,
+    "jpeg_subsampling": "4:2:0",
+    "jpeg_optimize": False,
+    "jpeg_progressive": False,
+}
 
 
 def recipe_of(
@@ -35,6 +46,7 @@ def recipe_of(
         "layout": LAYOUT,
         "settings": dict(settings),
         "imaging_library": imaging_library,
+        "constants": constants(),
         "text_encoder": asdict(text_encoder),
         "inputs": {
             "images": len(records),
@@ -49,6 +61,17 @@ def recipe_of(
 def fingerprint_of(recipe: Mapping[str, Any]) -> str:
     """Hash of a recipe; equal fingerprints promise equal bytes."""
     return _digest([recipe])
+
+
+def named_in_full(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe of any age with all that recipes name today, so that two of them can be compared."""
+    return {"constants": UNNAMED_CONSTANTS, **recipe}
+
+
+def fingerprints_of(recipe: Mapping[str, Any]) -> set[str]:
+    """Every hash that a set of this very recipe may have: today's, and that of before recipes named the constants."""
+    unnamed = {key: value for key, value in recipe.items() if key != "constants"}
+    return {fingerprint_of(known) for known in (recipe, unnamed) if named_in_full(known) == recipe}
 
 
 def _input_lines(records: Sequence[Record], skipped: Sequence[Skip], image_bytes: Sequence[int]) -> Iterator[Any]:

@@ -19,7 +19,19 @@ from core.errors import DamagedError, ManifestError, StorageError
 from core.image import ImageError, decode_into
 from core.manifest import MANIFEST_NAME, ImageSpec, Manifest, ShardEntry, load_manifest
 from core.mapped import mapped
-from core.shard_index import IMAGE, JSON, NPY, TXT, ShardIndex, TarSample, checksum, image_id_of, read_index, scan_tar
+from core.shard_index import (
+    IMAGE,
+    JSON,
+    NPY,
+    TXT,
+    ShardIndex,
+    TarSample,
+    checksum,
+    image_id_of,
+    read_index,
+    samples_fingerprint,
+    scan_tar,
+)
 from core.shard_set import decode_embeddings
 from core.storage import PARTIAL_PREFIX, exists, fetch, join, list_names, sha256_of
 from shard_builder.build_state import BUILD_NAME, STATE_NAME, load_build
@@ -81,7 +93,8 @@ def verify(url: str, console: Console | None = None, workers: int = 0, cache_dir
     except ManifestError as error:
         faults = [Fault(MANIFEST_NAME, "", str(error))]
     else:
-        faults = sorted([*_check_folder(url, manifest), *_check_shards(url, manifest, workers, cache_dir, console)])
+        in_shards = _check_shards(url, manifest, workers, cache_dir, console)
+        faults = sorted([*_check_folder(url, manifest), *in_shards, *_check_fingerprint(url, manifest, cache_dir)])
         if not faults:
             console.print(
                 f"[green]sound[/]: {url}: {manifest.num_samples:,} samples and {manifest.num_captions:,} captions in "
@@ -253,6 +266,15 @@ def _check_shards(
     for name, shards in places.items():
         if len(shards) > 1:
             yield Fault(min(shards), "", f"{name} stands {len(shards)} times (in {', '.join(sorted(set(shards)))})")
+
+
+def _check_fingerprint(url: str, manifest: Manifest, cache_dir: Path | None) -> Iterator[Fault]:
+    paths = [fetch(join(url, entry.index_name), cache_dir, None) for entry in manifest.shards]
+    if any(not path.is_file() or sha256_of(path) != entry.index_sha256 for path, entry in zip(paths, manifest.shards)):
+        return  # that fault is found with its shard
+    found = samples_fingerprint(read_index(path) for path in paths)
+    if manifest.fingerprint not in ("", found):  # "": of before manifests had one
+        yield Fault(MANIFEST_NAME, "", "its fingerprint is not that of the samples that the indexes name")
 
 
 def _check_folder(url: str, manifest: Manifest) -> Iterator[Fault]:

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.manifest import TextEncoderSpec
-from shard_builder.fingerprint import fingerprint_of, recipe_of
 from shard_builder.layout import key_of, plan_shards, without_repeats
-from shard_builder.records import Record, Skip
-
-SPEC = TextEncoderSpec("minilm", "1", 384, "ab")
+from shard_builder.records import Record
 
 
 def records(count: int) -> list[Record]:
@@ -58,42 +52,6 @@ def test_keys_hold_no_dot_and_sort_like_numbers() -> None:
     keys = [key_of(n) for n in (0, 9, 10, 123456)]
     assert keys == sorted(keys)
     assert keys[-1] == "000123456"
-
-
-def make_fingerprint(**changes: Any) -> str:
-    given: dict[str, Any] = {
-        "settings": {"seed": 0, "image": {"size": 224}},
-        "records": records(3),
-        "skipped": [Skip("x", "coco", "missing_image", "/photos/x.jpg")],
-        "image_bytes": [10, 20, 30],
-        "imaging_library": "pillow 13",
-        "text_encoder": SPEC,
-    }
-    return fingerprint_of(recipe_of(**{**given, **changes}))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"settings": {"seed": 1, "image": {"size": 224}}},
-        {"settings": {"seed": 0, "image": {"size": 225}}},
-        {"records": [*records(2), replace(records(3)[2], captions=("another",))]},
-        {"records": [*records(2), replace(records(3)[2], captions=("caption 2", "caption 2"))]},
-        {"records": [*records(2), replace(records(3)[2], label="dog")]},
-        {"skipped": []},
-        {"image_bytes": [10, 21, 29]},
-        {"imaging_library": "pillow-simd 12"},
-        {"text_encoder": replace(SPEC, weights_sha256="cd")},
-    ],
-)
-def test_whatever_changes_the_bytes_changes_the_fingerprint(changes: dict[str, Any]) -> None:
-    assert make_fingerprint(**changes) != make_fingerprint()
-
-
-def test_moved_data_keep_their_fingerprint() -> None:
-    moved = [replace(record, image=record.image.replace("/photos", "/elsewhere")) for record in records(3)]
-    skipped = [Skip("x", "coco", "missing_image", "/elsewhere/x.jpg")]
-    assert make_fingerprint(records=moved, skipped=skipped) == make_fingerprint()
 
 
 def test_an_error_can_name_the_image_at_work() -> None:

@@ -159,6 +159,19 @@ def test_an_index_that_points_elsewhere_is_found(folder: Path) -> None:
     }
 
 
+def test_a_fingerprint_of_other_samples_is_found(folder: Path) -> None:
+    manifest = load_manifest(str(folder))
+    save_manifest(replace(manifest, fingerprint=""), str(folder))  # of before manifests had one
+    assert check(folder) == []
+    save_manifest(replace(manifest, shards=manifest.shards[::-1]), str(folder))
+    expected = Fault("manifest.json", "", "its fingerprint is not that of the samples that the indexes name")
+    assert check(folder) == [expected]
+    save_manifest(replace(manifest, fingerprint="0" * 64), str(folder))
+    assert check(folder) == [expected]
+    flip(folder / "train-00003.idx", 400)
+    assert {fault.file for fault in check(folder)} == {"train-00003.idx"}  # what it says of its samples means nothing
+
+
 def test_a_shard_standing_twice_repeats_keys_and_image_ids(folder: Path) -> None:
     manifest = load_manifest(str(folder))
     first, second = manifest.shards[0], manifest.shards[1]
