@@ -21,7 +21,7 @@ from core.errors import DamagedError
 
 IMAGE, TXT, JSON, NPY = "image", "txt", "json", "npy"  # logical members; the image's extension may vary
 RECORD = np.dtype([("offset", "<u8"), ("xxh3", "<u8"), ("length", "<u4")])
-_MAGIC = b"SCLIPIX1"
+MAGIC = b"SCLIPIX1"  # how an index begins
 _BLOCK = 512  # of a tar
 
 
@@ -95,7 +95,7 @@ def encode_index(index: ShardIndex) -> bytes:
     """The index as bytes; equal indexes give equal bytes."""
     members = [[m.name, m.file] for m in index.members]
     header = json.dumps({"num_samples": len(index), "members": members}).encode()
-    lead = _MAGIC + np.uint32(len(header)).tobytes() + header
+    lead = MAGIC + np.uint32(len(header)).tobytes() + header
     padding = b"\0" * (-len(lead) % 16)
     records = np.ascontiguousarray(index.records, dtype=RECORD)
     return lead + padding + np.asarray(index.image_ids, dtype="<u8").tobytes() + records.tobytes()
@@ -109,7 +109,7 @@ def decode_index(data: bytes | memoryview, where: str) -> ShardIndex:
     """
     data = memoryview(data)
     try:
-        if bytes(data[:8]) != _MAGIC:
+        if bytes(data[:8]) != MAGIC:
             raise ValueError
         header_end = 12 + int(np.frombuffer(data, "<u4", 1, 8)[0])
         header = json.loads(bytes(data[12:header_end]))

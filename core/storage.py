@@ -62,6 +62,13 @@ def read_bytes(url: str | Path) -> bytes:
         raise StorageError(f"{url}: cannot be read ({error.strerror or error}).") from error
 
 
+def read_start(url: str | Path, count: int) -> bytes:
+    """The first `count` bytes of a file that is there."""
+    filesystem, path = _remote(url)
+    with filesystem.open(path, "rb") as file:
+        return bytes(file.read(count))
+
+
 def size(url: str | Path) -> int:
     """The file's size in bytes."""
     try:

@@ -155,9 +155,9 @@ def index_shards(
 
     Example: shardclip index-shards data/cc3m && shardclip embed data/cc3m --encoder minilm
     """
-    from shard_builder.adopt import index_shards as adopt
+    from shard_builder.index_tars import index_shards as index
 
-    adopt(shards, split, size, console=console)
+    index(shards, split, size, console=console)
 
 
 @app.command()

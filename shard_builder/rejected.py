@@ -14,16 +14,25 @@ _KEYS = ("source", "image_id", "reason", "detail")
 
 
 def write_rejected(url: str, skipped: Iterable[Skip]) -> str:
-    """Publish the listing, sorted, into a set's folder; returns its sha256."""
+    """Publish the listing into a set's folder; returns its sha256."""
+    return publish_bytes(rejected_bytes(skipped), join(url, REJECTED_NAME))
+
+
+def rejected_bytes(skipped: Iterable[Skip]) -> bytes:
+    """The listing, sorted."""
     rows = sorted((skip.source, skip.image_id, skip.reason, skip.detail) for skip in skipped)
-    lines = "".join(json.dumps(dict(zip(_KEYS, row)), ensure_ascii=False) + "\n" for row in rows)
-    return publish_bytes(lines.encode(), join(url, REJECTED_NAME))
+    return "".join(json.dumps(dict(zip(_KEYS, row)), ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def read_rejected(url: str) -> dict[str, int]:
-    """The listing of a set, counted by reason."""
+def read_rejected(url: str) -> list[Skip]:
+    """The listing of a set.
+
+    Raises:
+        StorageError, ValueError, KeyError, TypeError, AttributeError: it is missing, or not as it was written.
+    """
     lines = read_bytes(join(url, REJECTED_NAME)).decode().split("\n")
-    return dict(sorted(Counter(json.loads(line)["reason"] for line in lines if line).items()))
+    rows = [json.loads(line) for line in lines if line]
+    return [Skip(r.get("image_id", ""), r.get("source", ""), r["reason"], r.get("detail", "")) for r in rows]
 
 
 def count_by_reason(skipped: Iterable[Skip]) -> dict[str, int]:

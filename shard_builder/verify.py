@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,13 @@ from shard_builder.build_state import BUILD_NAME, STATE_NAME, load_build
 from shard_builder.contact_sheet import CONTACT_SHEET_NAME
 from shard_builder.engines.processes import ProcessesEngine, available_cores
 from shard_builder.fingerprint import fingerprint_of
+from shard_builder.index_tars import left_overs
 from shard_builder.progress import progress_bar
-from shard_builder.rejected import REJECTED_NAME, read_rejected
+from shard_builder.rejected import REJECTED_NAME, count_by_reason, read_rejected
 
+AGAIN = " (run `shardclip index-shards` again: it mends this)"
 SHOWN_PER_FILE = 20  # of the printed table; `verify` returns all
+_UNREADABLE = (StorageError, ValueError, KeyError, TypeError, AttributeError)  # of a listing
 UNIT_TOLERANCE = 2e-3  # rounding to float16 moves the length by 5e-4 at most
 
 
@@ -278,24 +281,34 @@ def _check_fingerprint(url: str, manifest: Manifest, cache_dir: Path | None) -> 
 
 
 def _check_folder(url: str, manifest: Manifest) -> Iterator[Fault]:
-    adopted = manifest.image.codec == "mixed"
     named = {MANIFEST_NAME, REJECTED_NAME, CONTACT_SHEET_NAME, BUILD_NAME}
     for entry in manifest.shards:
         named |= {entry.name, entry.index_name} | ({entry.embeddings.name} if entry.embeddings else set())
-    for name in list_names(url):
-        ours = name.endswith((".tar", ".idx", ".emb")) or name.startswith(PARTIAL_PREFIX)
-        if name not in named and (ours or not adopted):
-            yield Fault(name, "", "is not named by the manifest: left over, or put there by hand")
+    adopted = manifest.image.codec == "mixed"
+    strangers = _strangers_of_adopted(url, manifest) if adopted else set(list_names(url))
+    remedy = AGAIN if adopted else ""
+    for name in strangers - named:
+        yield Fault(name, "", f"is not named by the manifest: left over, or put there by hand{remedy}")
     if exists(join(url, STATE_NAME)):
         yield Fault(STATE_NAME, "", "left over from a killed build: run the build again, it only tidies up")
-    yield from _check_rejected(url, manifest)
-    yield from _check_build(url, manifest)
+    for fault in (*_check_rejected(url, manifest), *_check_build(url, manifest)):
+        yield replace(fault, what=fault.what + remedy)
+
+
+def _strangers_of_adopted(url: str, manifest: Manifest) -> set[str]:
+    """Tars that are not indexed, and what `index-shards` would remove; other files beside others' tars are theirs."""
+    try:
+        unusable = {skip.detail for skip in read_rejected(url)}  # tars without a usable sample among them
+    except _UNREADABLE:
+        unusable = set()
+    names = [n for n in list_names(url) if n.endswith(".tar") or n.startswith(PARTIAL_PREFIX)]
+    return {*names, *left_overs(url, manifest)} - unusable
 
 
 def _check_rejected(url: str, manifest: Manifest) -> Iterator[Fault]:
     try:
-        counts = read_rejected(url)
-    except (StorageError, ValueError, KeyError, TypeError):
+        counts = count_by_reason(read_rejected(url))
+    except _UNREADABLE:
         yield Fault(REJECTED_NAME, "", "is missing or cannot be read")
         return
     if counts != manifest.skipped:

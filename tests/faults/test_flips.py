@@ -18,13 +18,12 @@ of the long form are here, the others in test_flips_elsewhere.py. The seed is pr
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pytest
 from damages import CUT, EMPTY, LONGER, MISSING, SWAP, Damage, Finder, damaged, files_of, unfound
+from in_this_process import InThisProcess
 from photo_folders import quick_recipe, write_photos
 from rich.console import Console
 from webdataset import ShardWriter
@@ -36,28 +35,10 @@ from core.shard_index import IMAGE, JSON, NPY, TXT
 from core.shard_set import ShardSet
 from shard_builder import adopt, verify
 from shard_builder.build import build_shards
+from shard_builder.index_tars import index_shards
 from trainer.data.loader import TrainLoader
 
 FULL = pytest.mark.faults
-
-
-class InThisProcess:
-    """Stands in for the engine: the same checks without the third of a second that a worker takes to start."""
-
-    def __init__(self, workers: int, pillow_simd: bool = True) -> None:
-        pass
-
-    def __enter__(self) -> InThisProcess:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-    def run(self, function: Any, tasks: Iterable[Any], progress: Any) -> Iterator[tuple[Any, Any]]:
-        for task in tasks:
-            yield task, function(task, lambda position: None)
 
 
 @pytest.fixture
@@ -82,7 +63,7 @@ def adopted_set(tmp_path: Path, caption_cache: Path) -> Path:
             text = {} if number == 6 else {"txt": f"a text {number}", "json": {"url": f"http://x/{number}"}}
             writer.write({"__key__": f"{number:04d}", "jpg": path.read_bytes(), **text})
     console = Console(file=io.StringIO())
-    adopt.index_shards(str(folder), size=32, workers=1, console=console)
+    index_shards(str(folder), size=32, workers=1, console=console)
     adopt.embed_shards(str(folder), Choice("fake"), cache_dir=caption_cache, console=console)
     return folder
 

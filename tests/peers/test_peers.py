@@ -16,7 +16,8 @@ from shard_sets import make_shard_set
 
 from core.config import Choice
 from core.shard_set import ShardSet
-from shard_builder.adopt import embed_shards, index_shards
+from shard_builder.adopt import embed_shards
+from shard_builder.index_tars import index_shards
 from shard_builder.verify import verify
 from trainer.data.loader import TrainLoader
 
