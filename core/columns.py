@@ -15,7 +15,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ import numpy as np
 import xxhash
 
 from core.errors import DamagedError, ManifestError, did_you_mean
+from core.fields import fill
 from core.manifest import Manifest, TextEncoderSpec
 from core.storage import (
     PARTIAL_PREFIX,
@@ -82,7 +83,8 @@ class ColumnHead:
     @property
     def text_encoder(self) -> TextEncoderSpec:
         """Which encoder made a text column."""
-        return TextEncoderSpec(**self.origin["text_encoder"])
+        where, remedy = f"column '{self.name}'", "Update shardclip, or delete the column and make it again."
+        return fill(TextEncoderSpec, self.origin.get("text_encoder"), where, ManifestError, remedy)
 
 
 @dataclass(frozen=True)
@@ -350,13 +352,10 @@ def _shallow(head: ColumnHead) -> dict[str, Any]:
 
 
 def _head_of(body: dict[str, Any], path: str) -> ColumnHead:
-    known: dict[str, Any] = {f.name: body[f.name] for f in fields(ColumnHead) if f.name in body}
-    missing = [f.name for f in fields(ColumnHead) if f.name not in known and f.default is MISSING]
-    if missing:
-        raise ManifestError(f"{path}: has no '{missing[0]}', so it was written by another version. Make it again.")
-    files = tuple(ColumnFile(**entry) for entry in known.pop("files", ()))
-    lists = {name: tuple(known[name]) for name in ("shape", "classes") if name in known}
-    return ColumnHead(**(known | lists | {"files": files}))
+    remedy = "Update shardclip, or delete the column and make it again."
+    files = tuple(fill(ColumnFile, entry, path, ManifestError, remedy) for entry in body.get("files", ()))
+    lists = {name: tuple(body[name]) for name in ("shape", "classes") if name in body}
+    return fill(ColumnHead, {**body, **lists, "files": files}, path, ManifestError, remedy)
 
 
 def _signed(body: dict[str, Any]) -> bytes:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from core.errors import ManifestError, StorageError
+from core.fields import fill
 from core.storage import exists, join, publish_bytes, read_bytes
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
-T = TypeVar("T")
+_BUILD_AGAIN = "Update shardclip, or build the set again."
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,8 @@ def load_manifest(url: str) -> Manifest:
         raise ManifestError(
             f"{path}: format {body['format_version']} is newer than {FORMAT_VERSION}. Update shardclip."
         )
-    if (
-        _signed(body) != data
-    ):  # byte for byte: JSON alone would overlook a lost line end, or an escape written otherwise
+    # Byte for byte: JSON alone would overlook a lost line end, or an escape written otherwise.
+    if _signed(body) != data:
         raise ManifestError(f"{path}: its own hash does not fit: it was altered. Restore it, or build the set again.")
     return _manifest_of(body, path)
 
@@ -135,23 +135,21 @@ def _manifest_of(body: dict[str, Any], path: str) -> Manifest:
     if "build_fingerprint" not in body:  # of before the samples had a hash of their own
         body = {**body, "build_fingerprint": body.get("fingerprint", ""), "fingerprint": ""}
     try:
-        shards = tuple(
-            _fill(ShardEntry, {**s, "embeddings": s.get("embeddings") and _fill(SidecarEntry, s["embeddings"])})
-            for s in body["shards"]
-        )
-        encoder = body.get("text_encoder") and _fill(TextEncoderSpec, body["text_encoder"])
-        parts = {"image": _fill(ImageSpec, body["image"]), "text_encoder": encoder, "shards": shards}
-        return _fill(Manifest, {**body, **parts, "classes": tuple(body.get("classes", ()))})
-    except KeyError as missing:
-        raise ManifestError(
-            f"{path}: has no {missing}, so it was written by another version. Build the set again."
-        ) from None
+        parts = {**body, "text_encoder": None, "classes": tuple(body.get("classes", ()))}
+        if "shards" in body:
+            parts["shards"] = tuple(_entry_of(values, path) for values in body["shards"])
+        if "image" in body:
+            parts["image"] = fill(ImageSpec, body["image"], path, ManifestError, _BUILD_AGAIN)
+        if encoder := body.get("text_encoder"):
+            parts["text_encoder"] = fill(TextEncoderSpec, encoder, path, ManifestError, _BUILD_AGAIN)
+        return fill(Manifest, parts, path, ManifestError, _BUILD_AGAIN)
+    except (TypeError, AttributeError, AssertionError) as error:
+        what = f"does not hang together ({error})"
+        raise ManifestError(f"{path}: {what}, so it was written by another version. {_BUILD_AGAIN}") from error
 
 
-def _fill(cls: type[T], values: dict[str, Any]) -> T:
-    """`cls` from the values of its fields; one that an older version did not write yet has its default."""
-    known = {f.name: values[f.name] for f in fields(cls) if f.name in values}  # type: ignore[arg-type]
-    for f in fields(cls):  # type: ignore[arg-type]
-        if f.name not in known and f.default is MISSING and f.default_factory is MISSING:
-            raise KeyError(f.name)
-    return cls(**known)
+def _entry_of(values: dict[str, Any], path: str) -> ShardEntry:
+    sidecar = values.get("embeddings")
+    if sidecar:
+        values = {**values, "embeddings": fill(SidecarEntry, sidecar, path, ManifestError, _BUILD_AGAIN)}
+    return fill(ShardEntry, values, path, ManifestError, _BUILD_AGAIN)

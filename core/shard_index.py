@@ -108,6 +108,8 @@ def decode_index(data: bytes | memoryview, where: str) -> ShardIndex:
         DamagedError: not an index, or cut short.
     """
     data = memoryview(data)
+    if bytes(data[:7]) == MAGIC[:7] and bytes(data[:8]) != MAGIC:
+        raise DamagedError(f"{where}: an index of a newer format. Update shardclip.")
     try:
         if bytes(data[:8]) != MAGIC:
             raise ValueError
@@ -119,7 +121,7 @@ def decode_index(data: bytes | memoryview, where: str) -> ShardIndex:
         records = np.frombuffer(data, RECORD, n * len(members), start + 8 * n).reshape(n, len(members))
     except (ValueError, KeyError, TypeError, IndexError):
         raise DamagedError(
-            f"{where}: no shard index, or cut short. Make it again with `shardclip index-shards`."
+            f"{where}: no shard index, or cut short. Restore it, or build or index the set again."
         ) from None
     return ShardIndex(members, records, image_ids)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from core.config import config_diff
 from core.errors import ManifestError, StorageError
+from core.fields import fill
 from core.manifest import MANIFEST_NAME, Manifest, ShardEntry, load_manifest
 from core.shard_set import ShardSet
 from core.storage import (
@@ -70,8 +71,8 @@ def save_result(out: str, name: str, result: ShardResult) -> None:
 def finished_results(out: str, plans: list[ShardPlan]) -> dict[str, ShardResult]:
     """Shard name -> result, for each shard whose files are there and are byte for byte those that were written."""
     found = {plan.name: _read_json(_result_path(out, plan.name)) for plan in plans}
-    results = {name: _result_of(body) for name, body in found.items() if body}
-    return {name: result for name, result in results.items() if _is_intact(out, result.entry)}
+    results = {name: _result_of(body) for name, body in found.items()}
+    return {name: result for name, result in results.items() if result and _is_intact(out, result.entry)}
 
 
 def save_build(out: str, recipe: Mapping[str, Any], files: Mapping[str, str]) -> None:
@@ -81,8 +82,7 @@ def save_build(out: str, recipe: Mapping[str, Any], files: Mapping[str, str]) ->
 
 def build_bytes(recipe: Mapping[str, Any], files: Mapping[str, str]) -> bytes:
     """The bytes of `build.json`, with a hash of itself, in the one form that `verify` accepts."""
-    body = {"recipe": recipe, "files": files}
-    return _json_bytes({**body, "sha256": fingerprint_of(body)})
+    return _signed({"recipe": recipe, "files": files})
 
 
 def load_build(out: str) -> dict[str, Any]:
@@ -93,9 +93,9 @@ def load_build(out: str) -> dict[str, Any]:
     """
     path = join(out, BUILD_NAME)
     body = _read_json(path)
-    if not {"recipe", "files"} <= body.keys():
+    if not all(isinstance(body.get(name), dict) for name in ("recipe", "files")):
         raise ManifestError(f"{path}: is missing or cannot be read. Restore it, or make the set again.")
-    if read_bytes(path) != build_bytes(body["recipe"], body["files"]):
+    if read_bytes(path) != _signed({name: value for name, value in body.items() if name != "sha256"}):
         raise ManifestError(f"{path}: its own hash does not fit: it was altered. Restore it, or make the set again.")
     return body
 
@@ -142,9 +142,17 @@ def _result_path(out: str, name: str) -> str:
     return join(out, STATE_NAME, f"{name}.json")
 
 
-def _result_of(body: dict[str, Any]) -> ShardResult:
-    entry = ShardEntry(**body["entry"]) if body["entry"] else None
-    return ShardResult(**{**body, "entry": entry, "skipped": tuple(Skip(**skip) for skip in body["skipped"])})
+def _result_of(body: dict[str, Any]) -> ShardResult | None:
+    """The result that a note speaks of; None where another version left something out: that shard is written again."""
+    try:
+        values = dict(body)
+        if body.get("entry"):
+            values["entry"] = fill(ShardEntry, body["entry"], "", ManifestError, "")
+        if "skipped" in body:
+            values["skipped"] = tuple(fill(Skip, skip, "", ManifestError, "") for skip in body["skipped"])
+        return fill(ShardResult, values, "", ManifestError, "")
+    except ManifestError:
+        return None
 
 
 def _read_json(url: str) -> dict[str, Any]:
@@ -154,6 +162,10 @@ def _read_json(url: str) -> dict[str, Any]:
         return dict(json.loads(read_bytes(url)))
     except (ValueError, TypeError):
         return {}  # a damaged note is no note: the work it speaks of is done again
+
+
+def _signed(body: Mapping[str, Any]) -> bytes:
+    return _json_bytes({**body, "sha256": fingerprint_of(body)})
 
 
 def _json_bytes(value: Any) -> bytes:

@@ -27,8 +27,9 @@ from core.storage import PARTIAL_PREFIX, publish_folder, sweep_partials
 from core.sync import sync
 from trainer.checkpoint_files import (
     MANIFEST,
+    REMEDY,
     damage,
-    files_of,
+    decoded,
     forget_cached_pages,
     manifest_bytes,
     read_manifest,
@@ -113,17 +114,22 @@ def load_checkpoint(path: Path, expected_identity: Mapping[str, Any] | None = No
         CheckpointError: a file is missing, cut short or altered (named), or the checkpoint is of another model
             (the fields that differ are named with both values).
     """
-    names = files_of(path)
-    files = {name: read_verified(path, name, entry) for name, entry in names.items()}
-    identity = parse_json(files[IDENTITY])
+    manifest = read_manifest(path)
+    for name in (MODEL, OPTIMIZER, STATE, IDENTITY):
+        manifest.entry(path, name)
+    files = {name: read_verified(path, name, entry) for name, entry in manifest.files.items()}
+    identity = decoded(path / IDENTITY, parse_json, files[IDENTITY])
     if expected_identity is not None:
         check_identity(identity, expected_identity, path)
+    state = decoded(path / STATE, parse_json, files[STATE])
+    if not isinstance(state, dict) or "step" not in state:
+        raise CheckpointError(f"{path / STATE}: has no 'step', so it was written by another version. {REMEDY}")
     return Checkpoint(
         path=path,
-        model_state=decode_tensors(files[MODEL]),
-        optimizer_state=decode_tree(files[OPTIMIZER]),
-        ema_state=decode_tensors(files[EMA]) if EMA in files else None,
-        state=parse_json(files[STATE]),
+        model_state=decoded(path / MODEL, decode_tensors, files[MODEL]),
+        optimizer_state=decoded(path / OPTIMIZER, decode_tree, files[OPTIMIZER]),
+        ema_state=decoded(path / EMA, decode_tensors, files[EMA]) if EMA in files else None,
+        state=state,
         identity=identity,
     )
 
@@ -150,14 +156,16 @@ def load_latest(folder: Path, expected_identity: Mapping[str, Any] | None = None
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights for evaluation (the averaged ones where there are any) and the identity; only these files are read."""
-    entries = files_of(path)
-    name = EMA if EMA in entries else MODEL
-    return decode_tensors(read_verified(path, name, entries[name])), read_identity(path)
+    manifest = read_manifest(path)
+    name = EMA if EMA in manifest.files else MODEL
+    data = read_verified(path, name, manifest.entry(path, name))
+    return decoded(path / name, decode_tensors, data), read_identity(path)
 
 
 def read_identity(path: Path) -> dict[str, Any]:
     """The verified `model.json`: enough to build the model before its weights are read."""
-    identity: dict[str, Any] = parse_json(read_verified(path, IDENTITY, files_of(path)[IDENTITY]))
+    data = read_verified(path, IDENTITY, read_manifest(path).entry(path, IDENTITY))
+    identity: dict[str, Any] = decoded(path / IDENTITY, parse_json, data)
     return identity
 
 
@@ -190,7 +198,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 def best_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was the best when it was saved."""
-    return next((path for path in reversed(_all_checkpoints(folder)) if read_manifest(path)["is_best"]), None)
+    return next((path for path in reversed(_all_checkpoints(folder)) if read_manifest(path).is_best), None)
 
 
 def set_aside_after(folder: Path, step: int) -> list[Path]:
@@ -245,7 +253,7 @@ def _remove_old(folder: Path, keep_last: int) -> None:
 
 def _marks(path: Path) -> bool | None:
     try:
-        return bool(read_manifest(path)["is_best"])
+        return read_manifest(path).is_best
     except CheckpointError:
         return None
 

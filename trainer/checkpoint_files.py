@@ -5,20 +5,54 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from core.errors import CheckpointError
+from core.fields import fill
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+REMEDY = "Use the version that wrote it, or train again."
+_UNDECODABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error, SafetensorError)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a checkpoint."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CheckpointManifest:
+    """All that readers believe about a checkpoint."""
+
+    files: dict[str, FileEntry]
+    is_best: bool = False  # when it was saved
+    format_version: int = FORMAT_VERSION
+
+    def entry(self, path: Path, name: str) -> FileEntry:
+        """What it says of one file.
+
+        Raises:
+            CheckpointError: the checkpoint has no such file; names it.
+        """
+        if name not in self.files:
+            raise CheckpointError(f"{path}: has no {name}, so it was written by another version. {REMEDY}")
+        return self.files[name]
 
 
 def damage(path: Path) -> str | None:
     """A sentence naming the first file that is missing or altered, or None for a whole checkpoint."""
     try:
-        for name, entry in files_of(path).items():
+        for name, entry in read_manifest(path).files.items():
             read_verified(path, name, entry)
     except CheckpointError as error:
         return str(error)
@@ -27,11 +61,11 @@ def damage(path: Path) -> str | None:
 
 def manifest_bytes(files: Mapping[str, bytes], step: int, is_best: bool) -> bytes:
     """The manifest of the given contents, signed with its own hash."""
-    entries = {n: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for n, data in files.items()}
+    entries = {n: asdict(FileEntry(len(data), hashlib.sha256(data).hexdigest())) for n, data in files.items()}
     return _sign({"format_version": FORMAT_VERSION, "step": step, "is_best": is_best, "files": entries})
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> CheckpointManifest:
     """The verified manifest of a checkpoint folder; CheckpointError names what is wrong with it."""
     file = path / MANIFEST
     if not path.is_dir():
@@ -45,26 +79,36 @@ def read_manifest(path: Path) -> dict[str, Any]:
         intact = False
     if not intact:
         raise CheckpointError(f"{file}: damaged (its content does not match its own hash).")
-    if manifest["format_version"] > FORMAT_VERSION:
-        raise CheckpointError(f"{file}: written by a newer shardclip (format {manifest['format_version']}). Update.")
-    return manifest
+    if body.get("format_version", 0) > FORMAT_VERSION:
+        raise CheckpointError(f"{file}: written by a newer shardclip (format {body['format_version']}). Update.")
+    if "files" in body:
+        entries = body["files"].items()
+        body["files"] = {name: fill(FileEntry, entry, str(file), CheckpointError, REMEDY) for name, entry in entries}
+    return fill(CheckpointManifest, body, str(file), CheckpointError, REMEDY)
 
 
-def files_of(path: Path) -> dict[str, dict[str, Any]]:
-    """`{name: {"bytes", "sha256"}}` of every file that the checkpoint has."""
-    files: dict[str, dict[str, Any]] = read_manifest(path)["files"]
-    return files
-
-
-def read_verified(path: Path, name: str, entry: Mapping[str, Any]) -> bytes:
+def read_verified(path: Path, name: str, entry: FileEntry) -> bytes:
     """The very bytes that were written; CheckpointError names the file that is missing, cut short or altered."""
     file = path / name
     data = _read(file)
-    if len(data) != entry["bytes"]:
-        raise CheckpointError(f"{file}: damaged ({len(data)} bytes, {entry['bytes']} were written).")
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+    if len(data) != entry.bytes:
+        raise CheckpointError(f"{file}: damaged ({len(data)} bytes, {entry.bytes} were written).")
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise CheckpointError(f"{file}: damaged (its sha256 is not the one in {MANIFEST}).")
     return data
+
+
+def decoded(file: Path, decode: Callable[[bytes], Any], data: bytes) -> Any:
+    """What `decode` makes of verified bytes.
+
+    Raises:
+        CheckpointError: it cannot: another version wrote them in another form.
+    """
+    try:
+        return decode(data)
+    except _UNDECODABLE as error:
+        what = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{file}: is of another version's form ({what}). {REMEDY}") from error
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
