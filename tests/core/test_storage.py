@@ -12,11 +12,13 @@ from core.storage import (
     PARTIAL_PREFIX,
     exists,
     fetch,
+    list_folders,
     list_names,
     publish,
     publish_bytes,
     publish_folder,
     read_bytes,
+    read_start,
     remove,
     sha256_of,
     size,
@@ -80,6 +82,35 @@ def test_a_remote_file_of_other_bytes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DamagedError, match="was expected"):
         fetch(url, tmp_path, "0" * 64)
     assert not list(tmp_path.rglob("*.tar"))
+
+
+def listed_folder(kind: str, tmp_path: Path) -> str:
+    """A folder with files and folders, of some storage."""
+    roots = {"path": str(tmp_path / "set"), "file": f"file://{tmp_path}/set", "memory": f"memory://b-{time.time_ns()}"}
+    url = roots[kind]
+    for name in ("b.tar", "a.tar", "a.idx", ".hidden", "columns/labels/column.json", "columns/text.a/column.json"):
+        publish_bytes(b"x", f"{url}/{name}")
+    publish_bytes(b"x", f"{url}/b.folder/deep/a.json")
+    return url
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+@pytest.mark.parametrize("kind", ["path", "file", "memory"])
+def test_a_listing_has_the_names_of_its_own_level_in_order(tmp_path: Path, kind: str, slash: str) -> None:
+    url = listed_folder(kind, tmp_path)
+    assert list_names(url + slash) == [".hidden", "a.idx", "a.tar", "b.tar"]
+    assert list_folders(url + slash) == ["b.folder", "columns"]
+    assert list_folders(f"{url}/columns{slash}") == ["labels", "text.a"] and list_names(f"{url}/columns{slash}") == []
+    assert list_names(f"{url}/columns/labels") == ["column.json"] and list_folders(f"{url}/columns/labels") == []
+
+
+@pytest.mark.parametrize("kind", ["path", "file", "memory"])
+def test_a_listing_of_no_folder_is_an_error_with_its_name(tmp_path: Path, kind: str) -> None:
+    url = listed_folder(kind, tmp_path)
+    for ask in (list_names, list_folders):
+        with pytest.raises(StorageError, match=r"/gone: no such folder\."):
+            ask(f"{url}/gone")
+    assert read_start(f"{url}/a.tar", 8) == b"x" and read_start(f"{url}/a.tar", 0) == b""
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

@@ -280,6 +280,32 @@ def test_other_tools_index_files_are_left_alone(folder: Path, console: Console, 
     assert verify(str(folder), workers=1, console=console) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "is_stranger"),
+    [
+        ("00009.tar", b"", True),
+        ("00000.1a2b3c4d.idx", b"SCLIPIX1 and more", True),
+        ("00000.emb", b"\x93NUMPY and more", True),
+        (".partial-00000.idx.x", b"", True),
+        ("00000.idx.bak", b"SCLIPIX1", False),
+        ("theirs.idx", b"v1.2 4", False),
+        ("theirs.emb", b"words", False),
+        ("00000_stats.json", b"{}", False),
+        ("00000.parquet", b"PAR1", False),
+        ("contact_sheet.jpg", b"", False),
+    ],
+)
+def test_beside_others_tars_only_ours_are_strangers(
+    folder: Path, console: Console, here: None, name: str, data: bytes, is_stranger: bool
+) -> None:
+    index(folder, console)
+    (folder / name).write_bytes(data)
+    what = "is not named by the manifest: left over, or put there by hand"
+    again = " (run `shardclip index-shards` again: it mends this)"
+    found = [(fault.file, fault.what) for fault in verify(str(folder), workers=1, console=console)]
+    assert found == ([(name, what + again)] if is_stranger else [])
+
+
 def test_left_overs_are_found_and_the_next_run_removes_them(folder: Path, console: Console, here: None) -> None:
     index(folder, console)
     before = folder_bytes(folder)

@@ -172,6 +172,38 @@ def test_a_fingerprint_of_other_samples_is_found(folder: Path) -> None:
     assert {fault.file for fault in check(folder)} == {"train-00003.idx"}  # what it says of its samples means nothing
 
 
+STRANGERS = (
+    "train-00009.tar",
+    "train-00000.1a2b3c4d.idx",
+    "x.emb",
+    ".partial-train-00000.tar.x",
+    "notes.txt",
+    "README",
+)
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_a_stranger_among_a_built_sets_files_is_named(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"")
+    assert check(folder) == [Fault(name, "", "is not named by the manifest: left over, or put there by hand")]
+
+
+def test_what_belongs_to_a_built_set_is_no_stranger(folder: Path) -> None:
+    (folder / "columns/labels").mkdir(parents=True)
+    (folder / "columns/labels/column.json").write_text("{}")  # a column is checked for itself
+    files = sorted(path.name for path in folder.iterdir() if path.is_file())
+    shards = [f"train-{n:05d}.{end}" for n in range(4) for end in ("idx", "tar")]
+    assert files == sorted(["build.json", "contact_sheet.jpg", "manifest.json", "rejected.jsonl", *shards])
+    assert [fault for fault in check(folder) if "not named by the manifest" in fault.what] == []
+
+
+def test_what_a_killed_build_left_is_named_with_its_remedy(folder: Path) -> None:
+    (folder / ".build").mkdir()
+    assert check(folder) == [
+        Fault(".build", "", "left over from a killed build: run the build again, it only tidies up")
+    ]
+
+
 def test_a_shard_standing_twice_repeats_keys_and_image_ids(folder: Path) -> None:
     manifest = load_manifest(str(folder))
     first, second = manifest.shards[0], manifest.shards[1]
