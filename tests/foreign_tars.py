@@ -30,3 +30,10 @@ def others(count: int = 10) -> list[dict[str, Any]]:
         ][number // 2 % 3]
         samples.append({"__key__": f"shop/item_{number}", extension: picture(number, (40 + number, 30), form), **texts})
     return samples
+
+
+def add_tar(folder: Path, name: str = "00003.tar") -> None:
+    """One more tar, of one sample."""
+    extra = write_tars(folder.with_name("extra"), [{"__key__": "new", "jpg": picture(99, (30, 30)), "txt": "new"}])
+    (extra / "00000.tar").rename(folder / name)
+    extra.rmdir()

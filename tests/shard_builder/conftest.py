@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_this_process import InThisProcess
 from photo_folders import write_photos
 from rich.console import Console
 
@@ -51,3 +52,10 @@ def make_config(tmp_path: Path, photos: Path, caption_cache: Path) -> MakeConfig
 def console() -> Console:
     """A console whose text can be read back: `console.file.getvalue()`."""
     return Console(file=io.StringIO(), width=160)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are functions of this process."""
+    monkeypatch.setattr("shard_builder.index_tars.ProcessesEngine", InThisProcess)
+    monkeypatch.setattr("shard_builder.verify.ProcessesEngine", InThisProcess)
