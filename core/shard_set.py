@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from core.columns import Column, ColumnFile, column_names, load_head, open_heads, united_classes
+from core.column_values import Column, open_heads, united_classes
+from core.columns import TEXT, ColumnFile, column_names, load_head
 from core.errors import DamagedError, ManifestError
 from core.manifest import ImageSpec, Manifest, ShardEntry, TextEncoderSpec, load_manifest
 from core.mapped import mapped
@@ -154,7 +155,7 @@ class ShardSet:
         """
         if name not in self._columns:
             heads = open_heads(self.urls, self.fingerprints, name)
-            self._columns[name] = Column(heads, self.manifests, self._column_file)
+            self._columns[name] = Column(self.urls, heads, self.manifests, self._column_file)
         return self._columns[name]
 
     def locate(self, sample: int) -> tuple[int, int]:
@@ -324,7 +325,7 @@ def _text_column(urls: Sequence[str], manifests: Sequence[Manifest]) -> str:
     """The text column of sets that store no embeddings: the only one there is; "" where there is none."""
     if any(manifest.text_encoder for manifest in manifests):
         return ""
-    names = [name for name in column_names(urls[0]) if load_head(urls[0], name).kind == "text"]
+    names = [name for name in column_names(urls[0]) if load_head(urls[0], name).kind == TEXT]
     if len(names) > 1:
         raise ManifestError(f"{urls[0]}: has several text columns ({', '.join(names)}). Name one of them in data.text.")
     return names[0] if names else ""
