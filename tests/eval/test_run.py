@@ -14,7 +14,8 @@ from core.config import Choice, from_mapping
 from core.errors import CheckpointError, ConfigError, DataError, WeightsError
 from core.manifest import TextEncoderSpec, load_manifest, save_manifest
 from core.shard_set import ShardSet
-from eval.encoder import choice_of, load_encoder, text_embedder
+from core.text_encoders import choice_of
+from eval.encoder import load_encoder, text_embedder
 from eval.features import load_features
 from eval.metrics import retrieval_ranks, summarise
 from eval.run import EvalConfig, evaluate
