@@ -98,7 +98,7 @@ class ColumnHead:
 
 @dataclass(frozen=True)
 class ShardValues:
-    """One shard's part of a column: `(n, ...)`; with `counts` `(n,)` the values of all captions, one after the other."""
+    """One shard's part of a column: `(n, ...)`; with `counts` `(n,)` the values of all captions, end to end."""
 
     values: np.ndarray
     counts: np.ndarray | None = None
@@ -236,8 +236,12 @@ def head_bytes(head: ColumnHead) -> bytes:
 def _upload(where: str, head: ColumnHead, shards: Sequence[str], values: ColumnValues) -> ColumnHead:
     if exists(where):
         raise StorageError(f"{where}: is there already. Choose another name or delete it.")
+
+    def write(name: str, data: bytes) -> None:
+        publish_bytes(data, join(where, name))
+
     try:
-        return _fill(head, shards, values, lambda name, data: publish_bytes(data, join(where, name)) and None)
+        return _fill(head, shards, values, write)
     except BaseException:
         remove(where)
         raise
@@ -275,9 +279,9 @@ def _head_of(body: dict[str, Any], path: str) -> ColumnHead:
     required = [f.name for f in fields(ColumnHead) if f.default is MISSING and f.default_factory is MISSING]
     if missing := [name for name in required if name not in known]:
         raise ManifestError(f"{path}: has no '{missing[0]}', so it was written by another version. Make it again.")
-    files = tuple(ColumnFile(**entry) for entry in known.pop("files", ()))
-    lists = {name: tuple(known[name]) for name in ("shape", "classes") if name in known}
-    return ColumnHead(**(known | lists | {"files": files}))
+    known["files"] = tuple(ColumnFile(**entry) for entry in known.get("files", ()))
+    known |= {name: tuple(known[name]) for name in ("shape", "classes") if name in known}
+    return ColumnHead(**known)
 
 
 def _signed(body: dict[str, Any]) -> bytes:

@@ -1,40 +1,33 @@
 """Make shard sets of tars that others wrote (img2dataset, open_clip users, any WebDataset): the tars stay as they are.
 
-`index_shards` writes NAME.idx beside each tar, rejected.jsonl, build.json and the manifest; `embed_shards` adds
-NAME.emb with the caption embeddings. Samples are jpg, jpeg, png or webp with a txt, or a json that has `caption` or
-`captions`.
+`index_shards` writes NAME.idx beside each tar, rejected.jsonl, build.json and the manifest. Samples are jpg, jpeg, png
+or webp with a txt, or a json that has `caption` or `captions`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from core.config import Choice
-from core.errors import DamagedError, DataError, ManifestError, StorageError
+from core.errors import DataError, StorageError
 from core.locks import lock
 from core.manifest import (
     ImageSpec,
     Manifest,
     ShardEntry,
-    SidecarEntry,
-    TextEncoderSpec,
     index_name,
-    load_manifest,
     save_manifest,
 )
 from core.mapped import mapped
 from core.shard_index import (
     IMAGE,
     JSON,
-    NPY,
     RECORD,
     TXT,
     Member,
@@ -43,20 +36,15 @@ from core.shard_index import (
     checksum,
     encode_index,
     image_id_of,
-    read_index,
     scan_tar,
 )
-from core.shard_set import ShardSet
 from core.storage import fetch, is_local, join, list_names, local, publish_bytes, sha256_of, sweep_partials
-from shard_builder.build_state import load_build, save_build
-from shard_builder.caption_cache import CaptionCache
-from shard_builder.caption_embeddings import embed_with_progress, text_encoder_spec
+from shard_builder.build_state import save_build
 from shard_builder.engines.processes import ProcessesEngine, available_cores
 from shard_builder.fingerprint import fingerprint_of
 from shard_builder.progress import progress_bar, spoken_bytes, summary_table
 from shard_builder.records import Skip
 from shard_builder.rejected import REJECTED_NAME, count_by_reason, write_rejected
-from shard_builder.writer import npy_bytes
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 _ABSENT = (0, 0, 0)
@@ -118,49 +106,6 @@ def index_shards(
         files = {REJECTED_NAME: write_rejected(url, skipped)}
         manifest = _publish(url, split, ImageSpec(size, fit, "mixed", 0), entries, count_by_reason(skipped), files)
     console.print(summary_table(manifest, [("size", spoken_bytes(sum(e.bytes for e in entries))), ("in", url)]))
-    return manifest
-
-
-def embed_shards(
-    url: str,
-    text_encoder: Choice,
-    batch_size: int = 256,
-    cache_dir: Path = Path("~/.cache/shardclip"),
-    console: Console | None = None,
-) -> Manifest:
-    """Write the caption embeddings of an indexed folder into sidecars, NAME.emb, and name them in index and manifest.
-
-    Killed in between, it leaves indexes that the manifest does not fit (readers refuse them); run it again.
-
-    Raises:
-        ManifestError: the folder is not indexed, or is a set that shardclip built.
-        DamagedError: a tar is not the one that was indexed.
-    """
-    console = console or Console()
-    cache_dir = cache_dir.expanduser()
-    with _locked(url, "embed"):
-        manifest = load_manifest(url)
-        if manifest.image.codec != "mixed":
-            raise ManifestError(f"{url}: was built by shardclip and has embeddings. Build it again for others.")
-        files = load_build(url)["files"]
-        manifest = replace(manifest, shards=tuple(_indexed(url, entry, cache_dir) for entry in manifest.shards))
-        shard_set = ShardSet((url,), (manifest,), cache_dir, verified=True)
-        with progress_bar(console, "samples", total=len(shard_set)) as show:
-            captions = []
-            for sample in range(len(shard_set)):
-                captions.append(shard_set.captions(sample))
-                show(sample + 1)
-        encoder = text_encoder_spec(text_encoder)
-        distinct = sorted({caption for own in captions for caption in own})
-        embed_with_progress(text_encoder, encoder, distinct, cache_dir / "captions", batch_size, console)
-        cache = CaptionCache(cache_dir / "captions", encoder)
-        of_sample = iter(captions)
-        entries = tuple(
-            _write_sidecar(url, entry, [cache.lookup(own) for own in islice(of_sample, entry.num_samples)], cache_dir)
-            for entry in manifest.shards
-        )
-        manifest = _publish(url, manifest.split, manifest.image, entries, manifest.skipped, files, encoder)
-    console.print(f"{manifest.num_captions:,} captions of {url} embedded by {manifest.text_encoder}")
     return manifest
 
 
@@ -230,31 +175,6 @@ def _record(data: memoryview, place: tuple[int, int] | None) -> tuple[int, int, 
     return offset, checksum(data[offset : offset + length]), length
 
 
-def _indexed(url: str, entry: ShardEntry, cache_dir: Path) -> ShardEntry:
-    """The entry, its index made again where a killed `embed` left another one than the manifest names."""
-    path = fetch(join(url, index_name(entry.name)), None if is_local(url) else cache_dir, None)
-    if path.is_file() and sha256_of(path) == entry.index_sha256:
-        return entry
-    again = index_tar(AdoptTask(url, entry.name, _source(url), cache_dir), lambda position: None).entry
-    if again is None or (again.sha256, again.num_samples) != (entry.sha256, entry.num_samples):
-        raise DamagedError(f"{join(url, entry.name)}: is not the tar that was indexed. Index it again.")
-    return again
-
-
-def _write_sidecar(url: str, entry: ShardEntry, embeddings: Sequence[np.ndarray], cache_dir: Path) -> ShardEntry:
-    name = entry.name.removesuffix(".tar") + ".emb"
-    blobs = [npy_bytes(array) for array in embeddings]
-    sha256 = publish_bytes(b"".join(blobs), join(url, name))
-    index = read_index(fetch(join(url, index_name(entry.name)), cache_dir, entry.index_sha256))
-    kept = [column for column, member in enumerate(index.members) if member.name != NPY]
-    offsets = np.cumsum([0, *map(len, blobs)])
-    column = np.array([(o, checksum(b), len(b)) for o, b in zip(offsets, blobs)], dtype=RECORD)
-    members = (*(index.members[c] for c in kept), Member(NPY, name))
-    new = ShardIndex(members, np.column_stack([index.records[:, kept], column]), index.image_ids)
-    index_sha256 = publish_bytes(encode_index(new), join(url, index_name(entry.name)))
-    return replace(entry, index_sha256=index_sha256, embeddings=SidecarEntry(name, int(offsets[-1]), sha256))
-
-
 def _publish(
     url: str,
     split: str,
@@ -262,11 +182,10 @@ def _publish(
     entries: tuple[ShardEntry, ...],
     skipped: Mapping[str, int],
     files: Mapping[str, str],
-    text_encoder: TextEncoderSpec | None = None,
 ) -> Manifest:
     """Publish `build.json`, and last the manifest."""
     num_samples = sum(entry.num_samples for entry in entries)
-    settings = {"image": asdict(image), "text_encoder": text_encoder and asdict(text_encoder)}
+    settings = {"image": asdict(image), "text_encoder": None}
     shards = [[entry.name, entry.sha256, entry.index_sha256] for entry in entries]
     recipe = {"adopted": shards, **settings}
     manifest = Manifest(
@@ -274,7 +193,7 @@ def _publish(
         num_samples=num_samples,
         num_captions=sum(entry.num_captions for entry in entries),
         image=image,
-        text_encoder=text_encoder,
+        text_encoder=None,
         classes=(),
         shards=entries,
         num_inputs=num_samples + sum(skipped.values()),
