@@ -184,9 +184,12 @@ def load_head(url: str, name: str) -> ColumnHead:
 
 def column_names(url: str) -> list[str]:
     """Names of a set's finished columns, sorted."""
-    folder = join(url, FOLDER)
-    names = list_folders(folder) if exists(folder) else []
-    return [n for n in names if not n.startswith(PARTIAL_PREFIX) and exists(join(folder, n, HEAD_NAME))]
+    return [name for name in _folders(url) if exists(join(url, FOLDER, name, HEAD_NAME))]
+
+
+def unfinished_columns(url: str) -> list[str]:
+    """Names of folders that hold no whole column: `column.json` is missing."""
+    return [name for name in _folders(url) if not exists(join(url, FOLDER, name, HEAD_NAME))]
 
 
 def text_column_of(urls: Sequence[str], spec: TextEncoderSpec) -> str | None:
@@ -231,6 +234,12 @@ def encode_array(array: np.ndarray) -> bytes:
 def head_bytes(head: ColumnHead) -> bytes:
     """The bytes of `column.json`, with a hash of itself."""
     return _signed(json.loads(json.dumps(asdict(head))))
+
+
+def _folders(url: str) -> list[str]:
+    folder = join(url, FOLDER)
+    names = list_folders(folder) if exists(folder) else []
+    return [name for name in names if not name.startswith(PARTIAL_PREFIX)]
 
 
 def _upload(where: str, head: ColumnHead, shards: Sequence[str], values: ColumnValues) -> ColumnHead:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from core.column_values import Column, open_heads, united_classes
-from core.columns import TEXT, ColumnFile, column_names, load_head
+from core.columns import FOLDER, HEAD_NAME, TEXT, ColumnFile, column_names, load_head, unfinished_columns
 from core.errors import DamagedError, ManifestError
 from core.manifest import ImageSpec, Manifest, ShardEntry, TextEncoderSpec, load_manifest
 from core.mapped import mapped
@@ -121,7 +121,9 @@ class ShardSet:
             ManifestError: the set has none.
         """
         if self.text_encoder is None:
-            raise ManifestError(f"{self.urls[0]}: has no caption embeddings. Add them with `shardclip embed`.")
+            torn = [join(FOLDER, name, HEAD_NAME) for name in unfinished_columns(self.urls[0])]
+            hint = f" ({', '.join(torn)} is missing)" if torn else ""
+            raise ManifestError(f"{self.urls[0]}: has no caption embeddings{hint}. Add them with `shardclip embed`.")
         return self.text_encoder.embed_dim
 
     @property

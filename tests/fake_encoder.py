@@ -26,7 +26,7 @@ class FakeEncoder:
     spec, max_tokens = SPEC, 32
     tokenizer = TokenizerSpec("letters", "1" * 64, 0x110000)
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, model: str = "model", revision: str = "main", device: str = "cpu") -> None:
         pass
 
     @property

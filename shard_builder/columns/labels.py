@@ -214,7 +214,7 @@ def _csv_rows(file: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise DataError(f"{file}: line {reader.line_num} has more cells than the header. Quote commas.")
             yield reader.line_num, {key.strip(): value and value.strip() for key, value in row.items()}
     except csv.Error as error:
-        raise DataError(f"{file}: line {reader.line_num} is no CSV ({error}).") from None
+        raise DataError(f"{file}: line {reader.reader.line_num} is no CSV ({error}).") from None
 
 
 def _json_rows(file: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
