@@ -1,4 +1,4 @@
-"""Labels: what the file says, sample by sample; what it says to nobody is counted, and what it says twice is refused."""
+"""Labels: what the file says, sample by sample; what it says to nobody is counted, what it says twice is refused."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_labels_equal_the_file_by_a_plain_loop(built: Path, cache: Path, tmp_pat
         file.write_text("".join(json.dumps({by: own, "label": str(label)}) + "\n\n" for own, label in rows.items()))
     (head,) = add("labels", built, cache=cache, file=str(file), name="mine")
     assert names_of(built, "mine") == [rows.get(own) for own in ids]
-    assert head.classes == tuple(sorted(set(rows[own] for own in ids if own in rows)))
+    assert head.classes == tuple(sorted({rows[own] for own in ids if own in rows}))
     assert head.figures["unknown_rows"] == 2 and head.figures["unlabelled"] == sum(own not in rows for own in ids)
 
 
