@@ -69,7 +69,7 @@ class _CheckedSet:
 
     @cached_property
     def shard_set(self) -> ShardSet:
-        return ShardSet((self.url,), (self.manifest,), self.cache_dir, verified=True)
+        return ShardSet((self.url,), (self.manifest,), self.cache_dir, verified=False)  # indexes are checked
 
     @cached_property
     def fingerprint(self) -> str:
@@ -94,7 +94,7 @@ class _CheckedSet:
     def _count(self, sample: int) -> int:
         try:
             return len(self.shard_set.captions(sample))
-        except (ShardclipError, ValueError, KeyError, IndexError):
+        except (ShardclipError, OSError, ValueError, KeyError, IndexError):
             return -1
 
 

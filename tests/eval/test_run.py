@@ -166,9 +166,7 @@ def test_shards_of_another_width_are_refused(run_dir, tmp_path):
 
 def test_shards_without_embeddings_are_refused(run_dir, shards, tmp_path):
     save_manifest(replace(load_manifest(shards), text_encoder=None), shards)
-    with pytest.raises(
-        CheckpointError, match="has no caption embeddings.*`shardclip column text .*val encoder=random`"
-    ):
+    with pytest.raises(CheckpointError, match="has no caption embeddings.*`shardclip column text .* encoder=random`"):
         evaluate(config_of(run_dir, shards, tmp_path / "out"), QUIET)
 
 
