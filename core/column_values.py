@@ -180,19 +180,18 @@ def _united_numbers(heads: Sequence[ColumnHead]) -> list[np.ndarray | None]:
     if heads[0].kind == LABELS:
         place = {name: number for number, name in enumerate(united_classes([head.classes for head in heads]))}
         return [np.array([*(place[name] for name in head.classes), NO_NUMBER], head.dtype) for head in heads]
-    starts: dict[str, int] = {}  # sha256 of the centroids -> number of their first topic
-    end = 0
-    for head in heads:
-        if centroids_sha256(head) not in starts:
-            starts[centroids_sha256(head)] = end
-            end += int(head.origin["num_topics"])
+    starts, first, end = dict[str, int](), [], 0
+    for number, head in enumerate(heads):
+        sharing = centroids_sha256(head) or f"set {number}"
+        if sharing not in starts:
+            starts[sharing], end = end, end + int(head.origin["num_topics"])
+        first.append(starts[sharing])
     return [
         np.array([*range(start, start + int(head.origin["num_topics"])), NO_NUMBER], head.dtype)
-        for head in heads
-        for start in [starts[centroids_sha256(head)]]
+        for start, head in zip(first, heads)
     ]
 
 
 def centroids_sha256(head: ColumnHead) -> str:
-    """Which centroids a column of topics goes by."""
-    return next(entry.sha256 for entry in head.files if entry.name == extra_file(CENTROIDS))
+    """Which centroids a column of topics goes by; "" where it keeps none."""
+    return next((entry.sha256 for entry in head.files if entry.name == extra_file(CENTROIDS)), "")

@@ -175,22 +175,18 @@ def state_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-class _Pictures(ShardSet):
-    """A set without its captions: adopted ones may have no embeddings, and none are needed here."""
-
-    def embeddings(self, sample: int) -> np.ndarray:
-        return np.empty((0, 1), np.float16)
-
-
 def _parts(work: ColumnWork, frozen: FrozenTower, batch_size: int, num_workers: int) -> Iterator[ShardValues]:
     """Features shard by shard, as they are computed."""
     from trainer.augment import Normalize
     from trainer.data.loader import EvalLoader
 
     shard_set = work.shard_set
-    pictures = _Pictures(shard_set.urls, shard_set.manifests, shard_set.cache_dir, verified=True)
     loader = EvalLoader(
-        pictures, batch_size=batch_size, num_workers=num_workers, pin_memory=frozen.device.type == "cuda"
+        shard_set,
+        batch_size=batch_size,
+        columns={},  # adopted sets may have no caption embeddings, and none are needed
+        num_workers=num_workers,
+        pin_memory=frozen.device.type == "cuda",
     )
     normalize = Normalize(frozen.size, frozen.mean, frozen.std)
     sizes, done = shard_set.shard_sizes.tolist(), 0
@@ -198,6 +194,7 @@ def _parts(work: ColumnWork, frozen: FrozenTower, batch_size: int, num_workers: 
     try:
         with work.progress("pictures", len(shard_set)) as show:
             for batch in loader:
+                assert batch.images is not None
                 features = _forward(frozen, normalize(batch.images.to(frozen.device, non_blocking=True)))
                 waiting = np.concatenate([waiting, features])
                 done += len(features)
