@@ -179,7 +179,10 @@ def load_head(url: str, name: str) -> ColumnHead:
         raise ManifestError(
             f"{path}: format {body['format_version']} is newer than {FORMAT_VERSION}. Update shardclip."
         )
-    return _head_of(body, path)
+    head = _head_of(body, path)
+    if head.name != name:  # its files would be looked for in the other folder
+        raise ManifestError(f"{path}: says that it is column '{head.name}'. Give the folder its name back.")
+    return head
 
 
 def column_names(url: str) -> list[str]:

@@ -55,7 +55,7 @@ def check_columns(url: str, manifest: Manifest, cache_dir: Path | None, report: 
             report(join(FOLDER, name, HEAD_NAME), str(error))
         else:
             heads.append(head)
-            _ColumnChecker(checked, head, name, report).check()
+            _ColumnChecker(checked, head, report).check()
     return heads
 
 
@@ -101,19 +101,17 @@ class _CheckedSet:
 class _ColumnChecker:
     """Checks one column."""
 
-    def __init__(self, checked: _CheckedSet, head: ColumnHead, folder: str, report: Report) -> None:
-        self.checked, self.head, self.folder, self._report = checked, head, folder, report
+    def __init__(self, checked: _CheckedSet, head: ColumnHead, report: Report) -> None:
+        self.checked, self.head, self._report = checked, head, report
         self.files: Mapping[str, ColumnFile] = {entry.name: entry for entry in head.files}
 
     def check(self) -> None:
         """Everything."""
         head, checked = self.head, self.checked
-        if head.name != self.folder:
-            self._fault(HEAD_NAME, f"says that it is column '{head.name}'")
         if checked.fingerprint and head.fingerprint != checked.fingerprint:
             self._fault(HEAD_NAME, "was made for other samples than the set has now: delete it and make it again")
             return
-        for name in list_names(join(checked.url, FOLDER, self.folder)):
+        for name in list_names(join(checked.url, FOLDER, self.head.name)):
             if name != HEAD_NAME and name not in self.files:
                 self._fault(name, f"is not named by {HEAD_NAME}: left over, or put there by hand")
         sound = {entry.name for entry in head.files if self._is_sound(entry)}
@@ -148,7 +146,7 @@ class _ColumnChecker:
             self._fault(extra_file(CENTROIDS), f"is not {self.head.origin['num_topics']} finite centroids")
 
     def _is_sound(self, entry: ColumnFile) -> bool:
-        if not exists(join(self.checked.url, FOLDER, self.folder, entry.name)):
+        if not exists(join(self.checked.url, FOLDER, self.head.name, entry.name)):
             self._fault(entry.name, "is missing")
             return False
         path = self._path(entry.name)
@@ -164,10 +162,10 @@ class _ColumnChecker:
         return decode_array(mapped(self._path(name)))
 
     def _path(self, name: str) -> Path:
-        return fetch(join(self.checked.url, FOLDER, self.folder, name), self.checked.cache_dir, None)
+        return fetch(join(self.checked.url, FOLDER, self.head.name, name), self.checked.cache_dir, None)
 
     def _fault(self, name: str, what: str) -> None:
-        self._report(join(FOLDER, self.folder, name), what)
+        self._report(join(FOLDER, self.head.name, name), what)
 
 
 def fault_of_values(head: ColumnHead, values: np.ndarray) -> str:
