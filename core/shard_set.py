@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from core.columns import Column, ColumnFile, column_names, load_head, open_heads, united_classes
+from core.column_values import Column, open_heads, united_classes
+from core.columns import FOLDER, HEAD_NAME, TEXT, ColumnFile, column_names, load_head, unfinished_columns
 from core.errors import DamagedError, ManifestError
 from core.manifest import ImageSpec, Manifest, ShardEntry, TextEncoderSpec, load_manifest
 from core.mapped import mapped
@@ -120,7 +121,9 @@ class ShardSet:
             ManifestError: the set has none.
         """
         if self.text_encoder is None:
-            raise ManifestError(f"{self.urls[0]}: has no caption embeddings. Add them with `shardclip embed`.")
+            torn = [join(FOLDER, name, HEAD_NAME) for name in unfinished_columns(self.urls[0])]
+            hint = f" ({', '.join(torn)} is missing)" if torn else ""
+            raise ManifestError(f"{self.urls[0]}: has no caption embeddings{hint}. Add them with `shardclip embed`.")
         return self.text_encoder.embed_dim
 
     @property
@@ -154,7 +157,7 @@ class ShardSet:
         """
         if name not in self._columns:
             heads = open_heads(self.urls, self.fingerprints, name)
-            self._columns[name] = Column(heads, self.manifests, self._column_file)
+            self._columns[name] = Column(self.urls, heads, self.manifests, self._column_file)
         return self._columns[name]
 
     def locate(self, sample: int) -> tuple[int, int]:
@@ -324,7 +327,7 @@ def _text_column(urls: Sequence[str], manifests: Sequence[Manifest]) -> str:
     """The text column of sets that store no embeddings: the only one there is; "" where there is none."""
     if any(manifest.text_encoder for manifest in manifests):
         return ""
-    names = [name for name in column_names(urls[0]) if load_head(urls[0], name).kind == "text"]
+    names = [name for name in column_names(urls[0]) if load_head(urls[0], name).kind == TEXT]
     if len(names) > 1:
         raise ManifestError(f"{urls[0]}: has several text columns ({', '.join(names)}). Name one of them in data.text.")
     return names[0] if names else ""

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.columns import text_column_of
 from core.config import Choice
 from core.errors import CheckpointError, WeightsError
-from core.manifest import TextEncoderSpec
+from core.manifest import TextEncoderSpec, load_manifest
 from core.parts import build
 from core.shard_set import ShardSet
 from core.storage import sha256_of
-from core.text_encoders import TEXT_ENCODERS
+from core.text_encoders import TEXT_ENCODERS, choice_of
 from core.text_encoders.encode import encode_captions
 from trainer.augment import Normalize
 from trainer.checkpoint import EMA, MODEL, load_weights, resolve_checkpoint
@@ -61,20 +62,26 @@ def load_encoder(checkpoint: Path, device: torch.device) -> ImageEncoder:
     return ImageEncoder(path, model.to(device).eval(), normalize, identity, fingerprint)
 
 
-def expect_same_text_encoder(encoder: ImageEncoder, shard_set: ShardSet) -> None:
-    """Raise where a shard set's captions were embedded by another encoder than the checkpoint was trained against."""
-    trained, found = encoder.text_encoder, shard_set.text_encoder
-    where = " + ".join(shard_set.urls)
-    if found is None:
-        raise CheckpointError(
-            f"{where}: has no caption embeddings; {encoder.path} was trained against {trained}. Add them with"
-            " `shardclip embed`."
-        )
-    if found != trained:
-        raise CheckpointError(
-            f"{where}: its captions were embedded by {found}, {encoder.path} was trained against {trained}."
-            " Build the shards with the checkpoint's encoder."
-        )
+def open_same_text(encoder: ImageEncoder, urls: Sequence[str], cache_dir: Path | None) -> ShardSet:
+    """The shard sets with the caption embeddings that the checkpoint was trained against: stored, or a text column's.
+
+    Raises:
+        CheckpointError: the sets have neither; says the command that makes the column.
+    """
+    trained = encoder.text_encoder
+    stored = [load_manifest(url).text_encoder for url in urls]
+    if all(spec == trained for spec in stored):
+        return ShardSet.open(urls, cache_dir, text="")
+    if name := text_column_of(urls, trained):
+        return ShardSet.open(urls, cache_dir, text=name)
+    other = next((spec for spec in stored if spec not in (trained, None)), None)
+    has = f"its captions were embedded by {other}" if other else "has no caption embeddings"
+    choice = choice_of(trained)
+    options = "".join(f" {key}={value}" for key, value in choice.options.items())
+    raise CheckpointError(
+        f"{' + '.join(urls)}: {has}; {encoder.path} was trained against {trained}. Add them to each with "
+        f"`shardclip column text {' '.join(urls)} encoder={choice.name}{options}`."
+    )
 
 
 def text_embedder(
@@ -99,11 +106,3 @@ def text_embedder(
         return encode_captions(encoder, texts, batch_size, lambda done: None).astype(np.float32)
 
     return embed
-
-
-def choice_of(spec: TextEncoderSpec) -> Choice:
-    """The line of a recipe that loads an encoder again: `hf_clip:openai/clip-vit-base-patch32` and its revision."""
-    kind, _, model = spec.name.partition(":")
-    revision, _, precision = spec.revision.partition("+")
-    options = {"model": model, "revision": revision} if model and revision != "local" else {"model": model}
-    return Choice(kind, (options if model else {}) | ({"precision": precision} if precision else {}))

@@ -25,7 +25,7 @@ from core.errors import ConfigError, DataError
 from core.shard_set import ShardSet
 from core.storage import publish_bytes
 from eval.charts import result_charts, sheets, training_charts
-from eval.encoder import ImageEncoder, expect_same_text_encoder, load_encoder, text_embedder
+from eval.encoder import ImageEncoder, load_encoder, open_same_text, text_embedder
 from eval.exhibits import Shelf, rank_bands, show_queries, show_retrieval, show_similarity
 from eval.features import Extracted, extract, mean_pair_loss, save_features
 from eval.metrics import RECALL_KS, Ranks, paired_bootstrap
@@ -104,8 +104,7 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
     run_dir = encoder.path.parent.parent
     out = config.out or run_dir
     console.print(f"evaluating {encoder.path} on {', '.join(config.shards)} -> {out}")
-    shard_set = ShardSet.open(config.shards, config.cache_dir)
-    expect_same_text_encoder(encoder, shard_set)
+    shard_set = open_same_text(encoder, config.shards, config.cache_dir)
     embed_texts = _lazy_embedder(config, encoder, device)
 
     extracted = _extract(encoder, shard_set, config, device, console)
@@ -227,13 +226,12 @@ def _labelled(
 ) -> tuple[ShardSet, Extracted] | None:
     if not config.labelled_shards:
         return (shard_set, extracted) if shard_set.classes else None
-    labelled = ShardSet.open(config.labelled_shards, config.cache_dir)
+    labelled = open_same_text(encoder, config.labelled_shards, config.cache_dir)
     if not labelled.classes:
         raise DataError(
             f"{config.labelled_shards[0]}: has no class labels. Build it with the image_folder reader, or with labels"
             " in its jsonl."
         )
-    expect_same_text_encoder(encoder, labelled)
     return labelled, _extract(encoder, labelled, config, device, console)
 
 

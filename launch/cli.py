@@ -22,6 +22,7 @@ app = typer.Typer(
 console = Console(highlight=False, soft_wrap=True)
 Recipe = Annotated[Path, typer.Argument(help="A YAML recipe of configs/.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, as in optim.lr=3e-4", show_default=False)]
+CacheDir = Annotated[Path, typer.Option(help="For caption embeddings, and files of remote sets.")]
 Shards = Annotated[str, typer.Argument(help="A shard set: folder or URL.", show_default=False)]
 
 
@@ -162,18 +163,37 @@ def index_shards(
 
 @app.command()
 def embed(
-    shards: Shards,
+    shards: Annotated[list[str], typer.Argument(help="Shard sets: folders or URLs.", show_default=False)],
     encoder: Annotated[str, typer.Option(help="A frozen text encoder: hf_clip, minilm or sentence.")] = "hf_clip",
     model: Annotated[str | None, typer.Option(help="Its model: a hub name or a folder.")] = None,
+    cache_dir: CacheDir = Path("~/.cache/shardclip"),
 ) -> None:
-    """Add caption embeddings beside adopted shards.
+    """Add caption embeddings to sets, built or adopted: the same as `column text`.
 
     Example: shardclip embed data/cc3m --encoder hf_clip --model openai/clip-vit-base-patch32
     """
     from core.config import Choice
-    from shard_builder.adopt import embed_shards
+    from shard_builder.embed import embed_shards
 
-    embed_shards(shards, Choice(encoder, {"model": model} if model else {}), console=console)
+    choice = Choice(encoder, {"model": model} if model else {})
+    embed_shards(shards, choice, cache_dir=cache_dir, console=console)
+
+
+@app.command()
+def column(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="KIND SET [SET...] [key=value...]", help="labels, tokens, text, topics, features; list"),
+    ],
+    cache_dir: CacheDir = Path("~/.cache/shardclip"),
+) -> None:
+    """Add what is known of the samples later to sets, which stay as they are; `column list SET` shows what is there.
+
+    Example: shardclip column labels data/coco2014-train file=labels.csv
+    """
+    from launch.columns import column as make
+
+    make(words, cache_dir, console)
 
 
 @app.command()

@@ -14,17 +14,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from core.columns import column_names, column_url, load_head
 from core.errors import ShardclipError
 from core.parts import build
 from core.shard_set import ShardSet
 from trainer.config import TrainConfig
+from trainer.data.buffers import buffer_bytes
+from trainer.data.stream import max_in_flight
 from trainer.losses import LOSSES
 from trainer.models import build_model
 from trainer.samplers.slices import steps_per_epoch
 from trainer.trackers.wandb_tracker import choose_mode
 
 GIB = 2**30
-BUFFERS_BEYOND_PREFETCH = 5  # of the loader: lent, being filled, being copied
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,24 @@ def check_shards(config: TrainConfig) -> Iterator[Finding]:
         yield Finding("warning", "no validation shards", "Set data.val, or recall is not followed.")
 
 
+def check_columns(config: TrainConfig) -> Iterator[Finding]:
+    """What is known of the samples beside the shards, and whether it still speaks of them."""
+    for url in [*config.data.train, *config.data.val]:
+        own = ShardSet.open(url, config.data.cache_dir).fingerprint
+        heads = []
+        for name in column_names(url):
+            try:
+                heads.append(load_head(url, name))
+            except ShardclipError as error:  # one that is damaged does not hide the others
+                yield Finding("error", str(error), f"shardclip verify {url}")
+        for head in heads:
+            if head.fingerprint != own:
+                repair = f"Delete {column_url(url, head.name)} and make it again."
+                yield Finding("error", f"{url}: column {head.name} was made for other samples", repair)
+        fitting = [f"{head.name} ({head.kind})" for head in heads if head.fingerprint == own]
+        yield Finding("ok", f"{url}: columns {', '.join(fitting) or 'none'}")
+
+
 def check_weights(config: TrainConfig) -> Iterator[Finding]:
     """The tower's pretrained weights can be had here."""
     model = build_model(config.model, ShardSet.open(config.data.train, config.data.cache_dir).embed_dim)
@@ -79,8 +99,11 @@ def check_memory(config: TrainConfig) -> Iterator[Finding]:
     block = build(LOSSES, config.loss, kind="loss").block_size or config.global_batch_size
     logits = block * config.global_batch_size * 4
     yield Finding("ok", f"logits: blocks of {block} x {config.global_batch_size}, {logits / GIB:.2f} GiB at a time")
-    side = config.image_size or ShardSet.open(config.data.train, config.data.cache_dir).image.size
-    needed = (config.data.prefetch + BUFFERS_BEYOND_PREFETCH) * config.global_batch_size * side * side * 3
+    ranks = max(1, torch.cuda.device_count())
+    rows, workers = config.global_batch_size // ranks, config.data.num_workers
+    in_flight = max_in_flight(rows, workers, config.data.prefetch)
+    stored = ShardSet.open(config.data.train, config.data.cache_dir).image.size  # the device resizes to image_size
+    needed = ranks * buffer_bytes(in_flight, rows, stored)
     free = psutil.virtual_memory().available
     repair = "Lower data.prefetch or global_batch_size." if needed > free / 2 else ""
     what = f"loader buffers of all ranks: about {needed / GIB:.2f} GiB of {free / GIB:.1f} GiB free memory"
@@ -137,6 +160,7 @@ def check_wandb(config: TrainConfig) -> Iterator[Finding]:
 CHECKS: tuple[Callable[[TrainConfig], Iterator[Finding]], ...] = (
     check_device,
     check_shards,
+    check_columns,
     check_weights,
     check_memory,
     check_cores,

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from core.shard_set import ShardSet
 from core.storage import is_local, join, local, publish_bytes
 from shard_builder.build_state import close_state, finished_results, open_state, save_build, save_result
 from shard_builder.caption_embeddings import embed_with_progress, text_encoder_spec
+from shard_builder.columns.labels import publish_labels
 from shard_builder.config import BuildConfig
 from shard_builder.contact_sheet import CONTACT_SHEET_NAME, contact_sheet
 from shard_builder.engines import ENGINES
@@ -65,7 +67,12 @@ def build_shards(config: BuildConfig, console: Console | None = None) -> Manifes
         _expect_few_skips(inputs.skipped, inputs.num_inputs, config)
 
         embed_with_progress(
-            config.text_encoder, encoder, inputs.captions, config.caption_cache, config.text_batch_size, console
+            config.text_encoder,
+            encoder,
+            inputs.captions,
+            config.caption_cache,
+            config.text_batch_size,
+            partial(progress_bar, console),
         )
         plans = plan_shards(inputs.records, config.split, config.samples_per_shard, config.seed)
         results = finished_results(config.out, plans)
@@ -74,7 +81,7 @@ def build_shards(config: BuildConfig, console: Console | None = None) -> Manifes
         ordered = [results[plan.name] for plan in plans]
         manifest = _manifest(config, encoder, inputs, ordered, fingerprint_of(recipe))
         manifest = replace(manifest, fingerprint=_opened(config, manifest).fingerprint)
-        files = _publish_extras(config, manifest, _all_skips(inputs, ordered))
+        files = _publish_extras(config, manifest, _all_skips(inputs, ordered), console)
         save_build(config.out, recipe, files)
         save_manifest(manifest, config.out)
         close_state(config.out)
@@ -172,9 +179,14 @@ def _opened(config: BuildConfig, manifest: Manifest) -> ShardSet:
     return ShardSet((config.out,), (manifest,), config.cache_dir.expanduser(), verified=False)
 
 
-def _publish_extras(config: BuildConfig, manifest: Manifest, skipped: Sequence[Skip]) -> dict[str, str]:
-    """Publish the listing and the contact sheet; returns name -> sha256."""
-    sheet = contact_sheet(_opened(config, manifest), f"{config.source.name}   {config.split}", config.seed)
+def _publish_extras(
+    config: BuildConfig, manifest: Manifest, skipped: Sequence[Skip], console: Console
+) -> dict[str, str]:
+    """Publish labels (as a column), the listing and the contact sheet; returns name -> sha256 of the latter two."""
+    shard_set = _opened(config, manifest)
+    if manifest.classes:
+        publish_labels(shard_set, config.cache_dir.expanduser(), console)
+    sheet = contact_sheet(shard_set, f"{config.source.name}   {config.split}", config.seed)
     return {
         REJECTED_NAME: write_rejected(config.out, skipped),
         CONTACT_SHEET_NAME: publish_bytes(sheet, join(config.out, CONTACT_SHEET_NAME)),

@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from core import parts
+from core.column_kind import Progress
 from core.config import Choice
 from core.manifest import TextEncoderSpec
 from core.text_encoders import TEXT_ENCODERS
 from core.text_encoders.encoder import TextEncoder
 from shard_builder.caption_cache import CaptionCache
-from shard_builder.progress import progress_bar
 
 SEGMENT_CAPTIONS = 4096  # saved together, at least: what a killed build loses
 PROBE_CAPTIONS = 256  # measured for an estimate
@@ -32,7 +31,7 @@ def text_encoder_spec(choice: Choice) -> TextEncoderSpec:
 
 
 def embed_with_progress(
-    choice: Choice, spec: TextEncoderSpec, captions: Sequence[str], folder: Path, batch_size: int, console: Console
+    choice: Choice, spec: TextEncoderSpec, captions: Sequence[str], folder: Path, batch_size: int, progress: Progress
 ) -> None:
     """Bring the embeddings of all `captions` into the cache at `folder`, on a GPU where there is one."""
     cache = CaptionCache(folder, spec)
@@ -40,7 +39,7 @@ def embed_with_progress(
     if not missing:
         return
     encoder = _encoder(choice)
-    with progress_bar(console, "captions", total=len(missing)) as show:
+    with progress("captions", len(missing)) as show:
         embed_missing(cache, encoder, missing, batch_size, show)
 
 

@@ -6,14 +6,17 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from core.columns import LABELS, NO_NUMBER, TOPICS, column_names, load_head
 from core.errors import DataError
 from core.seeding import permutation
 from core.shard_set import ShardSet
 from core.storage import publish_bytes
+from shard_builder.column import column_table
 from shard_builder.contact_sheet import contains, draw_sheet, encode_sheet, summary_of, tile_of
 
 
@@ -40,10 +43,13 @@ def preview(
     if not samples:
         raise DataError(f"{url}: no caption contains '{query}'. Try a shorter word.")
     title = url.rstrip("/").rsplit("/", 1)[-1] + (f"   “{query}”" if query else "")
-    tiles = [tile_of(shard_set, sample, query or "") for sample in samples]
+    marks = _marks(shard_set, samples)
+    tiles = [tile_of(shard_set, sample, query or "", own) for sample, own in zip(samples, marks)]
     sheet = draw_sheet(tiles, title, summary_of(shard_set.manifests[0]))
     publish_bytes(encode_sheet(sheet, "JPEG" if out.suffix.lower() in (".jpg", ".jpeg") else "PNG"), out)
-    console.print(_caption_table(shard_set, samples))
+    console.print(_caption_table(shard_set, samples, marks))
+    if column_names(url):
+        console.print(column_table(url))
     console.print(f"{len(samples)} samples drawn in {out}")
     return samples
 
@@ -54,11 +60,23 @@ def _matching(shard_set: ShardSet, seed: int, query: str | None) -> Iterator[int
             yield sample
 
 
-def _caption_table(shard_set: ShardSet, samples: list[int]) -> Table:
-    table = Table("sample", "original", "captions", show_lines=True)
-    for sample in samples:
+def _marks(shard_set: ShardSet, samples: list[int]) -> list[str]:
+    """What labels and topics say of each sample: `dog`, `topics 17`; "" where they say nothing."""
+    marks: list[list[str]] = [[] for _ in samples]
+    for name in column_names(shard_set.urls[0]):
+        column = shard_set.column(name) if load_head(shard_set.urls[0], name).kind in (LABELS, TOPICS) else None
+        for own, number in zip(marks, column.rows(np.array(samples)).tolist() if column else []):
+            if number != NO_NUMBER:
+                own.append(column.classes[number] if column and column.classes else f"{name} {number}")
+    return [", ".join(own) for own in marks]
+
+
+def _caption_table(shard_set: ShardSet, samples: list[int], marks: list[str]) -> Table:
+    table = Table("sample", "original", *(["label, topic"] if any(marks) else []), "captions", show_lines=True)
+    for sample, own in zip(samples, marks):
         info = shard_set.info(sample)
         size = f"{info['width']} x {info['height']}" if {"width", "height"} <= info.keys() else ""
         name = f"{shard_set.key(sample)}\n{info.get('image_id', '')}"
-        table.add_row(escape(name), size, escape("\n".join(shard_set.captions(sample))))
+        mark = [escape(own)] if any(marks) else []
+        table.add_row(escape(name), size, *mark, escape("\n".join(shard_set.captions(sample))))
     return table

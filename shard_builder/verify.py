@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from core.columns import ColumnHead
 from core.errors import DamagedError, ManifestError, StorageError
 from core.image import ImageError, decode_into
 from core.manifest import MANIFEST_NAME, ImageSpec, Manifest, ShardEntry, load_manifest
@@ -41,11 +42,11 @@ from shard_builder.fingerprint import fingerprint_of
 from shard_builder.index_tars import left_overs
 from shard_builder.progress import progress_bar
 from shard_builder.rejected import REJECTED_NAME, count_by_reason, read_rejected
+from shard_builder.verify_columns import UNIT_TOLERANCE, check_columns
 
 AGAIN = " (run `shardclip index-shards` again: it mends this)"
 SHOWN_PER_FILE = 20  # of the printed table; `verify` returns all
 _UNREADABLE = (StorageError, ValueError, KeyError, TypeError, AttributeError)  # of a listing
-UNIT_TOLERANCE = 2e-3  # rounding to float16 moves the length by 5e-4 at most
 
 
 @dataclass(frozen=True, order=True)
@@ -97,15 +98,21 @@ def verify(url: str, console: Console | None = None, workers: int = 0, cache_dir
         faults = [Fault(MANIFEST_NAME, "", str(error))]
     else:
         in_shards = _check_shards(url, manifest, workers, cache_dir, console)
-        faults = sorted([*_check_folder(url, manifest), *in_shards, *_check_fingerprint(url, manifest, cache_dir)])
+        faults = [*_check_folder(url, manifest), *in_shards, *_check_fingerprint(url, manifest, cache_dir)]
+        columns = check_columns(url, manifest, cache_dir, lambda file, what: faults.append(Fault(file, "", what)))
+        faults.sort()
         if not faults:
             console.print(
                 f"[green]sound[/]: {url}: {manifest.num_samples:,} samples and {manifest.num_captions:,} captions in "
-                f"{len(manifest.shards):,} shards, every byte as it was written"
+                f"{len(manifest.shards):,} shards{_spoken(columns)}, every byte as it was written"
             )
     if faults:
         console.print(fault_table(url, faults))
     return faults
+
+
+def _spoken(columns: Sequence[ColumnHead]) -> str:
+    return f" and {len(columns)} columns ({', '.join(head.name for head in columns)})" if columns else ""
 
 
 def fault_table(url: str, faults: Sequence[Fault]) -> Table:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from core.columns import ColumnHead, Per, ShardValues, publish_column
+from core.columns import ColumnHead, ColumnValues, Per, ShardValues, publish_column
 from core.manifest import load_manifest
 from core.shard_set import ShardSet
 
@@ -40,4 +40,4 @@ def add_column(
         of_shards = np.split(counts, ends)
         pieces = np.split(values, np.cumsum([own.sum() for own in of_shards])[:-1])
         parts = [ShardValues(piece, own) for piece, own in zip(pieces, of_shards)]
-    return publish_column(url, head, [shard.name for shard in manifest.shards], parts, {})
+    return publish_column(url, head, [shard.name for shard in manifest.shards], ColumnValues(parts))

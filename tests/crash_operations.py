@@ -23,10 +23,10 @@ from core.columns import column_names
 from core.shard_index import IMAGE
 from core.shard_set import ShardSet
 from core.storage import PARTIAL_PREFIX, sweep_partials
-from shard_builder.adopt import index_shards
 from shard_builder.build import build_shards
 from shard_builder.caption_cache import CaptionCache
 from shard_builder.engines.processes import ProcessesEngine
+from shard_builder.index_tars import index_shards
 from shard_builder.writer import _open_cache
 from trainer.checkpoint import best_checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint, set_aside_after
 from trainer.run_folder import (

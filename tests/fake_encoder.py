@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from core.manifest import TextEncoderSpec
+from core.text_encoders.encoder import TokenizerSpec
 
 SPEC = TextEncoderSpec("fake:model", "main", 8, "0" * 64)
 
@@ -23,8 +24,9 @@ class FakeEncoder:
     """Takes characters for tokens and ends with `expected`; quick."""
 
     spec, max_tokens = SPEC, 32
+    tokenizer = TokenizerSpec("letters", "1" * 64, 0x110000)
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, model: str = "model", revision: str = "main", device: str = "cpu") -> None:
         pass
 
     @property
@@ -34,9 +36,12 @@ class FakeEncoder:
 
         return torch.device("cpu")
 
-    def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
+    def tokenize(self, captions: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
         """A token per character."""
-        return [[ord(letter) for letter in caption] for caption in captions]
+        return [[ord(letter) for letter in caption[: max_tokens or self.max_tokens]] for caption in captions]
+
+    def load(self) -> None:
+        """No weights."""
 
     def embed(self, tokens: Any, lengths: Sequence[int]) -> Any:
         """What `expected` says."""

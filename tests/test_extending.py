@@ -14,6 +14,16 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("core", "shard_builder", "trainer", "eval", "launch")
 _BLOCK = re.compile(r"```(python|diff)\n(.*?)```", re.DOTALL)
 TRIALS = {  # heading -> a program that uses the part, and what it prints
+    "A column kind": (
+        f"import sys; sys.path.append({str(ROOT / 'tests')!r})\n"
+        "from pathlib import Path; from rich.console import Console; from shard_sets import make_shard_set\n"
+        "from core.shard_set import ShardSet; from launch.columns import column\n"
+        "url = make_shard_set(Path('set'), 12, num_captions=2)\n"
+        "column(['words', url, 'separator=of'], Path('cache'), Console(quiet=True))\n"
+        "column(['words', url, 'separator=of'], Path('cache'), Console(quiet=True))\n"
+        "print(ShardSet.open(url).column('words').of_captions(11).tolist())",
+        "[2, 2]",
+    ),
     "A reader": (
         "import pathlib; pathlib.Path('pairs.tsv').write_text('a.jpg\\ta dog\\nb.jpg\\t \\n')\n"
         "from core.config import Choice; from shard_builder.inputs import read_inputs\n"

@@ -46,6 +46,7 @@ def encode_batches(
     """Yield (numbers of captions, their embeddings `(n, E)` float16), shortest captions first."""
     if not captions:
         return
+    encoder.load()
     ids = encoder.tokenize(captions)
     num_tokens = _tokens_per_batch(encoder, batch_size)
     batches = _batches([len(own) for own in ids], num_tokens)

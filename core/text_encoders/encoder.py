@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from core.manifest import TextEncoderSpec
@@ -13,8 +14,17 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "bf16"]
 
 
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """Which tokenizer an encoder has: two encoders may share one."""
+
+    name: str
+    sha256: str  # of its files
+    vocabulary_size: int
+
+
 class TextEncoder(Protocol):
-    """Made quickly: the spec is read from the files; the weights are loaded by the first call that needs them."""
+    """Made quickly: the spec is read from the files; the weights wait for `load`."""
 
     @property
     def spec(self) -> TextEncoderSpec:
@@ -31,8 +41,21 @@ class TextEncoder(Protocol):
         """Longer captions are cut, as the model's own tokenizer cuts them."""
         ...
 
-    def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
-        """Token ids of each caption, special tokens included, at most `max_tokens`, never padded."""
+    @property
+    def tokenizer(self) -> TokenizerSpec:
+        """Which tokenizer it has."""
+        ...
+
+    def tokenize(self, captions: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
+        """Token ids of each caption, special tokens included, never padded; loads no weights.
+
+        Args:
+            max_tokens: longer captions are cut; None: what the encoder takes.
+        """
+        ...
+
+    def load(self) -> None:
+        """Load the weights now, before several threads call `embed`."""
         ...
 
     def embed(self, tokens: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:

@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import WeightsError
 from core.manifest import TextEncoderSpec
-from core.text_encoders.encoder import Precision
-from core.text_encoders.pretrained import RAGGED, autocast, find, load, revision_with, tokenize
+from core.text_encoders.encoder import Precision, TokenizerSpec
+from core.text_encoders.pretrained import (
+    RAGGED,
+    autocast,
+    clip_end_token,
+    find,
+    load,
+    load_tokenizer,
+    revision_with,
+    tokenize,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -59,13 +68,22 @@ class HFClip:
 
         return torch.device(self._device)
 
-    def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
+    @cached_property
+    def tokenizer(self) -> TokenizerSpec:
+        """Which tokenizer it has."""
+        return self._pretrained.tokenizer_spec(self._tokenizer)
+
+    def tokenize(self, captions: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
         """Token ids from start-of-text to the first end-of-text: the tower looks only backwards, and pools there."""
-        model, tokenizer = self._loaded
-        end = model.text_model.eos_token_id
+        end = self._end_token
         # OpenAI's early settings name token 2; transformers then takes the highest id, which is their end-of-text.
-        ends = ((max(ids) if end == 2 else end, ids) for ids in tokenize(tokenizer, captions, self.max_tokens))
+        tokens = tokenize(self._tokenizer, captions, max_tokens or self.max_tokens)
+        ends = ((max(ids) if end == 2 else end, ids) for ids in tokens)
         return [ids[: ids.index(end) + 1] for end, ids in ends]
+
+    def load(self) -> None:
+        """Load the weights now."""
+        _ = self._model
 
     def embed(self, tokens: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Unit embeddings `(n, E)` of captions laid end to end in `tokens` `(T,)`."""
@@ -74,7 +92,7 @@ class HFClip:
 
         from core.text_encoders.ragged import positions_of, runs_of
 
-        model, tower = self._loaded[0], self._loaded[0].text_model
+        model, tower = self._model, self._model.text_model
         positions = positions_of(lengths, len(tokens), tokens.device)
         last = torch.tensor(lengths, device=tokens.device).cumsum(0) - 1
         with autocast(self.device, self._precision):
@@ -86,12 +104,20 @@ class HFClip:
             return F.normalize(model.text_projection(ends).float(), dim=-1)
 
     @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self._pretrained)
+
+    @cached_property
+    def _end_token(self) -> int:
+        return clip_end_token(self._pretrained)
+
+    @cached_property
+    def _model(self) -> Any:
         from core.text_encoders.packed_linear import pack_linears
 
-        model, tokenizer = load(self._pretrained, "CLIPTextModelWithProjection")
+        model = load(self._pretrained, "CLIPTextModelWithProjection")
         model.set_attn_implementation(RAGGED)
         model = model.to(self.device)
         if self._precision == "fp32" and self.device.type == "cpu":
             pack_linears(model)
-        return model, tokenizer
+        return model

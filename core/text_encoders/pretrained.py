@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from core.errors import WeightsError
 from core.storage import sha256_of
-from core.text_encoders.encoder import Precision
+from core.text_encoders.encoder import Precision, TokenizerSpec
 
 if TYPE_CHECKING:
     import torch
@@ -62,9 +62,11 @@ class Pretrained:
 
     def fingerprint(self) -> str:
         """sha256 over names and sha256s of the files that decide an embedding: weights, settings, tokenizer."""
-        names = [*self.weight_files(), *(n for n in (*SETTINGS, *TOKENIZER) if (self.folder / n).exists())]
-        lines = "".join(f"{name} {sha256_of(self.folder / name)}\n" for name in sorted(names))
-        return hashlib.sha256(lines.encode()).hexdigest()
+        return self._sha256_of([*self.weight_files(), *SETTINGS, *TOKENIZER])
+
+    def tokenizer_spec(self, tokenizer: Any) -> TokenizerSpec:
+        """Which tokenizer the folder has; `tokenizer` is the loaded one."""
+        return TokenizerSpec(self.name, self._sha256_of(TOKENIZER), len(tokenizer))
 
     def weight_files(self) -> list[str]:
         """The weight files that transformers loads (safetensors before pickles)."""
@@ -77,6 +79,11 @@ class Pretrained:
         if not first.endswith(".index.json"):
             return [first]
         return [first, *sorted(set(_read_json(self.folder / first)["weight_map"].values()))]
+
+    def _sha256_of(self, names: Sequence[str]) -> str:
+        """sha256 over names and sha256s of those of the files that are there."""
+        there = sorted(name for name in names if (self.folder / name).exists())
+        return hashlib.sha256("".join(f"{n} {sha256_of(self.folder / n)}\n" for n in there).encode()).hexdigest()
 
 
 def find(model: str, revision: str) -> Pretrained:
@@ -111,8 +118,8 @@ def revision_with(revision: str, precision: Precision) -> str:
     return revision if precision == "fp32" else f"{revision}+{precision}"
 
 
-def load(pretrained: Pretrained, model_class: str) -> tuple[Any, Any]:
-    """`(model, tokenizer)`: float32, for evaluation, with attention within captions laid end to end.
+def load(pretrained: Pretrained, model_class: str) -> Any:
+    """The model: float32, for evaluation, with attention within captions laid end to end.
 
     Args:
         model_class: a class of transformers, as `AutoModel`.
@@ -127,19 +134,14 @@ def load(pretrained: Pretrained, model_class: str) -> tuple[Any, Any]:
     # transformers asks for no mask where an attention is registered without one.
     transformers.AttentionInterface.register(RAGGED, ragged_attention)
     pretrained.weight_files()  # says in one sentence what is missing
-    with _quiet(transformers):
-        try:
-            model, report = getattr(transformers, model_class).from_pretrained(
-                str(pretrained.folder),
-                local_files_only=True,
-                dtype="float32",
-                attn_implementation="sdpa",
-                output_loading_info=True,
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(pretrained.folder), local_files_only=True)
-        except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise WeightsError(f"{pretrained.name}: {pretrained.folder} cannot be loaded ({reason}).") from error
+    with _quiet(transformers), _explained(pretrained):
+        model, report = getattr(transformers, model_class).from_pretrained(
+            str(pretrained.folder),
+            local_files_only=True,
+            dtype="float32",
+            attn_implementation="sdpa",
+            output_loading_info=True,
+        )
     # A missing pooler is of no account: pooling is ours.
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     if missing:
@@ -147,7 +149,29 @@ def load(pretrained: Pretrained, model_class: str) -> tuple[Any, Any]:
             f"{pretrained.name}: {pretrained.folder} lacks {len(missing)} weights of a {type(model).__name__}, "
             f"{missing[0]} for one. Name another model or another text encoder."
         )
-    return model.eval().requires_grad_(False), tokenizer
+    return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(pretrained: Pretrained) -> Any:
+    """The tokenizer alone.
+
+    Raises:
+        WeightsError: the folder lacks its files, or they cannot be read.
+    """
+    import transformers
+
+    with _quiet(transformers), _explained(pretrained):
+        return transformers.AutoTokenizer.from_pretrained(str(pretrained.folder), local_files_only=True)
+
+
+def clip_end_token(pretrained: Pretrained) -> int:
+    """What a CLIP's settings call its end-of-text token."""
+    import transformers
+
+    with _quiet(transformers), _explained(pretrained):
+        settings = transformers.CLIPTextConfig.from_pretrained(str(pretrained.folder), local_files_only=True)
+    end: Any = settings.eos_token_id
+    return int(end)
 
 
 def tokenize(tokenizer: Any, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
@@ -160,6 +184,15 @@ def autocast(device: torch.device, precision: Precision) -> Any:
     import torch
 
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextmanager
+def _explained(pretrained: Pretrained) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{pretrained.name}: {pretrained.folder} cannot be loaded ({reason}).") from error
 
 
 @contextmanager

@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import WeightsError
 from core.manifest import TextEncoderSpec
-from core.text_encoders.encoder import Precision
-from core.text_encoders.pretrained import RAGGED, Pretrained, autocast, find, load, revision_with, tokenize
+from core.text_encoders.encoder import Precision, TokenizerSpec
+from core.text_encoders.pretrained import (
+    RAGGED,
+    Pretrained,
+    autocast,
+    find,
+    load,
+    load_tokenizer,
+    revision_with,
+    tokenize,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -62,13 +71,22 @@ class MeanPooled:
 
         return torch.device(self._device)
 
-    def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
+    @cached_property
+    def tokenizer(self) -> TokenizerSpec:
+        """Which tokenizer it has."""
+        return self._pretrained.tokenizer_spec(self._tokenizer)
+
+    def tokenize(self, captions: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
         """Token ids of each caption, `[CLS]` and `[SEP]` included."""
-        return tokenize(self._loaded[1], captions, self.max_tokens)
+        return tokenize(self._tokenizer, captions, max_tokens or self.max_tokens)
+
+    def load(self) -> None:
+        """Load the weights now."""
+        _ = self._model
 
     def embed(self, tokens: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Unit embeddings `(n, E)` of captions laid end to end in `tokens` `(T,)`."""
-        return self._embed(self._loaded[0], tokens, lengths)
+        return self._embed(self._model, tokens, lengths)
 
     def _embed(self, model: Any, tokens: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         from torch.nn import functional as F
@@ -82,11 +100,14 @@ class MeanPooled:
         return F.normalize(mean_of_tokens(hidden.float(), runs), dim=-1)
 
     @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
-        model, tokenizer = load(self._pretrained, "AutoModel")
-        model = model.to(self.device)
-        self._hasten(model, tokenize(tokenizer, PROBES, self.max_tokens))
-        return model, tokenizer
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self._pretrained)
+
+    @cached_property
+    def _model(self) -> Any:
+        model = load(self._pretrained, "AutoModel").to(self.device)
+        self._hasten(model, self.tokenize(PROBES))
+        return model
 
     def _hasten(self, model: Any, ids: list[list[int]]) -> None:
         """Turn on attention within captions laid end to end, and packed layers.

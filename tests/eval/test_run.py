@@ -10,11 +10,13 @@ from rich.console import Console
 from shard_sets import make_shard_set
 
 import eval.run
+from core.columns import ColumnHead, ColumnValues, ShardValues, publish_column
 from core.config import Choice, from_mapping
 from core.errors import CheckpointError, ConfigError, DataError, WeightsError
 from core.manifest import TextEncoderSpec, load_manifest, save_manifest
 from core.shard_set import ShardSet
-from eval.encoder import choice_of, load_encoder, text_embedder
+from core.text_encoders import choice_of
+from eval.encoder import load_encoder, text_embedder
 from eval.features import load_features
 from eval.metrics import retrieval_ranks, summarise
 from eval.run import EvalConfig, evaluate
@@ -138,15 +140,33 @@ def test_shards_of_another_encoder_are_refused_with_both_names(run_dir, shards, 
         evaluate(config_of(run_dir, shards, tmp_path / "out"), QUIET)
 
 
+def test_the_text_column_of_the_checkpoints_encoder_is_found(run_dir, shards, tmp_path):
+    before = evaluate(config_of(run_dir, shards, tmp_path / "before"), QUIET)
+    shard_set, manifest = ShardSet.open(shards), load_manifest(shards)
+    own = [shard_set.embeddings(sample) for sample in range(len(shard_set))]
+    counts = np.array([len(values) for values in own], "<i4")
+    head = ColumnHead(
+        "text.random", "text", "caption", "<f2", (8,), {"text_encoder": asdict(shard_set.text_encoder)},
+        shard_set.fingerprint,
+    )  # fmt: skip
+    shards_of = np.split(np.arange(len(own)), np.cumsum(shard_set.shard_sizes)[:-1])
+    parts = [ShardValues(np.concatenate([own[n] for n in rows]), counts[rows]) for rows in shards_of]
+    publish_column(shards, head, [entry.name for entry in manifest.shards], ColumnValues(parts))
+    for stored in (None, TextEncoderSpec("minilm", "1", 8, "f" * 64)):
+        save_manifest(replace(manifest, text_encoder=stored), shards)
+        after = evaluate(config_of(run_dir, shards, tmp_path / "after"), QUIET)
+        assert after["text_to_image"] == before["text_to_image"]
+
+
 def test_shards_of_another_width_are_refused(run_dir, tmp_path):
     wide = make_shard_set(tmp_path / "wide", 4, embed_dim=16)
-    with pytest.raises(CheckpointError, match=r"16 wide.*8 wide.*Build the shards with the checkpoint's encoder"):
+    with pytest.raises(CheckpointError, match=r"16 wide.*8 wide.*Add them to each with"):
         evaluate(config_of(run_dir, wide, tmp_path / "out"), QUIET)
 
 
 def test_shards_without_embeddings_are_refused(run_dir, shards, tmp_path):
     save_manifest(replace(load_manifest(shards), text_encoder=None), shards)
-    with pytest.raises(CheckpointError, match="has no caption embeddings.*shardclip embed"):
+    with pytest.raises(CheckpointError, match="has no caption embeddings.*`shardclip column text .* encoder=random`"):
         evaluate(config_of(run_dir, shards, tmp_path / "out"), QUIET)
 
 

@@ -2,7 +2,7 @@
 
 Who finds what:
     manifest, index        `ShardSet.open`, so every run, evaluation and search, before its first sample
-    size of a tar, sidecar `ShardSet.open`
+    size of a tar          `ShardSet.open`
     image, embeddings      the loader, when it reads the sample (here: a whole epoch); what it has handed out until
                            then is what was written
     texts                  `ShardSet.captions`, when evaluation or a preview reads them: the json, of adopted sets also
@@ -33,8 +33,9 @@ from core.config import Choice
 from core.errors import ShardclipError
 from core.shard_index import IMAGE, JSON, NPY, TXT
 from core.shard_set import ShardSet
-from shard_builder import adopt, verify
+from shard_builder import verify
 from shard_builder.build import build_shards
+from shard_builder.embed import embed_shards
 from shard_builder.index_tars import index_shards
 from trainer.data.loader import TrainLoader
 
@@ -54,7 +55,7 @@ def built_set(tmp_path: Path, caption_cache: Path) -> Path:
 
 @pytest.fixture
 def adopted_set(tmp_path: Path, caption_cache: Path) -> Path:
-    """16 samples in 4 foreign tars, one without a caption, embeddings in sidecars."""
+    """16 samples in 4 foreign tars, one without a caption, embeddings in a column."""
     photos = write_photos(tmp_path / "others", 17).parent
     folder = tmp_path / "adopted"
     folder.mkdir()
@@ -64,7 +65,7 @@ def adopted_set(tmp_path: Path, caption_cache: Path) -> Path:
             writer.write({"__key__": f"{number:04d}", "jpg": path.read_bytes(), **text})
     console = Console(file=io.StringIO())
     index_shards(str(folder), size=32, workers=1, console=console)
-    adopt.embed_shards(str(folder), Choice("fake"), cache_dir=caption_cache, console=console)
+    embed_shards(str(folder), Choice("fake"), cache_dir=caption_cache, console=console)
     return folder
 
 
@@ -197,4 +198,4 @@ def texts_of(folder: Path) -> tuple[list[Any], str | None]:
 
 
 def verify_names(folder: Path) -> set[str]:
-    return {fault.file for fault in verify.verify(str(folder), Console(file=io.StringIO()), workers=1)}
+    return {Path(fault.file).name for fault in verify.verify(str(folder), Console(file=io.StringIO()), workers=1)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +63,15 @@ def recipe(tmp_path: Path) -> Path:
         (["verify", "{folder}"], "no manifest.json, so no shard set is there"),
         (["preview", "{folder}/train", "--query", "zebra"], "no caption contains 'zebra'"),
         (["report", "{folder}"], "{folder}"),
+        (["column", "lables", "{folder}/train"], "column: unknown kind 'lables'. Did you mean 'labels'?"),
+        (["column", "topics"], "column topics: name a shard set"),
+        (
+            ["column", "topics", "{folder}/train", "num_topcs=3"],
+            "unknown option 'num_topcs'. Did you mean 'num_topics'?",
+        ),
+        (["column", "topics", "{folder}/train", "seed=1", "seed=2"], "'seed=' stands twice. Give it once."),
+        (["column", "labels", "{folder}/train", "file={folder}/none.csv"], "none.csv: no such file."),
+        (["column", "{folder}"], "column: unknown kind '{folder}'"),
     ],
 )
 def test_mistakes_end_in_one_sentence(
@@ -96,6 +106,46 @@ def test_doctor_finds_what_would_stop_a_run(
         capsys, monkeypatch, "doctor", recipe, f"data.val={recipe.parent / 'wide'}", "global_batch_size=64"
     )
     assert code == 1 and "error" in said
+
+
+def test_columns_are_made_listed_shown_and_examined(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, recipe: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    train, val, labels = recipe.parent / "train", recipe.parent / "val", recipe.parent / "labels.csv"
+    code, said = run(capsys, monkeypatch, "column", train)
+    assert code == 0 and "has no columns. `shardclip column` makes them: features, labels" in said
+    labels.write_text("image_id,label\n" + "".join(f"{n},kind {n % 3}\n" for n in range(24)))
+    code, said = run(capsys, monkeypatch, "column", "labels", train, val, f"file={labels}")
+    assert code == 0 and "12 rows of the file belong to no sample" in said
+    code, said = run(capsys, monkeypatch, "column", "topics", train, "num_topics=3")
+    assert code == 0 and "topics: <i4 a sample" in said
+    code, said = run(capsys, monkeypatch, "column", "list", train)
+    assert code == 0 and "labels" in said and "num_topics 3" in said
+    code, said = run(capsys, monkeypatch, "preview", train, "--count", 2, "--out", recipe.parent / "p.png")
+    assert code == 0 and "label, topic" in said and "kind " in said and "topics " in said
+    code, said = run(capsys, monkeypatch, "doctor", recipe)
+    assert code == 0 and "columns labels (labels), topics (topics)" in said
+    shutil.rmtree(val / "columns")
+    shutil.copytree(train / "columns", val / "columns")
+    code, said = run(capsys, monkeypatch, "doctor", recipe)
+    assert code == 1 and "column topics was made for other samples" in said and f"Delete {val}/columns/topics" in said
+
+
+def test_the_doctor_counts_the_loaders_own_buffers(recipe: Path) -> None:
+    from core.config import load_config
+    from core.shard_set import ShardSet
+    from launch.doctor import check_memory
+    from trainer.config import TrainConfig
+    from trainer.data.loader import TrainLoader
+
+    config = load_config(TrainConfig, recipe, ["image_size=224", "data.num_workers=3", "data.prefetch=5"])
+    loader = TrainLoader(ShardSet.open(config.data.train), global_batch_size=8, num_workers=3, prefetch=5)
+    held = sum(array.nbytes for array in loader._stream._buffers.arrays)
+    loader.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("launch.doctor.GIB", held)
+        assert "loader buffers of all ranks: about 1.00 GiB" in list(check_memory(config))[1].what
 
 
 def test_two_processes_train_and_their_exit_code_is_passed_on(recipe: Path) -> None:

@@ -16,7 +16,7 @@ from shard_sets import make_shard_set
 
 from core.config import Choice
 from core.shard_set import ShardSet
-from shard_builder.adopt import embed_shards
+from shard_builder.embed import embed_shards
 from shard_builder.index_tars import index_shards
 from shard_builder.verify import verify
 from trainer.data.loader import TrainLoader
@@ -83,8 +83,8 @@ def test_what_img2dataset_writes_is_adopted_and_trained_on(tmp_path: Path, share
         writer.write(resized, key, caption, {"key": key, "caption": caption, "status": "success"})
     writer.close()
 
-    index_shards(str(folder), size=64)
-    manifest = embed_shards(str(folder), Choice("minilm"), cache_dir=tmp_path / "cache")
+    manifest = index_shards(str(folder), size=64)
+    embed_shards(str(folder), Choice("minilm"), cache_dir=tmp_path / "cache")
     assert manifest.num_samples == 24 and manifest.image.codec == "mixed" and verify(str(folder)) == []
     loader = TrainLoader(ShardSet.open(str(folder)), global_batch_size=8)
     batches = list(loader.epoch(0))

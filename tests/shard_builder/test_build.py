@@ -62,8 +62,9 @@ def test_the_finished_folder_holds_what_the_manifest_names_and_no_litter(
     build_shards(config, console)
     shards = [f"train-{n:05d}.{extension}" for n in range(4) for extension in ("idx", "tar")]
     extras = ["build.json", "contact_sheet.jpg", "manifest.json", "rejected.jsonl"]
-    assert list(folder_bytes(config.out)) == sorted([*extras, *shards])
-    assert [p.name for p in Path(config.out).iterdir() if p.is_dir()] == []
+    labels = [f"columns/labels/{name}" for name in ("column.json", *(f"train-{n:05d}.npy" for n in range(4)))]
+    assert sorted(folder_bytes(config.out)) == sorted([*extras, *shards, *labels])
+    assert [p.name for p in Path(config.out).iterdir() if p.is_dir()] == ["columns"]
     assert verify(config.out, workers=1, console=console) == []
 
 

@@ -14,11 +14,13 @@ from foreign_tars import add_tar, others, write_tars
 from photo_folders import folder_bytes, picture
 from rich.console import Console
 
+from core.config import Choice
 from core.errors import DamagedError, DataError, ManifestError, StorageError
 from core.image import decode_into
 from core.manifest import load_manifest
 from core.shard_index import IMAGE, read_index
 from core.shard_set import ShardSet
+from shard_builder.embed import embed_shards
 from shard_builder.index_tars import index_shards
 from shard_builder.verify import verify
 
@@ -102,6 +104,21 @@ def test_statistics_of_img2dataset_are_ignored(folder: Path, console: Console) -
     (folder / "00000_stats.json").write_text('{"count": 4}')
     (folder / "00000.parquet").write_bytes(b"PAR1")
     index(folder, console)
+    assert verify(str(folder), workers=1, console=console) == []
+
+
+def test_embeddings_join_in_a_column(folder: Path, console: Console, caption_cache: Path) -> None:
+    index(folder, console)
+    before = folder_bytes(folder)
+    (head,) = embed_shards(str(folder), Choice("minilm"), cache_dir=caption_cache, console=console)
+    assert {name: data for name, data in folder_bytes(folder).items() if not name.startswith("columns/")} == before
+    shard_set = ShardSet.open(str(folder))
+    assert (shard_set.text, shard_set.text_encoder) == ("text.minilm", head.text_encoder)
+    for sample in range(10):
+        embeddings = shard_set.embeddings(sample)
+        assert embeddings.shape == (len(shard_set.captions(sample)), shard_set.embed_dim)
+        np.testing.assert_allclose(np.linalg.norm(embeddings.astype(float), axis=1), 1, atol=2e-3)
+    assert len({shard_set.embeddings(n).tobytes() for n in range(10)}) == 10
     assert verify(str(folder), workers=1, console=console) == []
 
 

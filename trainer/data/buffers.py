@@ -20,6 +20,11 @@ from core.errors import ConfigError
 _MAX_LENT = 3  # buffers that consumers may hold at a time: the batch in use, and two on their way to the device
 
 
+def buffer_bytes(max_in_flight: int, rows: int, size: int) -> int:
+    """Memory of `ImageBuffers` of these arguments."""
+    return (max_in_flight + _MAX_LENT) * rows * size * size * 3
+
+
 class ImageBuffers:
     """A fixed number of buffers `(rows, size, size, 3)` uint8; each is free, in flight (workers write it) or lent.
 

@@ -163,7 +163,7 @@ def test_a_model_that_cannot_be_laid_end_to_end_is_refused(tmp_path: Path, tiny_
     for name in ("vocab.txt", "tokenizer_config.json"):
         shutil.copy(tiny_bert / name, tmp_path)
     with pytest.raises(WeightsError, match="cannot be loaded .MPNetModel does not support"):
-        load("sentence", model=str(tmp_path)).tokenize(["a dog"])
+        load("sentence", model=str(tmp_path)).load()
 
 
 def test_attention_across_captions_is_noticed_when_a_model_is_loaded(
@@ -174,7 +174,7 @@ def test_attention_across_captions_is_noticed_when_a_model_is_loaded(
 
     monkeypatch.setattr(ragged, "runs_of", one_long_caption)
     with pytest.raises(WeightsError, match=r"is not encoded as .* Name a BERT, DistilBERT or RoBERTa"):
-        load("sentence", model=str(tiny_bert)).tokenize(["a dog"])
+        load("sentence", model=str(tiny_bert)).load()
 
 
 def test_roberta_counts_positions_from_its_padding(tmp_path: Path, tiny_bert: Path) -> None:
@@ -206,3 +206,24 @@ def test_recipes_are_checked_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_tokenizing_loads_no_weights(tiny_clip: Path, tiny_bert: Path, captions: list[str]) -> None:
+    for name, folder in (("hf_clip", tiny_clip), ("sentence", tiny_bert)):
+        encoder = load(name, model=str(folder))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("core.text_encoders.pretrained.load", None)
+            patch.setattr(type(encoder), "load", None)
+            ids = encoder.tokenize(captions)
+        assert "_model" not in vars(encoder) and max(map(len, ids)) == encoder.max_tokens
+        assert max(map(len, encoder.tokenize(captions, 5))) == 5
+        assert encoder.tokenizer.vocabulary_size > max(token for own in ids for token in own)
+
+
+def test_a_tokenizer_is_known_by_its_files(tmp_path: Path, tiny_bert: Path) -> None:
+    copy = tmp_path / "tiny-bert"
+    shutil.copytree(tiny_bert, copy)
+    assert load("sentence", model=str(copy)).tokenizer == load("sentence", model=str(tiny_bert)).tokenizer
+    (copy / "vocab.txt").write_text((copy / "vocab.txt").read_text() + "zebra\n")
+    changed, before = load("sentence", model=str(copy)).tokenizer, load("sentence", model=str(tiny_bert)).tokenizer
+    assert changed.sha256 != before.sha256 and changed.vocabulary_size == before.vocabulary_size + 1

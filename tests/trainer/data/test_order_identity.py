@@ -13,7 +13,7 @@ from core.shard_set import ShardSet
 from trainer.data.loader import TrainLoader
 from trainer.data.order_identity import order_difference, order_identity
 
-WINDOWS = Choice("uniform", {"window_shards": 2})
+UNIFORM, WINDOWS = Choice("uniform"), Choice("uniform", {"window_shards": 2})
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def train_set(tmp_path: Path) -> ShardSet:
     return ShardSet.open(make_shard_set(tmp_path / "set", 40))
 
 
-def identity(train_set: ShardSet, sampler: Choice = Choice("uniform"), seed: int = 0, batch: int = 8) -> dict[str, Any]:
+def identity(train_set: ShardSet, sampler: Choice = UNIFORM, seed: int = 0, batch: int = 8) -> dict[str, Any]:
     loader = TrainLoader(train_set, global_batch_size=batch, sampler=sampler, seed=seed)
     return order_identity(train_set, loader, sampler, seed)
 
