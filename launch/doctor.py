@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import psutil
 import torch
 from rich.console import Console
@@ -20,6 +21,9 @@ from core.parts import build
 from core.shard_set import ShardSet
 from trainer.config import TrainConfig
 from trainer.data.buffers import buffer_bytes
+from trainer.data.columns import BatchColumns
+from trainer.data.inputs import batch_columns
+from trainer.data.loader import sampled
 from trainer.data.stream import max_in_flight
 from trainer.losses import LOSSES
 from trainer.models import build_model
@@ -51,13 +55,13 @@ def examine(config: TrainConfig, console: Console) -> bool:
 
 def check_shards(config: TrainConfig) -> Iterator[Finding]:
     """Manifests, indexes, the same encoder on both sides, batch against set, whole steps on every rank."""
-    train = ShardSet.open(config.data.train, config.data.cache_dir)
+    train = _open_training_set(config)
     steps = steps_per_epoch(len(train), config.global_batch_size, max(1, torch.cuda.device_count()))
     dropped = len(train) - steps * config.global_batch_size
     yield Finding("ok", f"{len(train):,} training samples, {steps:,} steps an epoch, {dropped:,} left over in each")
     yield Finding("ok", f"caption embeddings: {train.text_encoder}, width {train.embed_dim}")
     if config.data.val:
-        validation = ShardSet.open(config.data.val, config.data.cache_dir)
+        validation = ShardSet.open(config.data.val, config.data.cache_dir, config.data.text)
         if validation.text_encoder != train.text_encoder:
             what = (
                 f"validation captions come from {validation.text_encoder}, training captions from {train.text_encoder}"
@@ -87,9 +91,33 @@ def check_columns(config: TrainConfig) -> Iterator[Finding]:
         yield Finding("ok", f"{url}: columns {', '.join(fitting) or 'none'}")
 
 
+def check_sampler(config: TrainConfig) -> Iterator[Finding]:
+    """The sampler can fill an epoch of this data, and the columns that batches carry are there."""
+    train, size = _open_training_set(config), config.global_batch_size
+    order = sampled(config.data.sampler, train, size, len(train) // size, config.seed, epoch=0)
+    visits = np.bincount(order, minlength=len(train))
+    what = f"sampler {config.data.sampler.name}: {int((visits > 0).sum()):,} samples in the first epoch"
+    yield Finding("ok", f"{what}, at most {int(visits.max(initial=0))} times")
+    columns = batch_columns(config.data.columns, config.data.image_features)
+    BatchColumns(columns, "drawn").open(train)
+    yield Finding("ok", f"batches carry image_id, {', '.join(columns)}")
+
+
+def check_frozen_tower(config: TrainConfig) -> Iterator[Finding]:
+    """A tower that is frozen over unchanged pictures computes the same in every epoch."""
+    if config.data.image_features or config.model.freeze != "tower" or config.augment.changes_pictures:
+        return
+    sets = " ".join([*config.data.train, *config.data.val])
+    yield Finding(
+        "warning",
+        f"the frozen tower sees the same pictures in each of {config.epochs} epochs and computes the same of them",
+        f"`shardclip column features {sets} recipe=` this recipe, then data.image_features=features.{config.model.tower}",
+    )
+
+
 def check_weights(config: TrainConfig) -> Iterator[Finding]:
     """The tower's pretrained weights can be had here."""
-    model = build_model(config.model, ShardSet.open(config.data.train, config.data.cache_dir).embed_dim)
+    model = build_model(config.model, _open_training_set(config).embed_dim)
     count = sum(p.numel() for p in model.parameters()) / 1e6
     yield Finding("ok", f"{config.model.tower} with weights {config.model.weights}: {count:.1f} M parameters")
 
@@ -99,10 +127,12 @@ def check_memory(config: TrainConfig) -> Iterator[Finding]:
     block = build(LOSSES, config.loss, kind="loss").block_size or config.global_batch_size
     logits = block * config.global_batch_size * 4
     yield Finding("ok", f"logits: blocks of {block} x {config.global_batch_size}, {logits / GIB:.2f} GiB at a time")
+    if config.data.image_features:
+        return  # no picture is read
     ranks = max(1, torch.cuda.device_count())
     rows, workers = config.global_batch_size // ranks, config.data.num_workers
     in_flight = max_in_flight(rows, workers, config.data.prefetch)
-    stored = ShardSet.open(config.data.train, config.data.cache_dir).image.size  # the device resizes to image_size
+    stored = _open_training_set(config).image.size  # the device resizes to image_size
     needed = ranks * buffer_bytes(in_flight, rows, stored)
     free = psutil.virtual_memory().available
     repair = "Lower data.prefetch or global_batch_size." if needed > free / 2 else ""
@@ -161,12 +191,18 @@ CHECKS: tuple[Callable[[TrainConfig], Iterator[Finding]], ...] = (
     check_device,
     check_shards,
     check_columns,
+    check_sampler,
     check_weights,
+    check_frozen_tower,
     check_memory,
     check_cores,
     check_imaging,
     check_wandb,
 )
+
+
+def _open_training_set(config: TrainConfig) -> ShardSet:
+    return ShardSet.open(config.data.train, config.data.cache_dir, config.data.text)
 
 
 def _run(check: Callable[[TrainConfig], Iterator[Finding]], config: TrainConfig) -> list[Finding]:

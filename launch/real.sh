@@ -1,5 +1,6 @@
 #!/bin/sh
 # Real photographs, start to end: build Flickr8k and COCO samples, train, evaluate into runs/flickr8k_sample.
+# The same head once more on stored outputs of its frozen tower, into runs/flickr8k_features.
 #   sh launch/real.sh ../shared/data        (what `make real` runs)
 set -eu
 data=$1
@@ -17,7 +18,15 @@ done
 part "building four shard sets"
 $shardclip train configs/train/flickr8k_sample.yaml --processes 2 \
     "model.weights=$data/weights/mobilenet_v2_imagenet.pth"
-part training
+part "training on pictures"
 $shardclip eval configs/eval/flickr8k_sample.yaml
 part evaluating
-echo "real: $(($(date +%s) - start)) s in all; open runs/flickr8k_sample/report.html"
+weights="model.weights=$data/weights/mobilenet_v2_imagenet.pth"
+$shardclip column features data/shards/flickr8k_sample-train data/shards/flickr8k_sample-val \
+    recipe=configs/train/flickr8k_features.yaml "weights=$data/weights/mobilenet_v2_imagenet.pth"
+part "computing the frozen tower's features"
+$shardclip train configs/train/flickr8k_features.yaml "$weights"
+part "training on stored features"
+$shardclip eval configs/eval/flickr8k_sample.yaml checkpoint=runs/flickr8k_features
+part "evaluating the second run"
+echo "real: $(($(date +%s) - start)) s in all; open runs/flickr8k_sample/report.html and runs/flickr8k_features/report.html"

@@ -166,6 +166,28 @@ def tower_origin(
     }
 
 
+def expect_tower(shard_set: ShardSet, column: str, wanted: dict[str, Any]) -> None:
+    """Raise where a features column was not made by the tower that a run would train a head on.
+
+    Args:
+        wanted: `tower_origin` of the run's tower; its precision is not compared, since either serves.
+
+    Raises:
+        ConfigError: another kind of column, tower, weights, size, normalisation or fit; says both.
+    """
+    head = shard_set.column(column).head
+    where = f"data.image_features: column '{column}' of {shard_set.urls[0]}"
+    if head.kind != FEATURES:
+        raise ConfigError(f"{where} is {head.kind}. Name a column of features (`shardclip column features`).")
+    made = {**head.origin["tower"], "fit": head.origin["fit"]}
+    for name, value in {**wanted, "fit": shard_set.image.fit}.items():
+        if name not in ("weights", "precision") and made.get(name) != value:
+            raise ConfigError(
+                f"{where} was made with {name} {made.get(name)}, the recipe's tower has {value}. Make another one "
+                "with `shardclip column features ... recipe=` this recipe, and name it."
+            )
+
+
 def state_sha256(module: nn.Module) -> str:
     """sha256 over names, types, shapes and bytes of a module's state, in its order."""
     digest = hashlib.sha256()
