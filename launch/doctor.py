@@ -111,7 +111,8 @@ def check_frozen_tower(config: TrainConfig) -> Iterator[Finding]:
     yield Finding(
         "warning",
         f"the frozen tower sees the same pictures in each of {config.epochs} epochs and computes the same of them",
-        f"`shardclip column features {sets} recipe=` this recipe, then data.image_features=features.{config.model.tower}",
+        f"`shardclip column features {sets} recipe=` this recipe, then set "
+        f"data.image_features=features.{config.model.tower}",
     )
 
 

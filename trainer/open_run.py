@@ -216,8 +216,7 @@ def _expect_features_of(
         return
     mean, std = model.normalization
     tower, named = model.image_encoder.tower, config.model
-    shape = {"size": size, "mean": mean, "std": std}
-    wanted = tower_origin(tower, name=named.tower, weights=named.weights, **shape, precision="no")
+    wanted = tower_origin(tower, name=named.tower, weights=named.weights, size=size, mean=mean, std=std, precision="no")
     for shard_set in (train_set, val_set):
         if shard_set is not None:
             expect_tower(shard_set, config.data.image_features, wanted)
