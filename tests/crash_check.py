@@ -104,7 +104,7 @@ def _complaint(operation: Operation, root: Path, state: State, old: Any, new: An
     if not operation.ends_right(found, new):
         return f"the next start ends elsewhere: {found!r:.200}"
     left = {name: data for name, data in tree_of(root).items() if not operation.may_stay(name)}
-    if odd := sorted(left.keys() ^ wanted.keys()):
+    if odd := sorted(left.keys() ^ {name for name in wanted if not operation.may_stay(name)}):
         return f"the next start leaves or lacks files: {odd}"
     differ = [name for name in left if left[name] != wanted[name]] if operation.same_bytes else []
     return f"the next start writes other bytes: {differ}" if differ else None

@@ -200,7 +200,14 @@ def columns(root: Path) -> dict[str, list[int]]:
     return {name: shards.column(name).rows(np.arange(NUM_LABELLED)).tolist() for name in column_names(url)}
 
 
-BUILD = Operation("build", lambda root: None, build, lambda root: samples(root / "data" / "set"), may_stay=is_temporary)
+BUILD = Operation(
+    "build",
+    lambda root: None,
+    build,
+    lambda root: samples(root / "data" / "set"),
+    # A lock whose owner is gone binds nobody; who locks the column again removes it.
+    may_stay=lambda name: is_temporary(name) or name.endswith("/.labels.lock"),
+)
 ADOPT = Operation("adopt", write_tars, index, lambda root: samples(root / "laion"))
 ADOPT_AGAIN = Operation("adopt one more", index_one_and_add_one, index, lambda root: samples(root / "laion"))
 CAPTION_CACHE = Operation(
