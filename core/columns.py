@@ -5,9 +5,8 @@
       train-00000.npy ...     one array per shard, in the shard's order
       train-00000.counts.npy  of columns with a value per caption: how many captions each sample has
 
-A set's fingerprint says which samples a column speaks of, so a column of other samples is refused. This file writes
-columns and knows their heads, `core.column_values` reads their values, `core.column_kind` is what a kind gives. Free of
-torch.
+A set's fingerprint says which samples a column speaks of, so a column of other samples is refused. Here they are
+written and their heads read; `core.column_values` reads values, `core.column_kind` is what a kind gives.
 """
 
 from __future__ import annotations
@@ -152,7 +151,7 @@ def sweep_column(url: str, name: str) -> None:
         if exists(column_url(url, name)) and not exists(join(column_url(url, name), HEAD_NAME)):
             remove(column_url(url, name))
         return
-    partial = re.compile(re.escape(f"{PARTIAL_PREFIX}{name}.") + r"[^.]+")  # another column's name has a dot there
+    partial = re.compile(re.escape(f"{PARTIAL_PREFIX}{name}.") + r"[^.]+")  # with a dot it is another column's
     for path in local(join(url, FOLDER)).glob(f"{PARTIAL_PREFIX}*"):
         if partial.fullmatch(path.name):
             remove(path)

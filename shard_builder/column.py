@@ -57,12 +57,16 @@ def make_columns(
     together = [ShardSet.open(url, cache_dir) for url in urls]
     bar = partial(progress_bar, console)
     works = [ColumnWork(shard_set, together, cache_dir, bar) for shard_set in together]
-    return [make_column(work, parts.build(table, choice, "column", work=work), console) for work in works]
+    heads = []
+    for work in works:
+        started = time.monotonic()
+        plan = parts.build(table, choice, "column", work=work)
+        heads.append(make_column(work, plan, console, started))
+    return heads
 
 
-def make_column(work: ColumnWork, plan: ColumnPlan, console: Console) -> ColumnHead:
-    """Do what a kind has planned for one set, unless an equal column is there."""
-    started = time.monotonic()
+def make_column(work: ColumnWork, plan: ColumnPlan, console: Console, started: float) -> ColumnHead:
+    """Do what a kind has planned for one set since `started`, unless an equal column is there."""
     head = head_of(plan, work.shard_set.fingerprints[0])
     for note in plan.notes:
         console.print(note)

@@ -26,12 +26,16 @@ DOORS = {  # library -> the only files that may import it
     "wandb": {"trainer/trackers/wandb_tracker.py"},
     "pycocotools": {"shard_builder/readers/coco.py"},
     "simplejpeg": {"core/image.py"},
+    "sklearn": {"shard_builder/columns/topics.py"},
     "faiss": {"search/index.py"},
     "fastapi": {"search/server.py"},
     "matplotlib": {"eval/plots.py"},
     "jinja2": {"eval/report.py"},
 }
 TORCH_FREE = (  # what the builder's image workers import
+    "core/column_kind.py",
+    "core/column_values.py",
+    "core/columns.py",
     "core/config.py",
     "core/parts.py",
     "core/journal.py",
