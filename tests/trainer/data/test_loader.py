@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +24,9 @@ from core.errors import ConfigError, DamagedError, DataError, ManifestError
 from core.seeding import uniform
 from core.shard_index import IMAGE, NPY
 from core.shard_set import ShardSet
-from trainer.data import stream
+from trainer.data import stream, workers
 from trainer.data.batch import Batch
+from trainer.data.columns import BatchColumns
 from trainer.data.loader import TrainLoader
 
 N, G = 47, 8
@@ -45,6 +48,7 @@ def contents(batch: Batch) -> tuple[object, ...]:
         batch.epoch,
         batch.step,
         batch.samples.tolist(),
+        batch.draws.tolist(),
         batch.column("image_id").tolist(),
         batch.images.numpy().tobytes(),
         batch.column("text").numpy().tobytes(),
@@ -57,6 +61,7 @@ def test_a_batch_holds_the_pixels_captions_and_ids_of_its_samples(shard_set: Sha
     for batch in loader.epoch(2):
         assert batch.images.shape == (G, 3, 32, 32) and batch.images.dtype == torch.uint8
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert batch.draws.tolist() == batch.samples.tolist()  # every sample comes once
         for row, sample in enumerate(batch.samples.tolist()):
             pixels = simplejpeg.decode_jpeg(bytes(shard_set.member(sample, IMAGE)))
             assert (batch.images[row].permute(1, 2, 0).numpy() == pixels).all()
@@ -149,6 +154,44 @@ def test_a_view_of_the_images_keeps_them_from_being_written_over(shard_set: Shar
         for _ in loader.epoch(epoch):
             pass
     assert torch.equal(row, before)
+
+
+@pytest.mark.parametrize(("num_workers", "prefetch"), [(1, 2), (1, 5), (2, 4), (3, 1)])
+@pytest.mark.parametrize("part_rows", [3, 128])
+def test_as_many_batches_are_decoded_ahead_as_asked_for_and_buffers_suffice(
+    shard_set: ShardSet, num_workers: int, prefetch: int, part_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_MAX_PART_ROWS", part_rows)
+    asked: list[int] = []
+
+    def plan() -> Iterator[stream.PlannedBatch]:
+        for step in range(60):
+            asked.append(step)
+            samples = np.arange(step, step + G) % N
+            yield stream.PlannedBatch(0, step, samples, samples)
+
+    batches = stream.BatchStream(
+        shard_set,
+        BatchColumns({}, "drawn"),
+        max_rows=G,
+        num_workers=num_workers,
+        prefetch=prefetch,
+        pin_memory=False,
+        max_damaged=0,
+    )
+    batches.start(plan())
+    kept: deque[Batch] = deque(maxlen=3)  # the batch in use, and two on their way to the device
+    for taken in range(1, 41):
+        kept.append(batches.take())
+        assert prefetch <= len(asked) - taken <= max(prefetch, 2 * num_workers) + 2
+    assert all(batch.samples.tolist() == (np.arange(batch.step, batch.step + G) % N).tolist() for batch in kept)
+    batches.close()
+
+
+def test_memory_grows_with_prefetch_and_not_with_workers_times_the_batch() -> None:
+    for num_workers in (0, 1, 4, 16):
+        assert stream.max_in_flight(4096, num_workers, 3) <= 2 + 3
+        assert stream.max_in_flight(256, num_workers, 3) <= 2 + max(3, num_workers)
 
 
 def test_buffers_are_used_again(shard_set: ShardSet) -> None:
@@ -301,6 +344,27 @@ def test_a_batch_larger_than_the_set_is_refused(shard_set: ShardSet) -> None:
 def test_times_are_measured_in_the_workers(shard_set: ShardSet) -> None:
     batch = next(TrainLoader(shard_set, global_batch_size=G).epoch(0))
     assert 0 < batch.read_s < 1 and 0 < batch.decode_s < 1
+
+
+@pytest.mark.parametrize("slow", ["read_s", "decode_s"])
+def test_reading_and_decoding_are_measured_apart(
+    shard_set: ShardSet, slow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowed(act: Callable[..., object]) -> Callable[..., object]:
+        def slowly(*given: object) -> object:
+            time.sleep(0.02)
+            return act(*given)
+
+        return slowly
+
+    if slow == "read_s":
+        monkeypatch.setattr(ShardSet, "member", slowed(ShardSet.member))
+    else:
+        monkeypatch.setattr(workers, "decode_into", slowed(workers.decode_into))
+    batches = list(TrainLoader(shard_set, global_batch_size=G, columns={}).epoch(0, 3))
+    quick = {"read_s": "decode_s", "decode_s": "read_s"}[slow]
+    for batch in batches:  # each has its own time, not that of those before it
+        assert 0.02 * G <= getattr(batch, slow) < 0.02 * G * 1.9 and getattr(batch, quick) < 0.02 * G
 
 
 def children() -> list[int]:
