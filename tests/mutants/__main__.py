@@ -36,8 +36,9 @@ def main() -> None:
     load_libraries()
     results = {name: _try_room(name, given.seed, given.count, given.out) for name in given.rooms}
     table = report(results)
-    (given.out / "report.md").write_text(table)
-    print(table.split("\n\n")[0], f"\nall mutants: {given.out / 'report.md'}", sep="\n")
+    path = given.out / f"report-{given.seed}.md"
+    path.write_text(table)
+    print(table.split("\n\n")[0], f"\nall mutants: {path}", sep="\n")
 
 
 def _try_room(name: str, seed: str, count: int | None, out: Path) -> list[dict[str, Any]]:

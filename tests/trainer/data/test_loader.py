@@ -325,6 +325,45 @@ def test_workers_outlive_signals_of_the_scheduler_but_not_their_trainer(shard_se
     assert worker not in children()
 
 
+def test_a_worker_ends_when_its_trainer_says(shard_set: ShardSet) -> None:
+    others = set(children())
+    loader = TrainLoader(shard_set, global_batch_size=G, num_workers=1)
+    next(loader.epoch(0))
+    (worker,) = set(children()) - others
+    os.kill(worker, signal.SIGTERM)  # as Python does at its end with daemons that were forgotten
+    deadline = time.monotonic() + 10
+    while (ended := os.waitid(os.P_PID, worker, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is None:
+        assert time.monotonic() < deadline, "it goes on"
+        time.sleep(0.01)
+    assert (ended.si_code, ended.si_status) == (os.CLD_EXITED, 0)
+    loader.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            "DataLoader worker (pid 7) is killed by signal: Killed. ",
+            "died: (pid 7) is killed by signal: Killed. If kil",
+        ),
+        ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "died: (pid(s) 7, 8) exited unexpectedly. If killed"),
+        ("CUDA error: out of memory", None),
+    ],
+)
+def test_only_the_death_of_a_worker_is_explained(
+    shard_set: ShardSet, words: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's words for it, without the death itself: that is above."""
+
+    def fails(loader: object) -> Iterator[object]:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(stream.DataLoader, "__iter__", fails)
+    with pytest.raises(DataError if expected else RuntimeError) as caught:
+        next(TrainLoader(shard_set, global_batch_size=G).epoch(0))
+    assert (expected or words) in str(caught.value)
+
+
 def test_a_program_that_forgets_to_close_its_loader_ends(url: str) -> None:
     code = (
         "from core.shard_set import ShardSet\nfrom trainer.data.loader import TrainLoader\n"
