@@ -51,6 +51,7 @@ ROOMS = {
             "tests/trainer/data/test_order_identity.py",
             "tests/trainer/data/test_columns.py",
             "tests/trainer/data/test_loader.py",
+            "tests/trainer/data/test_stream.py",
             "tests/trainer/data/test_eval_loader.py",
         ),
         without=(
@@ -68,6 +69,34 @@ ROOMS = {
         files=("trainer/augment.py", "trainer/resample.py", "core/seeding.py"),
         tests=("tests/core/test_seeding.py", "tests/trainer/test_augment.py", "tests/trainer/samplers/test_epoch.py"),
         mutants=30,
+    ),
+    "columns": Room(
+        files=("core/columns.py", "core/column_values.py", "core/column_kind.py"),
+        tests=(
+            "tests/core/test_fields.py",
+            "tests/core/test_columns.py",
+            "tests/core/test_column_kind.py",
+            "tests/trainer/data/test_columns.py",
+        ),
+    ),
+    "manifest": Room(
+        files=("core/manifest.py", "core/fields.py"),
+        tests=("tests/core/test_manifest.py", "tests/core/test_fields.py"),
+        mutants=20,
+    ),
+    "fingerprint": Room(
+        files=("shard_builder/fingerprint.py", "core/shard_index.py"),
+        tests=(
+            "tests/core/test_shard_index.py",
+            "tests/core/test_fields.py",
+            "tests/shard_builder/test_fingerprint.py",
+        ),
+        without=(  # whole builds
+            "test_another_filter_is_refused_by_name",
+            "test_an_older_set_is_already_built_and_has_the_same_samples",
+            "test_an_older_unfinished_build_goes_on",
+            "test_the_samples_fingerprint_is_of_samples_and_their_order_alone",
+        ),
     ),
 }
 

@@ -199,6 +199,21 @@ def test_only_a_still_config_leaves_pictures_as_they_are() -> None:
         assert replace(STILL, **change).changes_pictures
 
 
+def test_what_has_probability_0_never_happens_and_what_has_1_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    almost_1 = np.float32(1 - 2.0**-24)
+    for number in (np.float32(0), almost_1):
+        monkeypatch.setattr(
+            "trainer.augment.uniform", lambda *key, number=number: np.full((len(key[2]), key[4]), number)
+        )
+        never = draw(AugmentConfig(flip=0, blur=0, jitter=0, grayscale=1), 0, 0, np.arange(4), 32, 32)
+        assert not never.flip.any() and not never.sigma.any() and never.colours is not None
+        assert (never.colours == torch.tensor([0.2989, 0.587, 0.114, 0])).all()  # grey alone, and always
+        always = draw(AugmentConfig(flip=1, blur=1, jitter=1, grayscale=0), 0, 0, np.arange(4), 32, 32)
+        assert always.flip.all() and (always.sigma > 0).all() and always.colours is not None
+        assert not (always.colours[:, 0] == always.colours[:, 1]).all(dim=1).any()  # not grey
+        assert not (always.colours == torch.eye(3, 4)).all(dim=2).any()
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_still_picture_is_only_normalised(channels_last: bool) -> None:
     images = pictures(5, 32)
