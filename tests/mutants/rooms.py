@@ -47,6 +47,7 @@ ROOMS = {
         ),
         tests=(
             "tests/trainer/data/test_batch.py",
+            "tests/trainer/data/test_buffers.py",
             "tests/trainer/data/test_inputs.py",
             "tests/trainer/data/test_order_identity.py",
             "tests/trainer/data/test_columns.py",

@@ -32,4 +32,14 @@ UNCHANGED: dict[tuple[str, str, str], str] = {
         "return normalize(batch.images.to(device, non_blocking=True))",
         "return normalize(batch.images.to(device, non_blocking=False))",
     ): "the same pictures; the copy is waited for",
+    (
+        "trainer/data/ledger.py",
+        "seen=len(self._order) - num_missed,",
+        "seen=len(self._order) + num_missed,",
+    ): "an account is given only where none is missed",
+    (
+        "trainer/data/ledger.py",
+        "repeated=int(surplus[surplus > 0].sum()),",
+        "repeated=int(surplus[surplus >= 0].sum()),",
+    ): "what is added is 0",
 }
