@@ -42,4 +42,9 @@ UNCHANGED: dict[tuple[str, str, str], str] = {
         "repeated=int(surplus[surplus > 0].sum()),",
         "repeated=int(surplus[surplus >= 0].sum()),",
     ): "what is added is 0",
+    (
+        "trainer/data/workers.py",
+        "self._read_s = self._decode_s = 0.0",
+        "self._read_s = self._decode_s = 1.0",
+    ): "in `__init__`: every part begins at 0 again",
 }
