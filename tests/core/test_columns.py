@@ -19,6 +19,7 @@ from core.columns import (
     ColumnValues,
     ShardValues,
     column_names,
+    column_url,
     load_head,
     publish_column,
     sweep_column,
@@ -207,3 +208,69 @@ def test_a_head_of_another_version_is_refused_in_a_sentence(tmp_path: Path) -> N
         load_head(url, "labels")
     file.write_bytes(_signed({key: value for key, value in body.items() if key != "figures"}))
     assert load_head(url, "labels").figures == {}
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "a b", "-x", "\u00fc"])
+def test_a_column_is_not_called_what_is_no_folder(name: str) -> None:
+    with pytest.raises(ManifestError, match="a name has letters, digits"):
+        column_url("set", name)
+
+
+def test_a_column_has_sizes_lengths_and_further_arrays(tmp_path: Path) -> None:
+    urls = [make_shard_set(tmp_path / name, 12, seed=ord(name)) for name in "ab"]
+    centroids = np.arange(6, dtype="<f4").reshape(2, 3)
+    for url in urls:
+        numbers, extras = np.zeros(12, "<i4"), {"centroids": centroids}
+        head = put(url, "topics", "topics", numbers, origin={"num_topics": 2}, extras=extras)
+    files = [path for path in (tmp_path / "b/columns/topics").iterdir() if path.name != "column.json"]
+    assert head.bytes == sum(path.stat().st_size for path in files) and len(files) == 3
+    column = ShardSet.open(urls).column("topics")
+    assert len(column) == 24 and column.extra("centroids").tolist() == centroids.tolist()
+    with pytest.raises(DamagedError, match=r"a/columns/topics/names\.npy: damaged \(not named by its column\.json\)"):
+        column.extra("names")
+
+
+def test_arrays_that_do_not_fit_the_set_are_damage(tmp_path: Path) -> None:
+    url = make_shard_set(tmp_path / "set", 4, num_captions=1)
+    fingerprint = ShardSet.open(url).fingerprint
+    for name, rows, counts, said in (
+        ("longer", 5, None, r"longer/train-00000\.npy: damaged \(int32 \(5,\), <i4 \(4,\) is right\)"),
+        ("shorter", 3, None, r"\(int32 \(3,\), <i4 \(4,\) is right\)"),
+        ("of-others", 6, [2, 2, 2], r"train-00000\.counts\.npy: damaged \(not of 4 samples\)"),
+        ("of-more", 6, [2, 1, 1, 1, 1], r"counts\.npy: damaged \(not of 4 samples\)"),
+    ):
+        head = ColumnHead(name, "numbers", "caption" if counts else "sample", "<i4", (), {}, fingerprint)
+        part = ShardValues(np.zeros(rows, "<i4"), None if counts is None else np.array(counts))
+        publish_column(url, head, ["train-00000.tar"], ColumnValues([part]))
+        column = ShardSet.open(url).column(name)
+        with pytest.raises(DamagedError, match=said):
+            column.of_captions(0) if counts else column.all_rows()
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    url = make_shard_set(tmp_path / "set", 4, num_captions=1)
+    head = ColumnHead("numbers", "numbers", "caption", "<i4", (), {}, ShardSet.open(url).fingerprint)
+    parts = [ShardValues(np.zeros(2, "<i4"), np.ones(2, int))] * 2
+    with pytest.raises(ManifestError, match=r"two of its files would be called a\.counts\.npy. Rename that tar"):
+        publish_column(url, head, ["a.tar", "a.counts.tar"], ColumnValues(parts))
+    assert column_names(url) == unfinished_columns(url) == []
+
+
+def test_a_failed_remote_column_leaves_nothing_and_one_that_is_there_stays(tmp_path: Path) -> None:
+    import fsspec
+
+    url, shards = f"memory://bucket-{time.time_ns()}/set", ["train-00000.tar"]
+    head = ColumnHead("numbers", "numbers", "sample", "<i4", (), {}, "f")
+
+    def breaks() -> Any:
+        yield ShardValues(np.zeros(4, "<i4"))
+        raise DamagedError("planted")
+
+    with pytest.raises(DamagedError, match="planted"):
+        publish_column(url, head, [*shards, "train-00001.tar"], ColumnValues(breaks()))
+    assert not fsspec.filesystem("memory").exists(f"{url.removeprefix('memory:/')}/columns/numbers")
+    ours = publish_column(url, head, shards, ColumnValues([ShardValues(np.ones(4, "<i4"))], figures={"ones": 4}))
+    with pytest.raises(StorageError, match="is there already. Choose another name or delete it"):
+        publish_column(url, head, shards, ColumnValues([ShardValues(np.zeros(4, "<i4"))]))
+    sweep_column(url, "numbers")  # it is whole
+    assert load_head(url, "numbers") == ours and ours.figures == {"ones": 4}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import xxhash
 
 from core.seeding import derive_seed, permutation, uniform
 
@@ -12,6 +13,22 @@ def test_a_sample_gets_the_same_numbers_in_any_batch() -> None:
     some = np.array([7, 999, 7, 0])
     assert np.array_equal(uniform(1, 2, some, "crop", 4), everyone[some])
     assert np.array_equal(uniform(1, 2, some, "crop", 2), everyone[some][:, :2])
+
+
+def test_numbers_are_those_of_splitmix64() -> None:
+    """Runs that go on with a later version must draw the same crops: Steele et al. 2014 in Python's whole numbers."""
+
+    def mix(x: int) -> int:
+        x = (x + 0x9E3779B97F4A7C15) % 2**64
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+        return x ^ (x >> 31)
+
+    draws = [0, 5, 2**40]
+    key = xxhash.xxh3_64_intdigest(b"3\x002\x00'crop'") // 2
+    assert key == derive_seed(3, 2, "crop")
+    expected = [[(mix(mix(d + key) + 0x9E3779B97F4A7C15 * k) >> 40) / 2**24 for k in (1, 2, 3)] for d in draws]
+    assert uniform(3, 2, np.array(draws), "crop", 3).tolist() == expected
 
 
 def test_seed_epoch_sample_and_stream_all_matter() -> None:

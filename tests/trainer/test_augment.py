@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from core.errors import ConfigError
+from core.seeding import uniform
 from trainer.augment import CLIP, HALF, NORMALIZATIONS, Augment, AugmentConfig, Draw, Normalize, draw, hue_rotation
 
 STILL = AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0)
@@ -64,10 +67,10 @@ def test_each_change_of_colour_equals_torchvisions(name: str) -> None:
     config = AugmentConfig(crop_scale=(1, 1), flip=0, jitter=1, **strengths)
     images = pictures(8, 32)
     result = augmented(config, images, 32)
-    uniform = _factors(8)[{"brightness": 1, "contrast": 2, "saturation": 3}[name]]
+    factors = _factors(8)[{"brightness": 1, "contrast": 2, "saturation": 3}[name]]
     adjust = getattr(tv, f"adjust_{name}")
     for i in range(8):
-        expected = adjust(images[i].float() / 255, 0.5 + float(uniform[i]))
+        expected = adjust(images[i].float() / 255, 0.5 + float(factors[i]))
         torch.testing.assert_close(result[i], expected, atol=0.2 * LEVEL, rtol=0)
 
 
@@ -97,6 +100,16 @@ def test_hue_turns_chroma_and_keeps_luma() -> None:
     np.testing.assert_allclose(turn @ colour @ luma, colour @ luma, atol=1e-3)
     np.testing.assert_allclose(turn[2] @ turn[2], np.eye(3), atol=1e-9)
     np.testing.assert_allclose(turn @ np.full(3, 0.4), 0.4, atol=1e-3)  # grey has no hue
+
+
+def test_hue_is_a_rotation_of_the_chroma_by_the_angle() -> None:
+    to_yiq = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])  # FCC, 1953
+    angles = np.linspace(-3, 3, 13)
+    for angle, turn in zip(angles, hue_rotation(angles)):
+        for colour in np.eye(3):
+            luma, i, q = to_yiq @ colour
+            turned = complex(i, q) * np.exp(1j * angle)
+            np.testing.assert_allclose(to_yiq @ turn @ colour, [luma, turned.real, turned.imag], atol=1e-9)
 
 
 def test_a_picture_does_not_depend_on_the_rest_of_its_batch() -> None:
@@ -137,6 +150,34 @@ def test_crops_keep_the_asked_share_and_shape_and_reach_every_corner() -> None:
     assert ((top + height) <= 224).all() and ((left + width) <= 224).all()
 
 
+@pytest.mark.parametrize(
+    ("scale", "ratio", "height", "width"),
+    [((0.5, 1.0), (0.75, 4 / 3), 224, 224), ((0.05, 1.0), (0.3, 3.0), 5, 7), ((0.9, 1.0), (0.5, 3.0), 40, 60)],
+)
+def test_crops_are_the_first_attempt_that_fits_placed_by_numbers_of_their_own(
+    scale: tuple[float, float], ratio: tuple[float, float], height: int, width: int
+) -> None:
+    """torchvision's `RandomResizedCrop.get_params` with our numbers: ten areas, ten shapes, then top and left."""
+    boxes = draw(AugmentConfig(crop_scale=scale, crop_ratio=ratio), 3, 4, np.arange(300), height, width).box.tolist()
+    numbers = uniform(3, 4, np.arange(300), "crop", 22).astype(np.float64)
+    sizes, fallbacks = set(), 0
+    for box, u in zip(boxes, numbers):
+        for attempt in range(10):
+            area = height * width * (scale[0] + (scale[1] - scale[0]) * u[attempt])
+            shape = np.exp(np.log(ratio[0]) + (np.log(ratio[1]) - np.log(ratio[0])) * u[10 + attempt])
+            w, h = round(np.sqrt(area * shape)), round(np.sqrt(area / shape))
+            if 0 < w <= width and 0 < h <= height:
+                break
+        else:
+            w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+            fallbacks += 1
+        sizes.add((h, w))
+        assert box == [np.floor(u[20] * (height - h + 1)), np.floor(u[21] * (width - w + 1)), h, w]
+    if width == 7:
+        assert {1, height} <= {h for h, _ in sizes} and {1, width} <= {w for _, w in sizes}
+    assert (fallbacks > 0) == (height == 40)
+
+
 def test_impossible_crops_fall_back_to_the_largest_allowed_box() -> None:
     box = draw(AugmentConfig(crop_scale=(1, 1), crop_ratio=(2, 2)), 0, 0, np.arange(50), 60, 60).box
     assert (box[:, 2:] == torch.tensor([30.0, 60.0])).all()
@@ -150,6 +191,27 @@ def test_share_of_flipped_grey_and_blurred_pictures_is_the_probability() -> None
     assert parameters.colours is not None
     grey = (parameters.colours[:, 0] == parameters.colours[:, 1]).all(dim=1)
     assert abs(grey.float().mean() - 0.1) < 0.015
+
+
+def test_only_a_still_config_leaves_pictures_as_they_are() -> None:
+    assert not STILL.changes_pictures
+    for change in ({"crop_scale": (0.9, 1)}, {"flip": 0.1}, {"jitter": 0.1}, {"grayscale": 0.1}, {"blur": 0.1}):
+        assert replace(STILL, **change).changes_pictures
+
+
+def test_what_has_probability_0_never_happens_and_what_has_1_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    almost_1 = np.float32(1 - 2.0**-24)
+    for number in (np.float32(0), almost_1):
+        monkeypatch.setattr(
+            "trainer.augment.uniform", lambda *key, number=number: np.full((len(key[2]), key[4]), number)
+        )
+        never = draw(AugmentConfig(flip=0, blur=0, jitter=0, grayscale=1), 0, 0, np.arange(4), 32, 32)
+        assert not never.flip.any() and not never.sigma.any() and never.colours is not None
+        assert (never.colours == torch.tensor([0.2989, 0.587, 0.114, 0])).all()  # grey alone, and always
+        always = draw(AugmentConfig(flip=1, blur=1, jitter=1, grayscale=0), 0, 0, np.arange(4), 32, 32)
+        assert always.flip.all() and (always.sigma > 0).all() and always.colours is not None
+        assert not (always.colours[:, 0] == always.colours[:, 1]).all(dim=1).any()  # not grey
+        assert not (always.colours == torch.eye(3, 4)).all(dim=2).any()
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -179,6 +241,8 @@ def test_contiguous_pictures_give_what_channels_last_pictures_give() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"flip": -0.1}, r"augment\.flip is -0\.1: it is a probability"),
+        ({"crop_ratio": (0, 1)}, r"augment\.crop_ratio is \(0, 1\): give 0 < smallest <= largest"),
         ({"flip": 1.5}, r"augment\.flip is 1\.5: it is a probability"),
         ({"crop_scale": (0.8, 0.5)}, r"augment\.crop_scale is \(0\.8, 0\.5\): give 0 < smallest <= largest"),
         ({"crop_scale": (0.5, 1.2)}, r"crop_scale ends at 1\.2: a crop keeps at most 1"),
@@ -199,6 +263,4 @@ def test_normalizations_are_the_published_ones() -> None:
 
 
 def _factors(batch: int) -> np.ndarray:
-    from core.seeding import uniform
-
     return uniform(7, 1, np.arange(batch), "colour", 6).T.astype(np.float64)

@@ -13,6 +13,7 @@ from shard_sets import damage, make_shard_set
 
 from core.config import Choice
 from core.errors import ConfigError, DamagedError, DataError, ManifestError
+from core.manifest import load_manifest, save_manifest
 from core.seeding import uniform
 from core.shard_index import IMAGE, NPY
 from core.shard_set import ShardSet
@@ -82,6 +83,14 @@ def test_without_pictures_none_is_read(url: str) -> None:
 def test_a_missing_column_ends_it_before_the_first_batch(url: str) -> None:
     with pytest.raises(ManifestError, match=r"has no column 'label'\. Did you mean 'labels'\?"):
         TrainLoader(ShardSet.open(url), global_batch_size=G, columns={"label": "label"})
+
+
+def test_captions_without_embeddings_end_it_before_the_first_batch_only_where_they_are_asked_for(url: str) -> None:
+    save_manifest(replace(load_manifest(url), text_encoder=None), url)
+    with pytest.raises(ManifestError, match="has no caption embeddings"):
+        TrainLoader(ShardSet.open(url), global_batch_size=G)
+    (*_, batch) = TrainLoader(ShardSet.open(url), global_batch_size=G, columns={"label": "labels"}).epoch(0)
+    assert set(batch.columns) == {"image_id", "label"}
 
 
 def test_damage_in_a_column_is_named_and_nothing_stands_in(url: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from shard_sets import damage, make_shard_set
 
 from core.errors import DamagedError, DataError
 from core.shard_set import ShardSet
+from trainer.data import ledger as module
 from trainer.data.batch import Batch
 from trainer.data.ledger import CoverageLedger, LedgerReport
 from trainer.data.loader import TrainLoader
@@ -140,6 +144,85 @@ def epoch_of_a_rank(url: str, max_damaged: int) -> tuple[LedgerReport, Any]:
     for batch in loader.epoch(0):
         ledger.add(batch)
     return ledger.finish(), ledger.state()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("resumed_at", [None, 2])
+def test_any_number_of_ranks_gives_the_account_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world_size: int, resumed_at: int | None
+) -> None:
+    """Ranks are threads here, which takes no time; real processes are above."""
+    url = make_shard_set(tmp_path, N, num_captions=1)
+    for sample in (3, 11, 19):
+        damage(url, sample)
+    alone = epoch_of_a_rank(url, 3)
+
+    def account(rank: int) -> tuple[LedgerReport, Any]:
+        loader, ledger = loader_and_ledger(url, rank, world_size, 3)
+        ledger.start(0, loader.order(0))
+        for batch in loader.epoch(0):
+            if batch.step == resumed_at:
+                state = ledger.state()
+                _, ledger = loader_and_ledger(url, rank, world_size, 3)
+                ledger.start(0, loader.order(0), batch.step, state)
+            ledger.add(batch)
+        return ledger.finish(), ledger.state()
+
+    assert in_threads(world_size, monkeypatch, account) == [alone] * world_size
+
+
+def in_threads(world_size: int, monkeypatch: pytest.MonkeyPatch, account: Callable[[int], Any]) -> list[Any]:
+    """What each rank's `account(rank)` returns, its collectives exchanged between threads."""
+    barrier, own, given = threading.Barrier(world_size, timeout=20), threading.local(), [None] * world_size
+
+    def exchanged(value: Any) -> list[Any]:
+        given[own.rank] = value
+        barrier.wait()
+        found = list(given)
+        barrier.wait()
+        return found
+
+    def act(rank: int) -> Any:
+        own.rank = rank
+        try:
+            return account(rank)
+        except BaseException:
+            barrier.abort()
+            raise
+
+    monkeypatch.setattr(module, "gather_objects", exchanged)
+    monkeypatch.setattr(module, "all_reduce_sum", lambda x: torch.stack(exchanged(x)).sum(0))
+    with ThreadPoolExecutor(world_size) as ranks:
+        return list(ranks.map(act, range(world_size)))
+
+
+def test_the_digest_is_the_stated_sum(url: str) -> None:
+    """A slow oracle in Python's whole numbers: reports of two runs are compared by it."""
+
+    def mix(x: int) -> int:
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+        return x ^ (x >> 31)
+
+    order = loader_and_ledger(url)[0].order(3).tolist()
+    pairs = [(place * 0x9E3779B97F4A7C15 + mix(sample)) % 2**64 for place, sample in enumerate(order)]
+    assert account(url, 3).order_digest == sum(map(mix, pairs)) % 2**64
+
+
+@pytest.mark.parametrize(
+    ("lost", "named"), [(1, r"\(\d+\)"), (5, r"\(\d+(, \d+){4}\)"), (6, r"\(\d+(, \d+){4}, \.\.\.\)")]
+)
+def test_the_first_five_missed_samples_are_named(url: str, lost: int, named: str) -> None:
+    def lose(batch: Batch) -> list[Batch]:
+        return [replace(batch, samples=batch.samples[:-lost]) if batch.step == 1 else batch]
+
+    with pytest.raises(DataError, match=f"{lost} missed {named}, 0 repeated\\. The run"):
+        account(url, 0, lose)
+
+
+def test_a_batch_of_another_epoch_is_refused(url: str) -> None:
+    with pytest.raises(AssertionError, match="batch of epoch 7 in the ledger of epoch 0"):
+        account(url, 0, lambda batch: [replace(batch, epoch=7)])
 
 
 def test_damage_is_counted_over_the_ranks(tmp_path: Path) -> None:

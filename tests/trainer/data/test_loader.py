@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import gc
 import io
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +40,7 @@ def contents(batch: Batch) -> tuple[object, ...]:
         batch.epoch,
         batch.step,
         batch.samples.tolist(),
+        batch.draws.tolist(),
         batch.column("image_id").tolist(),
         batch.images.numpy().tobytes(),
         batch.column("text").numpy().tobytes(),
@@ -57,6 +53,7 @@ def test_a_batch_holds_the_pixels_captions_and_ids_of_its_samples(shard_set: Sha
     for batch in loader.epoch(2):
         assert batch.images.shape == (G, 3, 32, 32) and batch.images.dtype == torch.uint8
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert batch.draws.tolist() == batch.samples.tolist()  # every sample comes once
         for row, sample in enumerate(batch.samples.tolist()):
             pixels = simplejpeg.decode_jpeg(bytes(shard_set.member(sample, IMAGE)))
             assert (batch.images[row].permute(1, 2, 0).numpy() == pixels).all()
@@ -251,57 +248,6 @@ def test_a_missing_shard_is_one_sentence_from_any_worker(tmp_path: Path) -> None
     loader.close()
 
 
-def test_a_killed_worker_is_an_error_and_no_hang(shard_set: ShardSet) -> None:
-    others = set(children())
-    loader = TrainLoader(shard_set, global_batch_size=G, num_workers=2)
-    batches = loader.epoch(0)
-    next(batches)
-    start = time.monotonic()
-    with pytest.raises((DataError, RuntimeError), match="worker") as caught:
-        os.kill((set(children()) - others).pop(), signal.SIGKILL)
-        for epoch in range(1, 100_000):
-            list(batches)
-            batches = loader.epoch(epoch)
-    assert time.monotonic() - start < 20
-    assert caught.type is DataError, "the signal arrived outside of the loader: run again"
-    assert "memory" in str(caught.value)
-    loader.close()
-
-
-def test_workers_outlive_signals_of_the_scheduler_but_not_their_trainer(shard_set: ShardSet) -> None:
-    others = set(children())
-    loader = TrainLoader(shard_set, global_batch_size=G, num_workers=1)
-    next(loader.epoch(0))
-    (worker,) = set(children()) - others
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        subprocess.run(["kill", f"-{number.value}", str(worker)], check=True)  # another process than the trainer
-    time.sleep(0.2)
-    assert len(list(loader.epoch(1))) == N // G
-    loader.close()
-    gc.collect()
-    assert worker not in children()
-
-
-def test_a_program_that_forgets_to_close_its_loader_ends(url: str) -> None:
-    code = (
-        "from core.shard_set import ShardSet\nfrom trainer.data.loader import TrainLoader\n"
-        f"loader = TrainLoader(ShardSet.open({url!r}), global_batch_size=8, num_workers=2)\n"
-        "batches = loader.epoch(0)\nprint(next(batches).step)\n"
-    )
-    root = Path(__file__).resolve().parents[3]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
-
-
 def test_a_batch_larger_than_the_set_is_refused(shard_set: ShardSet) -> None:
     with pytest.raises(ConfigError, match="not one whole batch"):
         TrainLoader(shard_set, global_batch_size=64)
-
-
-def test_times_are_measured_in_the_workers(shard_set: ShardSet) -> None:
-    batch = next(TrainLoader(shard_set, global_batch_size=G).epoch(0))
-    assert 0 < batch.read_s < 1 and 0 < batch.decode_s < 1
-
-
-def children() -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from column_folders import add_column
 from shard_sets import make_shard_set
 
 from core.config import Choice
@@ -79,3 +81,19 @@ def test_a_checkpoint_that_lacks_a_field_is_refused_in_one_sentence(train_set: S
     was = {name: value for name, value in older(train_set).items() if name != missing}
     difference = order_difference(was, identity(train_set), train_set)
     assert difference is not None and difference.startswith(f"{missing} is not noted in the checkpoint, it is ")
+
+
+def test_a_hash_of_the_recipe_is_not_taken_for_one_of_samples(train_set: ShardSet) -> None:
+    was = {key: value for key, value in older(train_set).items() if key != "window_shards"}
+    difference = order_difference({**was, "sampler": "uniform"}, identity(train_set), train_set)
+    assert str(difference).startswith("shards was ")
+
+
+def test_other_labels_are_another_order(tmp_path: Path) -> None:
+    sampler, found = Choice("class_balanced", {"num_classes": 2, "num_per_class": 4}), []
+    for turn in (0, 1):
+        url = make_shard_set(tmp_path / str(turn), 30)
+        add_column(url, "labels", ((np.arange(30) + turn) // 2 % 3).astype("<i4"), classes=("a", "b", "c"))
+        found.append(identity(ShardSet.open(url), sampler))
+    was, now = found
+    assert was["shards"] == now["shards"] and was["first_epoch"] != now["first_epoch"]

@@ -26,6 +26,8 @@ def test_shares_are_exact(sets: list[tuple[int, float]], batch_size: int, seed: 
     shares = np.array(weights) / sum(weights)
     counts = np.bincount(set_of, minlength=len(sizes))
     assert (np.abs(counts - shares * len(order)) < 1 + 1e-9).all()
+    rounded_by = counts - shares * len(order)  # largest remainders: who is rounded up lacked more than who is not
+    assert rounded_by.max() - rounded_by.min() <= 1 + 1e-9
     for batch in set_of.reshape(epoch.steps, -1):
         found = np.bincount(batch, minlength=len(sizes))
         assert (np.abs(found - shares * batch_size) <= len(sizes)).all()
@@ -41,6 +43,12 @@ def test_two_sets_share_every_batch_to_within_one() -> None:
     for batch in order.reshape(epoch.steps, -1):
         assert abs(int((batch >= 300).sum()) - 20) <= 1
     assert [int((order < 300).sum()), int((order >= 300).sum())] == [120, 240]
+
+
+def test_rare_draws_stand_at_equal_distances_within_the_epoch() -> None:
+    epoch = epoch_of(10, set_sizes=[78, 2])
+    steps = np.flatnonzero((mix(epoch, (78.0, 2.0)).reshape(8, 10) >= 78).any(axis=1))
+    assert len(steps) == 2 and steps[0] in (1, 2) and steps[1] in (5, 6)  # a quarter, three quarters
 
 
 def test_ranks_get_both_sets() -> None:

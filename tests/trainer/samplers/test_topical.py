@@ -59,6 +59,13 @@ def test_uniform_steps_take_samples_without_a_topic_too_and_none_twice() -> None
     assert (TOPICS[order] == -1).any()
 
 
+def test_a_temperature_near_0_draws_the_largest_topic_alone() -> None:
+    topics = np.where(TOPICS < 0, -1, 3 - TOPICS)  # the largest is the last
+    epoch = epoch_of(10, topics=topics)
+    order = topical(epoch, 1.0, 0.002)  # 400 ** 500 is beyond any float
+    assert set(topics_of_steps(order, topics, epoch.steps)) == {3}
+
+
 def test_seed_and_epoch_change_the_order() -> None:
     orders = {
         topical(epoch_of(10, topics=TOPICS, seed=s, number=e)).tobytes() for s, e in ((0, 0), (0, 0), (1, 0), (0, 1))

@@ -1,0 +1,1 @@
+"""Mutants: one-place changes of the product, tried against the tests of their room (docs/mutants.md)."""

@@ -1,0 +1,50 @@
+"""Mutants that were looked at and change nothing that anybody may rely on: (file, before, after) -> the reason."""
+
+_SLOWER = "the same pictures, more slowly"
+UNCHANGED: dict[tuple[str, str, str], str] = {
+    (
+        "trainer/augment.py",
+        "if not drawn.moves_pixels(images.shape[-2], images.shape[-1], self.size):",
+        "if not drawn.moves_pixels(images.shape[-2], images.shape[1], self.size):",
+    ): f"{_SLOWER}: each pixel is its own sum of one tap",
+    (
+        "trainer/resample.py",
+        "num_taps = math.ceil(2 * support.max().item())",
+        "num_taps = math.ceil(3 * support.max().item())",
+    ): f"{_SLOWER}: the taps that are added have weight 0",
+    (
+        "trainer/data/columns.py",
+        'chance = uniform(seed, epoch, draws, "caption", 1)[:, 0].astype(np.float64)',
+        'chance = uniform(seed, epoch, draws, "caption", 1)[:, -1].astype(np.float64)',
+    ): "of one number, the first is the last",
+    (
+        "trainer/data/stream.py",
+        "_NO_SLOT = -1",
+        "_NO_SLOT = - 2",
+    ): "stands where no buffer is, and is never used as one",
+    (
+        "trainer/data/loader.py",
+        "seed: int = 0,",
+        "seed: int = 1,",
+    ): "a seed of one's own where none is given: any serves, and training gives its recipe's",
+    (
+        "trainer/data/inputs.py",
+        "return normalize(batch.images.to(device, non_blocking=True))",
+        "return normalize(batch.images.to(device, non_blocking=False))",
+    ): "the same pictures; the copy is waited for",
+    (
+        "trainer/data/ledger.py",
+        "seen=len(self._order) - num_missed,",
+        "seen=len(self._order) + num_missed,",
+    ): "an account is given only where none is missed",
+    (
+        "trainer/data/ledger.py",
+        "repeated=int(surplus[surplus > 0].sum()),",
+        "repeated=int(surplus[surplus >= 0].sum()),",
+    ): "what is added is 0",
+    (
+        "trainer/data/workers.py",
+        "self._read_s = self._decode_s = 0.0",
+        "self._read_s = self._decode_s = 1.0",
+    ): "in `__init__`: every part begins at 0 again",
+}
