@@ -82,7 +82,7 @@ class ShardSet:
             shard_set._index(shard)
             shard_set._check_sizes(shard)
         shard_set._verified = True
-        shard_set._text = _text_column(urls, manifests) if text is None else text
+        shard_set._text = _only_text_column(urls, manifests) if text is None else text
         if shard_set._text:
             shard_set.column(shard_set._text)
         else:
@@ -118,9 +118,14 @@ class ShardSet:
         """Width of the caption embeddings.
 
         Raises:
-            ManifestError: the set has none.
+            ManifestError: the set has none, or several text columns and none was named.
         """
         if self.text_encoder is None:
+            if names := _text_columns(self.urls[0]):
+                listed = ", ".join(names)
+                raise ManifestError(
+                    f"{self.urls[0]}: has several text columns ({listed}). Name one of them in data.text."
+                )
             torn = [join(FOLDER, name, HEAD_NAME) for name in unfinished_columns(self.urls[0])]
             hint = f" ({', '.join(torn)} is missing)" if torn else ""
             raise ManifestError(f"{self.urls[0]}: has no caption embeddings{hint}. Add them with `shardclip embed`.")
@@ -323,11 +328,11 @@ def _expect_same_encoder(urls: Sequence[str], manifests: Sequence[Manifest]) -> 
             )
 
 
-def _text_column(urls: Sequence[str], manifests: Sequence[Manifest]) -> str:
-    """The text column of sets that store no embeddings: the only one there is; "" where there is none."""
-    if any(manifest.text_encoder for manifest in manifests):
-        return ""
-    names = [name for name in column_names(urls[0]) if load_head(urls[0], name).kind == TEXT]
-    if len(names) > 1:
-        raise ManifestError(f"{urls[0]}: has several text columns ({', '.join(names)}). Name one of them in data.text.")
-    return names[0] if names else ""
+def _only_text_column(urls: Sequence[str], manifests: Sequence[Manifest]) -> str:
+    """The text column of sets that store no embeddings, if there is just one; else ""."""
+    names = [] if any(manifest.text_encoder for manifest in manifests) else _text_columns(urls[0])
+    return names[0] if len(names) == 1 else ""
+
+
+def _text_columns(url: str) -> list[str]:
+    return [name for name in column_names(url) if load_head(url, name).kind == TEXT]

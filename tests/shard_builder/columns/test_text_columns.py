@@ -10,7 +10,7 @@ import pytest
 from column_sets import add
 from fake_encoder import SPEC, FakeEncoder, expected
 
-from core.errors import ConfigError, WeightsError
+from core.errors import ConfigError, ManifestError, WeightsError
 from core.shard_set import ShardSet
 from core.text_encoders import TEXT_ENCODERS
 from core.text_encoders.encode import encode_captions
@@ -104,3 +104,13 @@ def test_webdataset_reads_a_set_with_columns(built: Path, cache: Path) -> None:
     with_columns = keys()
     shutil.rmtree(built / "columns")
     assert keys() == with_columns and len(with_columns) == 20
+
+
+def test_of_several_text_columns_one_is_named_once_embeddings_are_asked_for(adopted: Path, cache: Path) -> None:
+    for name in ("text.one", "text.other"):
+        add("text", adopted, cache=cache, encoder="fake", name=name)
+    shard_set = ShardSet.open(str(adopted))  # previews, labels and features need none
+    assert shard_set.text == "" and shard_set.text_encoder is None
+    with pytest.raises(ManifestError, match=r"several text columns \(text.one, text.other\). Name one of them"):
+        shard_set.embed_dim  # noqa: B018
+    assert ShardSet.open(str(adopted), text="text.other").text_encoder == SPEC
