@@ -199,3 +199,28 @@ def test_labels_of_several_sets_are_united_by_name(tmp_path: Path) -> None:
     assert column.classes == ("cat", "dog", "emu")
     assert column.all_rows().tolist() == [0, 1, -1, 0, 1] * 2 + [1, 2, -1, 1, 2] * 2
     assert column.rows(np.array([19, 0, 12])).tolist() == [2, 0, -1]
+
+
+def test_sets_of_two_codecs_are_read_as_one_each_by_its_own(tmp_path: Path) -> None:
+    urls = [make_shard_set(tmp_path / codec, 12, codec=codec, seed=3) for codec in ("jpeg", "raw")]
+    shard_set = ShardSet.open(urls)
+    batch = next(TrainLoader(shard_set, global_batch_size=24).epoch(0))
+    assert batch.images is not None
+    pictures = {int(sample): picture for sample, picture in zip(batch.samples, batch.images.float())}
+    for sample in range(12):  # the same pictures in both: JPEG at quality 95 is close
+        assert (pictures[sample] - pictures[sample + 12]).abs().mean() < 8
+        assert (pictures[sample] - pictures[(sample + 1) % 12 + 12]).abs().mean() > 20
+    assert [shard_set.image_spec(sample).codec for sample in (0, 11, 12, 23)] == ["jpeg", "jpeg", "raw", "raw"]
+
+
+def test_sets_of_two_sizes_or_fits_are_refused_by_name(tmp_path: Path) -> None:
+    small, large = (make_shard_set(tmp_path / str(size), 4, size=size) for size in (32, 48))
+    with pytest.raises(
+        ManifestError, match=r"48: its images are 48 px by crop, those of .*32 32 px by crop: a batch has"
+    ):
+        ShardSet.open((small, large))
+    manifest = load_manifest(small)
+    other = make_shard_set(tmp_path / "other", 4, size=32)
+    save_manifest(replace(load_manifest(other), image=replace(manifest.image, fit="pad")), other)
+    with pytest.raises(ManifestError, match=r"other: its images are 32 px by pad, those of .*32 32 px by crop"):
+        ShardSet.open((small, other))
