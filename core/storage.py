@@ -82,30 +82,12 @@ def size(url: str | Path) -> int:
 
 def list_names(url: str | Path) -> list[str]:
     """Sorted names of the files directly in a folder."""
-    if is_local(url):
-        if not local(url).is_dir():
-            raise StorageError(f"{url}: no such folder.")
-        return sorted(entry.name for entry in os.scandir(local(url)) if entry.is_file())
-    filesystem, path = _remote(url)
-    try:
-        entries = filesystem.ls(path, detail=True)
-    except FileNotFoundError:
-        raise StorageError(f"{url}: no such folder.") from None
-    return sorted(entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
+    return sorted(name for name, kind in _entries(url) if kind == "file")
 
 
 def list_folders(url: str | Path) -> list[str]:
     """Sorted names of the folders directly in a folder."""
-    if is_local(url):
-        if not local(url).is_dir():
-            raise StorageError(f"{url}: no such folder.")
-        return sorted(entry.name for entry in os.scandir(local(url)) if entry.is_dir())
-    filesystem, path = _remote(url)
-    try:
-        entries = filesystem.ls(path, detail=True)
-    except FileNotFoundError:
-        raise StorageError(f"{url}: no such folder.") from None
-    return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
+    return sorted(name for name, kind in _entries(url) if kind == "directory")
 
 
 def remove(url: str | Path) -> None:
@@ -205,6 +187,18 @@ def fetch(url: str, cache_dir: Path | None, sha256: str | None) -> Path:
                 filesystem, remote_path = _remote(url)
                 publish(lambda partial: filesystem.get_file(remote_path, str(partial)), path, sha256)
     return path
+
+
+def _entries(url: str | Path) -> list[tuple[str, str]]:
+    """Names of what lies in a folder, each with "file", "directory" or something else."""
+    try:
+        if is_local(url):
+            kinds = [(entry.name, entry.is_file(), entry.is_dir()) for entry in os.scandir(local(url))]
+            return [(name, "file" if is_file else "directory" if is_dir else "") for name, is_file, is_dir in kinds]
+        filesystem, path = _remote(url)
+        return [(e["name"].rstrip("/").rsplit("/", 1)[-1], e["type"]) for e in filesystem.ls(path, detail=True)]
+    except (FileNotFoundError, NotADirectoryError):
+        raise StorageError(f"{url}: no such folder.") from None
 
 
 def _remote(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
