@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -176,13 +176,23 @@ def _start(slot: int, board_file: int, path_first: Path | None) -> _Worker:
         "OMP_NUM_THREADS": "1",
     }
     numbers = [str(theirs.fileno()), str(board_file), str(slot)]
-    with theirs:
+    with theirs, _interrupts_held():
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", _PROGRAM, *numbers],
             env=environment,
             pass_fds=(theirs.fileno(), board_file),
         )
     return _Worker(slot, process, Connection(ours.detach()))
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold SIGINT back: a worker inherits that, so that Ctrl-C cannot meet an interpreter that is still starting."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _memory_file() -> IO[bytes]:

@@ -165,11 +165,12 @@ def test_a_fingerprint_of_other_samples_is_found(folder: Path) -> None:
     assert check(folder) == []
     save_manifest(replace(manifest, shards=manifest.shards[::-1]), str(folder))
     expected = Fault("manifest.json", "", "its fingerprint is not that of the samples that the indexes name")
-    assert check(folder) == [expected]
+    assert [fault for fault in check(folder) if not fault.file.startswith("columns/")] == [expected]
     save_manifest(replace(manifest, fingerprint="0" * 64), str(folder))
-    assert check(folder) == [expected]
+    assert [fault for fault in check(folder) if not fault.file.startswith("columns/")] == [expected]
     flip(folder / "train-00003.idx", 400)
-    assert {fault.file for fault in check(folder)} == {"train-00003.idx"}  # what it says of its samples means nothing
+    found = {fault.file for fault in check(folder) if not fault.file.startswith("columns/")}
+    assert found == {"train-00003.idx"}  # what it says of its samples means nothing
 
 
 STRANGERS = (
@@ -189,8 +190,7 @@ def test_a_stranger_among_a_built_sets_files_is_named(folder: Path, name: str) -
 
 
 def test_what_belongs_to_a_built_set_is_no_stranger(folder: Path) -> None:
-    (folder / "columns/labels").mkdir(parents=True)
-    (folder / "columns/labels/column.json").write_text("{}")  # a column is checked for itself
+    assert (folder / "columns/labels/column.json").exists()  # a column is checked for itself
     files = sorted(path.name for path in folder.iterdir() if path.is_file())
     shards = [f"train-{n:05d}.{end}" for n in range(4) for end in ("idx", "tar")]
     assert files == sorted(["build.json", "contact_sheet.jpg", "manifest.json", "rejected.jsonl", *shards])

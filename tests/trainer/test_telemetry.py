@@ -69,7 +69,7 @@ def test_windows_do_not_mix_and_pauses_and_gaps_do_not_count() -> None:
     run(telemetry, [0.0] * 3, work_s=0.0, losses=[5.0, 5.0, 5.0])
     close(telemetry, 3)
     time.sleep(0.3)  # validation between two windows
-    run(telemetry, [0.0] * 3, work_s=0.01, losses=[1.0, 2.0, 3.0])
+    run(telemetry, [0.0] * 3, work_s=0.05, losses=[1.0, 2.0, 3.0])
     with telemetry.paused():
         time.sleep(0.3)
     metrics = close(telemetry, 6).metrics

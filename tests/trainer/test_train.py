@@ -116,13 +116,14 @@ def test_a_failed_run_says_so(tmp_path: Path) -> None:
 
 def without(run_dir: Path, field: str) -> None:
     """The last checkpoint as a version would have written it that knew no such field of the state."""
-    path = last_checkpoint(run_dir).path
+    checkpoint = last_checkpoint(run_dir)
+    path = checkpoint.path
     manifest = read_manifest(path)
-    files = {name: (path / name).read_bytes() for name in manifest["files"]}
+    files = {name: (path / name).read_bytes() for name in manifest.files}
     state = {name: value for name, value in parse_json(files[STATE]).items() if name != field}
     files[STATE] = dump_json(state)
     (path / STATE).write_bytes(files[STATE])
-    (path / MANIFEST).write_bytes(manifest_bytes(files, manifest["step"], manifest["is_best"]))
+    (path / MANIFEST).write_bytes(manifest_bytes(files, checkpoint.step, manifest.is_best))
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_the_oracle_of_independence_can_fail() -> None:
     class Neighbourly:
         def __init__(self, encoder: TextEncoder) -> None:
             self.spec, self.device, self.max_tokens = encoder.spec, encoder.device, encoder.max_tokens
-            self.tokenize = encoder.tokenize
+            self.tokenize, self.load = encoder.tokenize, encoder.load
 
         def embed(self, tokens: torch.Tensor, lengths: list[int]) -> torch.Tensor:
             rows = torch.arange(len(lengths))[:, None] + torch.ones(1, self.spec.embed_dim)
