@@ -47,6 +47,8 @@ def test_an_index_reads_back_equal() -> None:
     for end in (0, 5, 20, len(encode_index(index)) - 1):
         with pytest.raises(DamagedError, match="a.idx: no shard index, or cut short"):
             decode_index(encode_index(index)[:end], "a.idx")
+    with pytest.raises(DamagedError, match="a.idx: no shard index, or cut short"):
+        decode_index(b"X" + encode_index(index)[1:], "a.idx")
 
 
 def test_an_index_lies_as_stated() -> None:

@@ -47,4 +47,14 @@ UNCHANGED: dict[tuple[str, str, str], str] = {
         "self._read_s = self._decode_s = 0.0",
         "self._read_s = self._decode_s = 1.0",
     ): "in `__init__`: every part begins at 0 again",
+    (
+        "trainer/data/ledger.py",
+        "per_rank = self._global_batch_size // self._world_size",
+        "per_rank = self._global_batch_size * self._world_size",
+    ): "of what a resume has behind it, only the sum over ranks counts: rank 0 has it all",
+    (
+        "trainer/augment.py",
+        "return channels_behind(images)",
+        "pass",
+    ): f"{_SLOWER}: each pixel is its own sum of one tap",
 }

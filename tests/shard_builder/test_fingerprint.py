@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -71,6 +72,25 @@ def make_recipe(**changes: Any) -> dict[str, Any]:
 )
 def test_whatever_changes_the_bytes_changes_the_fingerprint(changes: dict[str, Any]) -> None:
     assert fingerprint_of(make_recipe(**changes)) != fingerprint_of(make_recipe())
+
+
+def test_the_fingerprint_stays_what_it_was() -> None:
+    """Sets that were built are known by these numbers: they may change only with `LAYOUT`."""
+    captions = ("un caf\u00e9", "two")
+    own = [Record("1", "coco", "/photos/1.jpg", captions, "dog"), Record("2", "coco", "/photos/2.jpg", ("one",))]
+    skipped = [Skip("y", "coco", "undecodable", "/y.jpg"), Skip("x", "coco", "missing_image", "/x.jpg")]
+    recipe = make_recipe(records=own, skipped=skipped, image_bytes=[10, 20])
+    counted = {"images": 2, "captions": 3, "image_bytes": 30, "skipped": 2}
+    lines = [
+        '["coco", "1", 10, "dog", "un caf\\u00e9", "two"]',
+        '["coco", "2", 20, null, "one"]',
+        '["coco", "x", "missing_image"]',
+        '["coco", "y", "undecodable"]',
+    ]
+    inputs = hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+    assert recipe["inputs"] == {**counted, "sha256": inputs} and recipe["layout"] == 2
+    words = json.dumps(recipe, sort_keys=True) + "\n"
+    assert fingerprint_of(recipe) == hashlib.sha256(words.encode()).hexdigest()
 
 
 def test_moved_data_keep_their_fingerprint() -> None:

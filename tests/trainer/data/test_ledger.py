@@ -156,6 +156,8 @@ def test_any_number_of_ranks_gives_the_account_of_one(
     for sample in (3, 11, 19):
         damage(url, sample)
     alone = epoch_of_a_rank(url, 3)
+    order = TrainLoader(ShardSet.open(url), global_batch_size=G).order(0).tolist()
+    assert alone[0].substituted == alone[1]["substituted"] == sum(order.count(sample) for sample in (3, 11, 19)) > 1
 
     def account(rank: int) -> tuple[LedgerReport, Any]:
         loader, ledger = loader_and_ledger(url, rank, world_size, 3)

@@ -117,6 +117,38 @@ def test_persistent_workers_serve_the_epoch_that_is_asked_for(shard_set: ShardSe
     loader.close()
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_epochs_follow_each_other_without_a_new_start_and_any_step_can_follow(
+    shard_set: ShardSet, num_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[int] = []
+    start = stream.BatchStream.start
+    monkeypatch.setattr(stream.BatchStream, "start", lambda *given: (starts.append(1), start(*given))[1])
+    loader = TrainLoader(shard_set, global_batch_size=G, num_workers=num_workers)
+    for epoch in range(3):
+        assert [b.step for b in loader.epoch(epoch)] == list(range(N // G))
+    assert len(starts) == 1
+    for epoch, step in ((3, 1), (4, 0), (3, 4)):
+        first = next(loader.epoch(epoch, step))
+        assert first.samples.tolist() == loader.order(epoch)[step * G : (step + 1) * G].tolist()
+    loader.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_after_an_error_the_step_can_be_asked_for_again(tmp_path: Path, num_workers: int) -> None:
+    url = make_shard_set(tmp_path, 24)
+    loader = TrainLoader(ShardSet.open(url), global_batch_size=8, num_workers=num_workers)
+    damage(url, int(loader.order(0)[11]))  # of step 1
+    batches = loader.epoch(0)
+    next(batches)
+    with pytest.raises(DamagedError):
+        next(batches)
+    damage(url, int(loader.order(0)[11]))  # the same bit: whole again
+    again = [b.samples.tolist() for b in loader.epoch(0, 1)]
+    assert again == loader.order(0)[8:].reshape(2, 8).tolist()
+    loader.close()
+
+
 def test_an_iterator_that_was_replaced_does_not_give_the_batches_of_another(shard_set: ShardSet) -> None:
     loader = TrainLoader(shard_set, global_batch_size=G)
     left = loader.epoch(0)
