@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_sets import make_shard_set
+from signed_files import sign_manifest
 
 from core.columns import (
     ColumnHead,
@@ -20,6 +22,7 @@ from core.columns import (
     ShardValues,
     column_names,
     column_url,
+    head_bytes,
     load_head,
     publish_column,
     sweep_column,
@@ -191,6 +194,13 @@ def test_a_damaged_file_is_named_with_its_set(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1] + b"\1")
     with pytest.raises(DamagedError, match=rf"{file}: damaged \(its hash does not fit\)"):
         ShardSet.open(url).column("labels").all_rows()
+
+
+def test_the_bytes_of_a_head_stay_what_they_were() -> None:
+    """Compared byte for byte when read: heads that earlier versions wrote must fit."""
+    head = ColumnHead("labels", "labels", "sample", "<i4", (), {"file": "a"}, "f", classes=("\u00e9lan",))
+    body = json.loads(json.dumps(asdict(head)))
+    assert head_bytes(head) == sign_manifest(body, "column_sha256") and "\u00e9".encode() in head_bytes(head)
 
 
 def test_a_head_of_another_version_is_refused_in_a_sentence(tmp_path: Path) -> None:

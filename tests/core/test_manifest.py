@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from signed_files import sign_manifest
 
 from core.errors import ManifestError
 from core.manifest import MANIFEST_NAME, ImageSpec, Manifest, ShardEntry, TextEncoderSpec, load_manifest, save_manifest
@@ -29,6 +31,14 @@ MANIFEST = Manifest(
 def test_a_manifest_reads_back_equal(tmp_path: Path) -> None:
     save_manifest(MANIFEST, str(tmp_path))
     assert load_manifest(str(tmp_path)) == MANIFEST
+
+
+def test_the_bytes_of_a_manifest_stay_what_they_were(tmp_path: Path) -> None:
+    """Compared byte for byte when read: manifests that earlier versions wrote must fit."""
+    manifest = replace(MANIFEST, classes=("\u00e9lan", "dog"))
+    save_manifest(manifest, str(tmp_path))
+    body = json.loads(json.dumps(asdict(manifest)))
+    assert (tmp_path / MANIFEST_NAME).read_bytes() == sign_manifest(body) and "\u00e9".encode() in sign_manifest(body)
 
 
 def test_a_missing_manifest_means_no_set(tmp_path: Path) -> None:

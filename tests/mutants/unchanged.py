@@ -57,4 +57,14 @@ UNCHANGED: dict[tuple[str, str, str], str] = {
         "return channels_behind(images)",
         "pass",
     ): f"{_SLOWER}: each pixel is its own sum of one tap",
+    (
+        "core/manifest.py",
+        'if body.get("format_version", 0) > FORMAT_VERSION:',
+        'if body.get("format_version", -1) > FORMAT_VERSION:',
+    ): "what has no version is older than any",
+    (
+        "core/column_values.py",
+        "for url, head, fingerprint in zip(urls, heads, fingerprints, strict=True):",
+        "for url, head, fingerprint in zip(urls, heads, fingerprints, strict=False):",
+    ): "an invariant of our own: callers give as many of each",
 }
