@@ -121,6 +121,33 @@ def test_columns_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
         ShardSet.open(urls).column("features")
 
 
+def test_a_column_in_a_folder_of_another_name_is_refused(tmp_path: Path) -> None:
+    url = make_shard_set(tmp_path / "set", 4)
+    put(url, "labels", "labels", np.zeros(4, "<i4"))
+    os.rename(tmp_path / "set/columns/labels", tmp_path / "set/columns/others")
+    with pytest.raises(ManifestError, match=r"others/column\.json: says that it is column 'labels'. Give the folder"):
+        load_head(url, "others")
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "values", "counts"),
+    [
+        ("kind others, that of .* numbers", "others", np.zeros(4, "<i4"), None),
+        ("per caption, that of .* sample", "numbers", np.zeros(4, "<i4"), np.ones(4, int)),
+        ("dtype <i8, that of .* <i4", "numbers", np.zeros(4, "<i8"), None),
+        (r"shape \(2,\), that of .* \(\)", "numbers", np.zeros((4, 2), "<i4"), None),
+    ],
+)
+def test_columns_of_another_kind_or_shape_are_refused(
+    tmp_path: Path, what: str, kind: str, values: np.ndarray, counts: np.ndarray | None
+) -> None:
+    urls = [make_shard_set(tmp_path / name, 4, num_captions=1) for name in "ab"]
+    put(urls[0], "numbers", "numbers", np.zeros(4, "<i4"))
+    put(urls[1], "numbers", kind, values, counts)
+    with pytest.raises(ManifestError, match=f"b: column 'numbers' has {what}. Make both alike"):
+        ShardSet.open(urls).column("numbers")
+
+
 def test_a_failed_column_leaves_nothing(tmp_path: Path) -> None:
     url = make_shard_set(tmp_path / "set", 4)
 

@@ -20,7 +20,7 @@ from cosmic_ray.operators.operator import Operator
 from cosmic_ray.operators.provider import OperatorProvider
 from parso.python.tree import Name
 
-from mutants.rooms import HINTS
+from mutants.rooms import HINTS, OPTIONS
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,8 @@ def _is_out_of_bounds(node: parso.tree.NodeOrLeaf) -> bool:
             return True
         if parent.type == "funcdef" and child is parent.annotation:
             return True
+        if parent.type == "argument" and parent.children[0].get_code().strip() in OPTIONS:
+            return True
         if parent.type == "classdef" and child is not parent.children[-1]:  # what it derives from
             return True
         if parent is node.parent and node.type == "operator" and parent.type in STARRED:
@@ -178,7 +180,7 @@ def _can_be_dropped(statement: parso.tree.NodeOrLeaf) -> bool:
 def _sets_what_is_there(statement: parso.tree.NodeOrLeaf) -> bool:
     """An assignment to a part of something, or to a name that has a value before."""
     function = next((parent for parent in _ancestors(statement) if parent.type == "funcdef"), None)
-    targets = [leaf.strip() for leaf in statement.children[0].get_code().strip("\n ()").split(",")]
+    targets = [leaf.strip() for leaf in statement.children[0].get_code(include_prefix=False).strip("()").split(",")]
     if not all(target.isidentifier() for target in targets):
         return not (function and function.name.value == "__init__")
     if function is None:

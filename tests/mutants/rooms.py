@@ -101,5 +101,6 @@ ROOMS = {
     ),
 }
 
-# Lines that only set how fast something is: not drawn from.
+# Not drawn from: lines that only set how fast something is; options that do, or that check what we ourselves promise.
 HINTS = ("_MAX_PART_ROWS = ", "lru_cache(maxsize=")
+OPTIONS = ("non_blocking", "strict")

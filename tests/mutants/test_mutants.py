@@ -22,7 +22,9 @@ def between(low: int | None, value: int = 3) -> bool:
     found = []
     for step in range(value):
         found.append(step * 2)
-    return len(found) == value
+    # what was found, in
+    order = list(zip(found, range(value), strict=True))
+    return len(order) == value
 '''
 TRIAL = """
 import sys
@@ -49,7 +51,7 @@ def test_places_are_code_that_runs_and_not_words_hints_or_assertions(tmp_path: P
         (10, "statement"),
         (10, "arithmetic"),
         (10, "constant"),
-        (11, "comparison"),
+        (13, "comparison"),
     }
     for mutant in drawn:
         changed = [
