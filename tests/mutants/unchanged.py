@@ -28,11 +28,6 @@ UNCHANGED: dict[tuple[str, str, str], str] = {
         "seed: int = 1,",
     ): "a seed of one's own where none is given: any serves, and training gives its recipe's",
     (
-        "trainer/data/inputs.py",
-        "return normalize(batch.images.to(device, non_blocking=True))",
-        "return normalize(batch.images.to(device, non_blocking=False))",
-    ): "the same pictures; the copy is waited for",
-    (
         "trainer/data/ledger.py",
         "seen=len(self._order) - num_missed,",
         "seen=len(self._order) + num_missed,",
@@ -64,7 +59,7 @@ UNCHANGED: dict[tuple[str, str, str], str] = {
     ): "what has no version is older than any",
     (
         "core/column_values.py",
-        "for url, head, fingerprint in zip(urls, heads, fingerprints, strict=True):",
-        "for url, head, fingerprint in zip(urls, heads, fingerprints, strict=False):",
-    ): "an invariant of our own: callers give as many of each",
+        "if len(heads) == 1 or heads[0].kind not in (LABELS, TOPICS):",
+        "if len(heads) == 1 or heads[1].kind not in (LABELS, TOPICS):",
+    ): "all heads are of one kind: `open_heads` sees to it",
 }
