@@ -171,6 +171,9 @@ def test_any_number_of_ranks_gives_the_account_of_one(
         return ledger.finish(), ledger.state()
 
     assert in_threads(world_size, monkeypatch, account) == [alone] * world_size
+    found = alone[1]["damaged"]
+    assert sorted(found) == [sample for sample in (3, 11, 19) if sample in order]
+    assert all(f"sample {sample:09d}" in description for sample, description in found.items())
 
 
 def in_threads(world_size: int, monkeypatch: pytest.MonkeyPatch, account: Callable[[int], Any]) -> list[Any]:
