@@ -67,4 +67,14 @@ UNCHANGED: dict[tuple[str, str, str], str] = {
         "data = memoryview(data)",
         "pass",
     ): "the same index; slices of bytes are copied",
+    (
+        "trainer/data/stream.py",
+        "_NO_SLOT = -1",
+        "_NO_SLOT = 1",
+    ): "stands where no buffer is, and is never used as one",
+    (
+        "core/column_values.py",
+        "buffer = io.BytesIO(bytes(data[:4096])) # the header is far shorter",
+        "buffer = io.BytesIO(bytes(data[: 4097])) # the header is far shorter",
+    ): "the header is far shorter than either",
 }

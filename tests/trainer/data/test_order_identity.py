@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xxhash
 from column_folders import add_column
 from shard_sets import make_shard_set
 
@@ -97,3 +98,10 @@ def test_other_labels_are_another_order(tmp_path: Path) -> None:
         found.append(identity(ShardSet.open(url), sampler))
     was, now = found
     assert was["shards"] == now["shards"] and was["first_epoch"] != now["first_epoch"]
+
+
+def test_the_noted_hash_is_of_the_first_epochs_order(train_set: ShardSet) -> None:
+    order = TrainLoader(train_set, global_batch_size=8, sampler=WINDOWS, seed=3).order(0)
+    assert identity(train_set, WINDOWS, seed=3)["first_epoch"] == xxhash.xxh3_64_hexdigest(
+        order.astype("<i8").tobytes()
+    )

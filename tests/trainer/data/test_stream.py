@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 from shard_sets import make_shard_set
 
 from core.errors import DataError
+from core.shard_index import IMAGE
 from core.shard_set import ShardSet
 from trainer.data import stream, workers
 from trainer.data.batch import Batch
@@ -64,7 +66,10 @@ def test_as_many_batches_are_decoded_ahead_as_asked_for_and_buffers_suffice(
     for taken in range(1, 41):
         kept.append(batches.take())
         assert prefetch <= len(asked) - taken <= max(prefetch, 2 * num_workers) + 2
-    assert all(batch.samples.tolist() == (np.arange(batch.step, batch.step + G) % N).tolist() for batch in kept)
+    for batch in kept:
+        assert batch.samples.tolist() == (np.arange(batch.step, batch.step + G) % N).tolist()
+        pixels = simplejpeg.decode_jpeg(bytes(shard_set.member(int(batch.samples[-1]), IMAGE)))
+        assert batch.images is not None and (batch.images[-1].permute(1, 2, 0).numpy() == pixels).all()
     batches.close()
 
 
