@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from signed_files import sign_manifest
 
-from core.errors import ManifestError
+from core.errors import ManifestError, StorageError
 from core.manifest import MANIFEST_NAME, ImageSpec, Manifest, ShardEntry, TextEncoderSpec, load_manifest, save_manifest
 
 MANIFEST = Manifest(
@@ -68,4 +68,23 @@ def test_every_flip_and_every_truncation_is_found(tmp_path: Path) -> None:
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / MANIFEST_NAME).write_text(json.dumps({"format_version": 99, "manifest_sha256": ""}))
     with pytest.raises(ManifestError, match="format 99 is newer than 1"):
+        load_manifest(str(tmp_path))
+
+
+def test_a_manifest_that_does_not_add_up_or_cannot_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = json.loads(json.dumps(asdict(MANIFEST)))
+    for change, said in (({"num_samples": 4}, "shards do not add up"), ({"num_inputs": 6}, "skips do not add up")):
+        (tmp_path / MANIFEST_NAME).write_bytes(sign_manifest({**body, **change}))
+        with pytest.raises(
+            ManifestError, match=rf"manifest\.json: does not hang together \({said}\), so it was written by"
+        ):
+            load_manifest(str(tmp_path))
+
+    def fails(path: str) -> bytes:
+        raise StorageError(f"{path}: the disk does not answer.")
+
+    monkeypatch.setattr("core.manifest.read_bytes", fails)
+    with pytest.raises(ManifestError, match=r"manifest\.json: the disk does not answer"):
         load_manifest(str(tmp_path))

@@ -77,4 +77,14 @@ UNCHANGED: dict[tuple[str, str, str], str] = {
         "buffer = io.BytesIO(bytes(data[:4096])) # the header is far shorter",
         "buffer = io.BytesIO(bytes(data[: 4097])) # the header is far shorter",
     ): "the header is far shorter than either",
+    (
+        "core/shard_index.py",
+        'header_end = 12 + int(np.frombuffer(data, "<u4", 1, 8)[0])',
+        'header_end = 12 + int(np.frombuffer(data, "<u4", 2, 8)[0])',
+    ): "four bytes more are looked at, which every index has",
+    (
+        "core/column_values.py",
+        "if heads[0].kind == LABELS:",
+        "if heads[-1].kind == LABELS:",
+    ): "all heads are of one kind: `open_heads` sees to it",
 }
