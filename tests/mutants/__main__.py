@@ -28,13 +28,15 @@ MOST_S = 20  # of processor time that a room's tests may take
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rooms", nargs="*", choices=[*ROOMS, []], default=list(ROOMS))
+    parser.add_argument("rooms", nargs="*", help=f"{', '.join(ROOMS)}; all where none is named")
     parser.add_argument("--seed", default="0")
     parser.add_argument("--count", type=int, help="mutants of each room, in place of the table's number")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "mutants")
     given = parser.parse_args()
+    if unknown := set(given.rooms) - set(ROOMS):
+        parser.error(f"no room {', '.join(sorted(unknown))}: there are {', '.join(ROOMS)}")
     load_libraries()
-    results = {name: _try_room(name, given.seed, given.count, given.out) for name in given.rooms}
+    results = {name: _try_room(name, given.seed, given.count, given.out) for name in given.rooms or ROOMS}
     table = report(results)
     path = given.out / f"report-{given.seed}.md"
     path.write_text(table)
