@@ -23,11 +23,6 @@ UNCHANGED: dict[tuple[str, str, str], str] = {
         "_NO_SLOT = - 2",
     ): "stands where no buffer is, and is never used as one",
     (
-        "trainer/data/loader.py",
-        "seed: int = 0,",
-        "seed: int = 1,",
-    ): "a seed of one's own where none is given: any serves, and training gives its recipe's",
-    (
         "trainer/data/ledger.py",
         "seen=len(self._order) - num_missed,",
         "seen=len(self._order) + num_missed,",
@@ -87,4 +82,9 @@ UNCHANGED: dict[tuple[str, str, str], str] = {
         "if heads[0].kind == LABELS:",
         "if heads[-1].kind == LABELS:",
     ): "all heads are of one kind: `open_heads` sees to it",
+    (
+        "trainer/samplers/class_balanced.py",
+        "if num_classes < 1 or num_per_class < 1 or wanted != epoch.global_batch_size:",
+        "if num_classes < 1 or num_per_class < 0 or wanted != epoch.global_batch_size:",
+    ): "0 samples of each are never a batch's size",
 }

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from core.config import Choice
 from core.parts import check
+from core.seeding import permutation
 from trainer.augment import AugmentConfig, draw
 from trainer.data.columns import drawn_captions
 from trainer.samplers import SAMPLERS
@@ -31,6 +32,16 @@ def test_a_cycle_visits_all_numbers_equally_often_and_none_twice_in_a_take(n: in
         assert most <= -(-count // n) + (count > n)  # once where there are enough
         seen.update(taken.tolist())
         assert max(seen.values()) - min(seen.values()) <= 1
+
+
+def test_the_orders_of_a_cycle_stay_what_they_were() -> None:
+    """Runs that go on with a later version must find the same order: turn after turn, from 0."""
+    epoch = epoch_of(1, shard_sizes=[1], seed=3, number=2)
+    cycle = Cycle(epoch, 50, "a", 7)
+    for turn in range(3):
+        assert cycle.take(50).tolist() == permutation(50, "a", 7, turn, 3, 2).tolist()
+    batch = np.arange(100, 120)
+    assert epoch.shuffled(batch, 4).tolist() == batch[permutation(20, "batch", 4, 3, 2)].tolist()
 
 
 def test_a_cycle_is_shuffled_anew_every_time_and_by_every_key() -> None:
