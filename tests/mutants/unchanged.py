@@ -87,4 +87,9 @@ UNCHANGED: dict[tuple[str, str, str], str] = {
         "if num_classes < 1 or num_per_class < 1 or wanted != epoch.global_batch_size:",
         "if num_classes < 1 or num_per_class < 0 or wanted != epoch.global_batch_size:",
     ): "0 samples of each are never a batch's size",
+    (
+        "trainer/data/ledger.py",
+        "num_missed = int(-surplus[surplus < 0].sum())",
+        "num_missed = int(-surplus[surplus <= 0].sum())",
+    ): "what is added is 0",
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+from typing import ClassVar
 
 import pytest
 import torch
 
+from core.errors import ConfigError
 from trainer.data.buffers import ImageBuffers, buffer_bytes
 
 
@@ -51,3 +53,21 @@ def test_what_was_in_flight_is_free_after_a_plan_was_left() -> None:
     for _ in range(5):
         assert len({buffers.take() for _ in range(3)}) == 3
         buffers.reclaim()
+
+
+def test_memory_that_cannot_be_page_locked_is_refused_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cudart:
+        """CUDA's runtime, with room for one buffer."""
+
+        locked: ClassVar[list[tuple[int, int]]] = []
+
+        def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:
+            self.locked.append((address, num_bytes))
+            return int(len(self.locked) > 1)
+
+        def cudaHostUnregister(self, address: int) -> None:
+            self.locked.remove((address, 2**20 * 3))
+
+    monkeypatch.setattr(torch.cuda, "cudart", Cudart)
+    with pytest.raises(ConfigError, match=r"^3 MiB of memory cannot be page-locked\. Raise `ulimit -l`"):
+        ImageBuffers(1, 4, 512, pin_memory=True)

@@ -163,7 +163,7 @@ def test_a_program_that_forgets_to_close_its_loader_ends(url: str) -> None:
 
 def test_times_are_measured_in_the_workers(shard_set: ShardSet) -> None:
     batch = next(TrainLoader(shard_set, global_batch_size=G).epoch(0))
-    assert 0 < batch.read_s < 1 and 0 < batch.decode_s < 1
+    assert 0 < batch.read_s < 1 and 0 < batch.decode_s < 1 and 0 < batch.collate_s < 1
 
 
 @pytest.mark.parametrize("slow", ["read_s", "decode_s"])
