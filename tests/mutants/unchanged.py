@@ -92,4 +92,9 @@ UNCHANGED: dict[tuple[str, str, str], str] = {
         "num_missed = int(-surplus[surplus < 0].sum())",
         "num_missed = int(-surplus[surplus <= 0].sum())",
     ): "what is added is 0",
+    (
+        "core/columns.py",
+        "return done[0]",
+        "return done[-1]",
+    ): "there is one",
 }
