@@ -64,8 +64,6 @@ class BatchStream:
         pictures: bool = True,
     ) -> None:
         columns.open(shard_set)
-        max_parts = _num_parts(max_rows)
-        tasks_per_worker = max(2, -(-prefetch * max_parts // max(1, num_workers)))
         in_flight = max_in_flight(max_rows, num_workers, prefetch)
         self._buffers = ImageBuffers(in_flight, max_rows, shard_set.image.size, pin_memory) if pictures else None
         self._tasks = _Tasks(self._buffers)
@@ -76,7 +74,7 @@ class BatchStream:
             sampler=self._tasks,
             collate_fn=_as_it_is,
             num_workers=num_workers,
-            prefetch_factor=tasks_per_worker if num_workers else None,
+            prefetch_factor=_tasks_per_worker(max_rows, num_workers, prefetch) if num_workers else None,
             persistent_workers=num_workers > 0,
             multiprocessing_context="fork" if num_workers else None,
             worker_init_fn=_prepare_worker,
@@ -145,9 +143,11 @@ class _Tasks:
 
 def max_in_flight(rows: int, num_workers: int, prefetch: int) -> int:
     """Batches that workers may be filling at a time."""
-    max_parts = _num_parts(rows)
-    tasks_per_worker = max(2, -(-prefetch * max_parts // max(1, num_workers)))
-    return 2 + -(-num_workers * tasks_per_worker // max_parts)
+    return 2 + -(-num_workers * _tasks_per_worker(rows, num_workers, prefetch) // _num_parts(rows))
+
+
+def _tasks_per_worker(rows: int, num_workers: int, prefetch: int) -> int:
+    return max(2, -(-prefetch * _num_parts(rows) // max(1, num_workers)))
 
 
 def _num_parts(rows: int) -> int:
