@@ -45,14 +45,15 @@ def tile_of(shard_set: ShardSet, sample: int, query: str = "", marks: str = "") 
     """The picture of a sample, and the first of its captions that contains `query`.
 
     Args:
-        marks: for the note, in place of the label in the sample's json.
+        marks: for the note, before the image's id and in place of the label in the sample's json.
     """
     size = shard_set.image.size
     image = np.empty((size, size, 3), np.uint8)
     decode_into(shard_set.member(sample, "image"), shard_set.image, image)
     captions, info = shard_set.captions(sample), shard_set.info(sample)
     more = f"+{len(captions) - 1} captions" if len(captions) > 1 else ""
-    notes = (str(info.get("image_id") or shard_set.key(sample)), marks or info.get("label"), more)
+    image_id = str(info.get("image_id") or shard_set.key(sample))
+    notes = (marks, image_id, more) if marks else (image_id, info.get("label"), more)
     caption = next((caption for caption in captions if contains(caption, query)), captions[0])
     return Tile(image, caption, "   ".join(note for note in notes if note))
 

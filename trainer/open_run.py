@@ -355,11 +355,12 @@ def _say_what_will_happen(run: Run, train_set: ShardSet, val_set: ShardSet | Non
     for change in run.folder.config_changes:
         console.print(f"[yellow]changed since the last start[/]: {change}")
     start = f"going on at step {run.start_step:,} of" if run.start_step else "training for"
-    rest = len(train_set) % config.global_batch_size
+    draws, sampler = run.steps_per_epoch * config.global_batch_size, config.data.sampler.name
+    left = f"{len(train_set) - draws} left over" if sampler == "uniform" else f"{draws:,} draws by {sampler}"
     accelerator = run.accelerator
     console.print(
         f"{run.folder.path}: {start} {run.total_steps:,} steps, {run.steps_per_epoch:,} an epoch of {len(train_set):,} "
-        f"samples ({rest} left over); global batch {config.global_batch_size} on {world_size()} x "
+        f"samples ({left}); global batch {config.global_batch_size} on {world_size()} x "
         f"{accelerator.device.type}, precision {accelerator.mixed_precision}; "
         f"validation on {len(val_set) if val_set else 0:,} images"
     )
