@@ -119,11 +119,11 @@ def test_with_a_planted_defect_this_suite_turns_red(
 ) -> None:
     publish_extras, hold, this_process = builder._publish_extras, Hold(tmp_path / "manifest-is-there"), os.getpid()
 
-    def save_manifest_first(config: BuildConfig, manifest: Manifest, skipped: Any) -> Any:
+    def save_manifest_first(config: BuildConfig, manifest: Manifest, *rest: Any) -> Any:
         save_manifest(manifest, config.out)
         if os.getpid() != this_process:
             hold.stand_still()
-        return publish_extras(config, manifest, skipped)
+        return publish_extras(config, manifest, *rest)
 
     def is_writing_a_tar() -> bool:
         return any(Path(config.out).glob(f"{PARTIAL_PREFIX}*.tar.*"))
