@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import resource
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -48,7 +50,7 @@ class Column:
         self._ends = np.cumsum([s.num_samples for _, s in self._shards])
         self._numbers = _united_numbers(heads)
         self.classes = united_classes([head.classes for head in heads])
-        self._parts: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+        self._parts: OrderedDict[int, tuple[np.ndarray, np.ndarray | None]] = OrderedDict()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -68,7 +70,10 @@ class Column:
     def all_rows(self) -> np.ndarray:
         """`(num_samples, ...)`: the values of every sample in order."""
         assert self.head.per == "sample", self.head.name
-        return np.concatenate([self._part(shard)[0] for shard in range(len(self._shards))])
+        out = np.empty((len(self), *self.head.shape), self.head.dtype)
+        for shard, (_, entry) in enumerate(self._shards):  # one file open at a time
+            out[self._ends[shard] - entry.num_samples : self._ends[shard]] = self._read_part(shard)[0]
+        return out
 
     def of_captions(self, sample: int) -> np.ndarray:
         """`(C, ...)`: the value of each caption of a sample, of a column per caption."""
@@ -89,24 +94,29 @@ class Column:
             yield int(shard), places, samples[places] - self._ends[shard] + self._shards[shard][1].num_samples
 
     def _part(self, shard: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Values of a shard, and where those of each sample begin."""
-        if shard not in self._parts:
-            number, entry = self._shards[shard]
-            name = values_file(entry.name)
-            values, starts = self._array(number, name), None
-            if self.head.per == "caption":
-                counts = self._array(number, counts_file(entry.name))
-                starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-            expected = (entry.num_samples if starts is None else int(starts[-1]), *self.head.shape)
-            if values.shape != expected or values.dtype != self.head.dtype:
-                raise self._damaged(
-                    number, name, f"{values.dtype} {values.shape}, {self.head.dtype} {expected} is right"
-                )
-            if starts is not None and len(starts) != entry.num_samples + 1:
-                raise self._damaged(number, counts_file(entry.name), f"not of {entry.num_samples} samples")
-            numbers = self._numbers[number]
-            self._parts[shard] = (values if numbers is None else numbers[values], starts)
+        """Values of a shard, and where those of each sample begin; those used last stay open."""
+        if shard in self._parts:
+            self._parts.move_to_end(shard)
+        else:
+            self._parts[shard] = self._read_part(shard)
+            if len(self._parts) > resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4:
+                self._parts.popitem(last=False)
         return self._parts[shard]
+
+    def _read_part(self, shard: int) -> tuple[np.ndarray, np.ndarray | None]:
+        number, entry = self._shards[shard]
+        name = values_file(entry.name)
+        values, starts = self._array(number, name), None
+        if self.head.per == "caption":
+            counts = self._array(number, counts_file(entry.name))
+            starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        expected = (entry.num_samples if starts is None else int(starts[-1]), *self.head.shape)
+        if values.shape != expected or values.dtype != self.head.dtype:
+            raise self._damaged(number, name, f"{values.dtype} {values.shape}, {self.head.dtype} {expected} is right")
+        if starts is not None and len(starts) != entry.num_samples + 1:
+            raise self._damaged(number, counts_file(entry.name), f"not of {entry.num_samples} samples")
+        numbers = self._numbers[number]
+        return (values if numbers is None else numbers[values]), starts
 
     def _array(self, number: int, name: str) -> np.ndarray:
         entry = self._files[number].get(name)

@@ -26,6 +26,19 @@ def check(table: Mapping[str, Callable[..., Any]], choice: Choice, kind: str, gi
     _resolve(table, choice, kind, dict.fromkeys(given))
 
 
+def settings(
+    table: Mapping[str, Callable[..., Any]], choice: Choice, kind: str, given: Iterable[str] = ()
+) -> dict[str, Any]:
+    """A part's name and all its options, converted, with the defaults of those that the recipe leaves out.
+
+    Equal settings mean the same, however they were written.
+    """
+    given = set(given)
+    part, options = _resolve(table, choice, kind, dict.fromkeys(given))
+    parameters = {n: p for n, p in inspect.signature(part).parameters.items() if n not in given}
+    return {"name": choice.name, **{name: options.get(name, p.default) for name, p in parameters.items()}}
+
+
 def _resolve(
     table: Mapping[str, Callable[..., Any]], choice: Choice, kind: str, given: Mapping[str, Any]
 ) -> tuple[Callable[..., Any], dict[str, Any]]:

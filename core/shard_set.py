@@ -84,7 +84,13 @@ class ShardSet:
         shard_set._verified = True
         shard_set._text = _only_text_column(urls, manifests) if text is None else text
         if shard_set._text:
-            shard_set.column(shard_set._text)
+            head = shard_set.column(shard_set._text).head
+            if head.kind != TEXT:
+                texts = ", ".join(_text_columns(urls[0])) or "none (`shardclip column text` makes one)"
+                raise ManifestError(
+                    f"{urls[0]}: column '{head.name}' is {head.kind}, caption embeddings are needed. "
+                    f"Text columns: {texts}."
+                )
         else:
             _expect_same_encoder(urls, manifests)
         return shard_set
@@ -120,16 +126,24 @@ class ShardSet:
         Raises:
             ManifestError: the set has none, or several text columns and none was named.
         """
+        return self.expect_text("Name one of them in data.text.").embed_dim
+
+    def expect_text(self, name_one: str) -> TextEncoderSpec:
+        """Which encoder made the caption embeddings.
+
+        Args:
+            name_one: what to do where there are several text columns.
+
+        Raises:
+            ManifestError: there are none, or several text columns and none was named.
+        """
         if self.text_encoder is None:
             if names := _text_columns(self.urls[0]):
-                listed = ", ".join(names)
-                raise ManifestError(
-                    f"{self.urls[0]}: has several text columns ({listed}). Name one of them in data.text."
-                )
+                raise ManifestError(f"{self.urls[0]}: has several text columns ({', '.join(names)}). {name_one}")
             torn = [join(FOLDER, name, HEAD_NAME) for name in unfinished_columns(self.urls[0])]
             hint = f" ({', '.join(torn)} is missing)" if torn else ""
             raise ManifestError(f"{self.urls[0]}: has no caption embeddings{hint}. Add them with `shardclip embed`.")
-        return self.text_encoder.embed_dim
+        return self.text_encoder
 
     @property
     def classes(self) -> tuple[str, ...]:

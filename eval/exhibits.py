@@ -35,7 +35,7 @@ class Shelf:
         """Path of the sample's thumbnail below `folder`; written when first asked for."""
         place = f"thumbnails/{self._name}-{sample:09d}.jpg"
         if not (self._folder / place).exists():
-            spec = self._shard_set.image
+            spec = self._shard_set.image_spec(sample)
             pixels = np.empty((spec.size, spec.size, 3), dtype=np.uint8)
             decode_into(self._shard_set.member(sample, IMAGE), spec, pixels)
             image = Image.fromarray(pixels)

@@ -22,6 +22,7 @@ from core.shard_set import ShardSet
 from trainer.config import TrainConfig
 from trainer.data.buffers import buffer_bytes
 from trainer.data.columns import BatchColumns
+from trainer.data.feature_column import expect_features_of
 from trainer.data.inputs import batch_columns
 from trainer.data.loader import sampled
 from trainer.data.stream import max_in_flight
@@ -94,18 +95,27 @@ def check_columns(config: TrainConfig) -> Iterator[Finding]:
 def check_sampler(config: TrainConfig) -> Iterator[Finding]:
     """The sampler can fill an epoch of this data, and the columns that batches carry are there."""
     train, size = _open_training_set(config), config.global_batch_size
-    order = sampled(config.data.sampler, train, size, len(train) // size, config.seed, epoch=0)
+    steps = steps_per_epoch(len(train), size, max(1, torch.cuda.device_count()))
+    order = sampled(config.data.sampler, train, size, steps, config.seed, epoch=0)
     visits = np.bincount(order, minlength=len(train))
     what = f"sampler {config.data.sampler.name}: {int((visits > 0).sum()):,} samples in the first epoch"
     yield Finding("ok", f"{what}, at most {int(visits.max(initial=0))} times")
     columns = batch_columns(config.data.columns, config.data.image_features)
-    BatchColumns(columns, "drawn").open(train)
+    for shard_set in (train, *_open_validation_set(config)):
+        BatchColumns(columns, "drawn").open(shard_set)
     yield Finding("ok", f"batches carry image_id, {', '.join(columns)}")
 
 
 def check_frozen_tower(config: TrainConfig) -> Iterator[Finding]:
-    """A tower that is frozen over unchanged pictures computes the same in every epoch."""
-    if config.data.image_features or config.model.freeze != "tower" or config.augment.changes_pictures:
+    """A tower that is frozen over unchanged pictures computes the same in every epoch; stored outputs are its own."""
+    if config.data.image_features:
+        train = _open_training_set(config)
+        model = build_model(config.model, train.embed_dim)
+        for shard_set in (train, *_open_validation_set(config)):
+            expect_features_of(model, config, shard_set)
+        yield Finding("ok", f"{config.data.image_features} was made by this tower")
+        return
+    if config.model.freeze != "tower" or config.augment.changes_pictures:
         return
     sets = " ".join([*config.data.train, *config.data.val])
     yield Finding(
@@ -204,6 +214,12 @@ CHECKS: tuple[Callable[[TrainConfig], Iterator[Finding]], ...] = (
 
 def _open_training_set(config: TrainConfig) -> ShardSet:
     return ShardSet.open(config.data.train, config.data.cache_dir, config.data.text)
+
+
+def _open_validation_set(config: TrainConfig) -> Iterator[ShardSet]:
+    """The validation set, if there is one."""
+    if config.data.val:
+        yield ShardSet.open(config.data.val, config.data.cache_dir, config.data.text)
 
 
 def _run(check: Callable[[TrainConfig], Iterator[Finding]], config: TrainConfig) -> list[Finding]:

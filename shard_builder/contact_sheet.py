@@ -49,7 +49,7 @@ def tile_of(shard_set: ShardSet, sample: int, query: str = "", marks: str = "") 
     """
     size = shard_set.image.size
     image = np.empty((size, size, 3), np.uint8)
-    decode_into(shard_set.member(sample, "image"), shard_set.image, image)
+    decode_into(shard_set.member(sample, "image"), shard_set.image_spec(sample), image)
     captions, info = shard_set.captions(sample), shard_set.info(sample)
     more = f"+{len(captions) - 1} captions" if len(captions) > 1 else ""
     image_id = str(info.get("image_id") or shard_set.key(sample))

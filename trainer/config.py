@@ -10,6 +10,7 @@ from core.config import Choice
 from core.errors import ConfigError
 from core.parts import check
 from trainer.augment import AugmentConfig
+from trainer.data.batch import IMAGE_FEATURES, IMAGE_ID, TEXT
 from trainer.losses import LOSSES
 from trainer.models import ModelConfig
 from trainer.optim import OptimConfig
@@ -93,6 +94,12 @@ class TrainConfig:
                 f"peer_timeout_s is {self.peer_timeout_s}: give seconds below timeout_s ({self.timeout_s}), so "
                 "that a lost process is named before a collective gives up."
             )
+        for name in (TEXT, IMAGE_ID, IMAGE_FEATURES):
+            if name in self.data.columns:
+                raise ConfigError(
+                    f"data.columns: '{name}' is a name that batches have of their own. Name the column under data.text "
+                    "or data.image_features, or choose another name."
+                )
         if self.data.image_features:
             self._expect_frozen_tower()
         for name in ("eval_every", "checkpoint_every"):

@@ -28,7 +28,7 @@ from core.storage import exists, join, publish_bytes, read_bytes
 from trainer.augment import Augment, Normalize
 from trainer.checkpoint import Checkpoint, load_checkpoint, load_latest, resolve_checkpoint, set_aside_after
 from trainer.config import TrainConfig
-from trainer.data.feature_column import expect_tower, tower_origin
+from trainer.data.feature_column import expect_features_of
 from trainer.data.inputs import batch_columns
 from trainer.data.ledger import CoverageLedger
 from trainer.data.loader import TrainLoader
@@ -94,7 +94,9 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     folder = _open_folder(config, environment, resources, watch)
     checkpoint = _find_checkpoint(config, folder, identity, order, train_set)
 
-    _expect_features_of(bare_model, config, size, train_set, val_set)
+    for shard_set in (train_set, val_set):
+        if shard_set is not None and config.data.image_features:
+            expect_features_of(bare_model, config, shard_set)
     bare_model = _placed(bare_model, config, device)
     averaged = averaged_model(bare_model, config.optim.ema_decay) if config.optim.ema_decay else None
     model, optimizer = accelerator.prepare(bare_model, build_optimizer(bare_model, config.optim))
@@ -206,20 +208,6 @@ def _expect_whole_chunks(config: TrainConfig) -> None:
             f"accumulate is {config.accumulate}: a process has {own} of the {config.global_batch_size} pairs, which "
             "cannot be cut into that many equal pieces. Choose a divisor."
         )
-
-
-def _expect_features_of(
-    model: ContrastiveModel, config: TrainConfig, size: int, train_set: ShardSet, val_set: ShardSet | None
-) -> None:
-    """Raise where stored tower outputs are not those of this very tower."""
-    if not config.data.image_features:
-        return
-    mean, std = model.normalization
-    tower, named = model.image_encoder.tower, config.model
-    wanted = tower_origin(tower, name=named.tower, weights=named.weights, size=size, mean=mean, std=std, precision="no")
-    for shard_set in (train_set, val_set):
-        if shard_set is not None:
-            expect_tower(shard_set, config.data.image_features, wanted)
 
 
 def _prove(

@@ -66,6 +66,8 @@ def label_column(work: ColumnWork, name: str = "", file: str = "", classes: tupl
         found = own_labels(work)
         if not any(label is not None for label in found.labels):
             raise DataError(f"{work.url}: no sample's json has a label. Give them in a file: file=labels.csv.")
+    if not any(label is not None for label in found.labels):
+        raise DataError(f"{file}: gives no sample of {work.url} a label. Fill its column `label`.")
     order = classes or (() if file else work.shard_set.manifests[0].classes)
     return plan_of(name or LABELS, work.shard_set, found, order, origin, work.url)
 
@@ -209,6 +211,9 @@ def _id_name(file: str, row: Mapping[str, Any]) -> str:
 def _csv_rows(file: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        names = [name.strip() for name in reader.fieldnames or ()]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise DataError(f"{file}: its header names '{twice[0]}' twice. Give each column its own name.")
         for row in reader:
             if None in row:
                 raise DataError(f"{file}: line {reader.line_num} has more cells than the header. Quote commas.")

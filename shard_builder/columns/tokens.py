@@ -110,7 +110,8 @@ def _own_encoder(work: ColumnWork) -> TextEncoder:
     spec = work.shard_set.text_encoder
     if spec is None:
         raise ConfigError(
-            f"{work.url}: has no caption embeddings, so no encoder of its own. Name one: encoder=hf_clip."
+            f"{work.url}: has no caption embeddings of a single encoder, so no tokenizer of its own. "
+            "Name one: encoder=hf_clip."
         )
     remedy = "Name it: encoder=..., and model= with its folder."
     try:

@@ -50,12 +50,14 @@ def topic_column(
     """
     name = name or TOPICS
     source = ShardSet.open(work.url, work.cache_dir, text=text) if text else work.shard_set
-    if source.text_encoder is None:
-        raise ManifestError(
-            f"{work.url}: has no caption embeddings to find topics in. Add them with `shardclip embed`."
+    encoder = source.expect_text("Name one of them: text=...")
+    if max_iterations < 1 or not 0 <= seed < 2**32:
+        raise ConfigError(
+            f"column 'topics': max_iterations is {max_iterations} and seed {seed}: at least 1, and from 0 to 2^32 - 1, "
+            "are needed."
         )
     origin: dict[str, Any] = {
-        "text": {"column": source.text or None, "text_encoder": asdict(source.text_encoder)},
+        "text": {"column": source.text or None, "text_encoder": asdict(encoder)},
         "num_topics": num_topics,
         "seed": seed,
         "max_iterations": max_iterations,

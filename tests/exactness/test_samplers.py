@@ -96,8 +96,14 @@ def declared_rows(values: dict[str, Any]) -> dict[tuple[int, int], list[list[int
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"sampler": {"name": "uniform", "window_shards": 2}}, "sampler was uniform, it is {'name': 'uniform'"),
-        ({"sampler": {"name": "class_balanced", "num_classes": 4, "num_per_class": 2}}, "sampler was uniform"),
+        (
+            {"sampler": {"name": "uniform", "window_shards": 2}},
+            "sampler was {'name': 'uniform', 'window_shards': 0}, it is {'name': 'uniform', 'window_shards': 2}",
+        ),
+        (
+            {"sampler": {"name": "class_balanced", "num_classes": 4, "num_per_class": 2}},
+            "sampler was {'name': 'uniform'",
+        ),
     ],
 )
 def test_a_run_does_not_go_on_in_another_order(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:

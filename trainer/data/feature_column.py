@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from trainer.config import TrainConfig
+    from trainer.models import ContrastiveModel
+
 Precision = Literal["no", "bf16", "fp16"]
 
 
@@ -83,7 +86,8 @@ def feature_column(
             f"column 'features': batch_size is {batch_size} and num_workers {num_workers}: at least 1 and 0 are needed."
         )
     frozen = load_tower(options, work.shard_set.image.size, _device(device))
-    origin = {"tower": frozen.origin, "fit": work.shard_set.image.fit}
+    stored = work.shard_set.image
+    origin = {"tower": frozen.origin, "fit": stored.fit, "stored_size": stored.size}  # adopted pictures are fitted anew
 
     def make() -> ColumnValues:
         return ColumnValues(_parts(work, frozen, batch_size, num_workers), figures={"pictures": len(work.shard_set)})
@@ -166,21 +170,32 @@ def tower_origin(
     }
 
 
-def expect_tower(shard_set: ShardSet, column: str, wanted: dict[str, Any]) -> None:
-    """Raise where a features column was not made by the tower that a run would train a head on.
+def expect_features_of(model: ContrastiveModel, config: TrainConfig, shard_set: ShardSet) -> None:
+    """Raise where the features column that a recipe names was not made by the tower that its head is trained on.
 
-    Args:
-        wanted: `tower_origin` of the run's tower; its precision is not compared, since either serves.
+    Precision is not compared, since either serves.
 
     Raises:
         ConfigError: another kind of column, tower, weights, size, normalisation or fit; says both.
     """
+    column = str(config.data.image_features)
+    mean, std = model.normalization
+    named, size = config.model, config.image_size or shard_set.image.size
+    wanted = tower_origin(
+        model.image_encoder.tower,
+        name=named.tower,
+        weights=named.weights,
+        size=size,
+        mean=mean,
+        std=std,
+        precision="no",
+    )
     head = shard_set.column(column).head
     where = f"data.image_features: column '{column}' of {shard_set.urls[0]}"
     if head.kind != FEATURES:
         raise ConfigError(f"{where} is {head.kind}. Name a column of features (`shardclip column features`).")
-    made = {**head.origin["tower"], "fit": head.origin["fit"]}
-    for name, value in {**wanted, "fit": shard_set.image.fit}.items():
+    made = {**head.origin["tower"], "fit": head.origin["fit"], "stored_size": head.origin["stored_size"]}
+    for name, value in {**wanted, "fit": shard_set.image.fit, "stored_size": shard_set.image.size}.items():
         if name not in ("weights", "precision") and made.get(name) != value:
             raise ConfigError(
                 f"{where} was made with {name} {made.get(name)}, the recipe's tower has {value}. Make another one "

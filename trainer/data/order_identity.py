@@ -7,11 +7,13 @@ from typing import Any
 
 import xxhash
 
+from core import parts
 from core.config import Choice, to_mapping
 from core.shard_set import ShardSet
 from trainer.data.loader import TrainLoader
+from trainer.samplers import SAMPLERS
 
-DEFAULTS = {"sampler": "uniform", "first_epoch": None}  # of checkpoints that lack the field; None: not compared
+DEFAULTS: dict[str, Any] = {"first_epoch": None}  # of checkpoints that lack the field; None: not compared
 
 
 def order_identity(train_set: ShardSet, loader: TrainLoader, sampler: Choice, seed: int) -> dict[str, Any]:
@@ -20,7 +22,7 @@ def order_identity(train_set: ShardSet, loader: TrainLoader, sampler: Choice, se
         "shards": train_set.fingerprint,
         "seed": seed,
         "global_batch_size": loader.global_batch_size,
-        "sampler": to_mapping(sampler),
+        "sampler": to_mapping(parts.settings(SAMPLERS, sampler, "data.sampler", given=["epoch"])),
         "first_epoch": xxhash.xxh3_64_hexdigest(loader.order(0).tobytes()),
     }
 
@@ -40,7 +42,7 @@ def _of_today(was: Mapping[str, Any], train_set: ShardSet) -> dict[str, Any]:
     """An older checkpoint's identity in today's words: sets were known by their recipe, windows stood by themselves."""
     translated = {**DEFAULTS, **was}
     window = translated.pop("window_shards", 0)
-    if window:
+    if "sampler" not in was:
         translated["sampler"] = {"name": "uniform", "window_shards": window}
     builds = "+".join(manifest.build_fingerprint for manifest in train_set.manifests)
     if "sampler" not in was and was.get("shards") == builds:

@@ -11,9 +11,9 @@ from trainer.samplers.epoch import Cycle, Epoch
 def mix(epoch: Epoch, weights: tuple[float, ...]) -> np.ndarray:
     """Draws from each set by its weight, spread evenly over the epoch.
 
-    A set's share of an epoch's draws is its weight to within one draw, and of every global batch to within one for each
-    set. Within a set all samples come equally often, to within one; a small set with a large weight repeats its
-    samples (`draws_of`).
+    A set's share of an epoch's draws is its weight to within one draw; of every global batch, to within as many draws
+    as there are sets. Within a set all samples come equally often, to within one; a small set with a large weight
+    repeats its samples (`draws_of`).
 
     Args:
         weights: one for each set of `data.train`, in that order; only their ratios count. 0 leaves a set out.

@@ -78,7 +78,7 @@ def test_an_encoder_that_is_not_here_is_named(built: Path, adopted: Path, cache:
         add("text", built, cache=cache, encoder="minlm")
     with pytest.raises(WeightsError, match="not on this machine. Download them with `hf download"):
         add("text", built, cache=cache, encoder="hf_clip", model="nobody/nothing")
-    with pytest.raises(ConfigError, match="has no caption embeddings, so no encoder of its own. Name one: encoder="):
+    with pytest.raises(ConfigError, match="so no tokenizer of its own. Name one: encoder="):
         add("tokens", adopted, cache=cache)
     with pytest.raises(ConfigError, match="length is 99; fake:model takes 3 to 32"):
         add("tokens", built, cache=cache, length=99)

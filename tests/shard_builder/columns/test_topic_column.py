@@ -69,7 +69,7 @@ def test_another_set_shares_topics(built: Path, tmp_path: Path, cache: Path) -> 
 
 
 def test_topics_go_by_a_named_text_column(built: Path, adopted: Path, cache: Path) -> None:
-    with pytest.raises(ManifestError, match="has no caption embeddings to find topics in. Add them"):
+    with pytest.raises(ManifestError, match="has no caption embeddings. Add them"):
         add("topics", adopted, cache=cache, num_topics=2)
     add("text", adopted, cache=cache, encoder="fake")
     (head,) = add("topics", adopted, cache=cache, num_topics=2)

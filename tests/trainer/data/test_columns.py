@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +13,13 @@ import torch
 from column_folders import add_column
 from shard_sets import damage, make_shard_set
 
-from core.config import Choice
+from core.config import Choice, from_mapping
 from core.errors import ConfigError, DamagedError, DataError, ManifestError
 from core.manifest import load_manifest, save_manifest
 from core.seeding import uniform
 from core.shard_index import IMAGE, NPY
 from core.shard_set import ShardSet
+from trainer.config import TrainConfig
 from trainer.data.ledger import CoverageLedger
 from trainer.data.loader import EvalLoader, TrainLoader
 
@@ -224,3 +227,33 @@ def test_sets_of_two_sizes_or_fits_are_refused_by_name(tmp_path: Path) -> None:
     save_manifest(replace(load_manifest(other), image=replace(manifest.image, fit="pad")), other)
     with pytest.raises(ManifestError, match=r"other: its images are 32 px by pad, those of .*32 32 px by crop"):
         ShardSet.open((small, other))
+
+
+def test_a_recipe_cannot_rename_what_batches_have_of_their_own() -> None:
+    for name in ("text", "image_id", "image_features"):
+        values = {"run_dir": "run", "global_batch_size": 8, "data": {"train": "set", "columns": {name: "topics"}}}
+        with pytest.raises(ConfigError, match=f"data.columns: '{name}' is a name that batches have of their own"):
+            from_mapping(TrainConfig, values, "test")
+
+
+def test_a_column_of_more_shards_than_files_may_be_open_is_read(tmp_path: Path) -> None:
+    url = make_shard_set(tmp_path / "set", 120, samples_per_shard=1, num_captions=2)
+    add_column(url, "labels", np.arange(120, dtype="<i4"), classes=tuple(map(str, range(120))))
+    add_column(url, "tokens", np.arange(480, dtype="<i4").reshape(-1, 2), counts=np.full(120, 2))
+    shard_set = ShardSet.open(url)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 60, hard))
+    try:
+        labels, tokens = shard_set.column("labels"), shard_set.column("tokens")
+        assert labels.all_rows().tolist() == list(range(120))
+        assert labels.rows(np.arange(120)).tolist() == list(range(120))
+        assert [tokens.of_captions(sample)[1, 1] for sample in range(120)] == [4 * n + 3 for n in range(120)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_text_must_be_embeddings(url: str) -> None:
+    with pytest.raises(
+        ManifestError, match=r"column 'labels' is labels, caption embeddings are needed. Text columns: none"
+    ):
+        ShardSet.open(url, text="labels")

@@ -94,7 +94,7 @@ def test_the_origin_is_what_a_training_run_finds_of_its_own_tower(
     found = tower_origin(
         model.image_encoder.tower, name=TOWER, weights=str(weights), size=64, mean=mean, std=std, precision="no"
     )
-    assert head.origin == {"tower": found, "fit": "crop"}
+    assert head.origin == {"tower": found, "fit": "crop", "stored_size": 32}
 
 
 def test_one_changed_weight_is_another_tower() -> None:

@@ -18,6 +18,8 @@ from trainer.data.order_identity import order_difference, order_identity
 
 UNIFORM, WINDOWS = Choice("uniform"), Choice("uniform", {"window_shards": 2})
 
+SAMPLER_MOVED = "sampler was {'name': 'uniform', 'window_shards': 0}, it is {'name': 'uniform', 'window_shards': 2} now"
+
 
 @pytest.fixture
 def train_set(tmp_path: Path) -> ShardSet:
@@ -44,7 +46,7 @@ def test_the_same_order_goes_on(train_set: ShardSet) -> None:
     [
         ({"seed": 1}, "seed was 0, it is 1 now"),
         ({"batch": 4}, "global_batch_size was 8, it is 4 now"),
-        ({"sampler": WINDOWS}, "sampler was uniform, it is {'name': 'uniform', 'window_shards': 2} now"),
+        ({"sampler": WINDOWS}, SAMPLER_MOVED),
     ],
 )
 def test_another_order_is_named(train_set: ShardSet, changes: dict[str, Any], complaint: str) -> None:
@@ -61,12 +63,22 @@ def test_other_samples_and_another_order_of_the_same_are_named(train_set: ShardS
 def test_a_checkpoint_of_before_goes_on(train_set: ShardSet) -> None:
     assert order_difference(older(train_set), identity(train_set), train_set) is None
     assert order_difference(older(train_set, window_shards=2), identity(train_set, WINDOWS), train_set) is None
+    written = Choice("uniform", {"window_shards": "2"})  # as a recipe's text gives it
+    assert order_difference(older(train_set, window_shards=2), identity(train_set, written), train_set) is None
+
+
+def test_the_same_sampler_written_otherwise_is_the_same(train_set: ShardSet) -> None:
+    for written in ({"window_shards": "0"}, {"window_shards": 0}):
+        assert order_difference(identity(train_set), identity(train_set, Choice("uniform", written)), train_set) is None
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"window_shards": 2}, "sampler was {'name': 'uniform', 'window_shards': 2}, it is uniform now"),
+        (
+            {"window_shards": 2},
+            "sampler was {'name': 'uniform', 'window_shards': 2}, it is {'name': 'uniform', 'window_shards': 0} now",
+        ),
         ({"shards": "another"}, "shards was another, it is "),
         ({"seed": 3}, "seed was 3, it is 0 now"),
     ],
