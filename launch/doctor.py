@@ -101,8 +101,9 @@ def check_sampler(config: TrainConfig) -> Iterator[Finding]:
     what = f"sampler {config.data.sampler.name}: {int((visits > 0).sum()):,} samples in the first epoch"
     yield Finding("ok", f"{what}, at most {int(visits.max(initial=0))} times")
     columns = batch_columns(config.data.columns, config.data.image_features)
-    for shard_set in (train, *_open_validation_set(config)):
-        BatchColumns(columns, "drawn").open(shard_set)
+    BatchColumns(columns, "drawn").open(train)
+    for validation in _open_validation_set(config):  # needs no more than it measures
+        BatchColumns(batch_columns({}, config.data.image_features), "all").open(validation)
     yield Finding("ok", f"batches carry image_id, {', '.join(columns)}")
 
 

@@ -18,6 +18,7 @@ from core.shard_set import ShardSet
 
 NEAREST = 3  # captions that show what a topic is
 _ROWS = 4096  # of a matrix product: one shape, so that a row's bits do not depend on how many there are
+_NUM_TOPICS = 100
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Fitted:
 def topic_column(
     work: ColumnWork,
     name: str = "",
-    num_topics: int = 100,
+    num_topics: int | None = None,
     text: str = "",
     seed: int = 0,
     max_iterations: int = 100,
@@ -41,6 +42,7 @@ def topic_column(
 
     Args:
         name: of the column; default `topics`.
+        num_topics: default 100; with `like` it is the other set's.
         text: the text column to go by; "": the stored embeddings, or the only text column of a set without.
         like: another set: its column of this name gives the centroids, so that both sets share topics.
 
@@ -51,6 +53,9 @@ def topic_column(
     name = name or TOPICS
     source = ShardSet.open(work.url, work.cache_dir, text=text) if text else work.shard_set
     encoder = source.expect_text("Name one of them: text=...")
+    if like and num_topics is not None:
+        raise ConfigError(f"column 'topics': like={like} brings its own number of topics. Leave num_topics out.")
+    num_topics = _NUM_TOPICS if num_topics is None else num_topics
     if max_iterations < 1 or not 0 <= seed < 2**32:
         raise ConfigError(
             f"column 'topics': max_iterations is {max_iterations} and seed {seed}: at least 1, and from 0 to 2^32 - 1, "

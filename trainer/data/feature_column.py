@@ -194,7 +194,7 @@ def expect_features_of(model: ContrastiveModel, config: TrainConfig, shard_set: 
     where = f"data.image_features: column '{column}' of {shard_set.urls[0]}"
     if head.kind != FEATURES:
         raise ConfigError(f"{where} is {head.kind}. Name a column of features (`shardclip column features`).")
-    made = {**head.origin["tower"], "fit": head.origin["fit"], "stored_size": head.origin["stored_size"]}
+    made = {**head.origin.get("tower", {}), **head.origin}  # one that an older version made may lack a value
     for name, value in {**wanted, "fit": shard_set.image.fit, "stored_size": shard_set.image.size}.items():
         if name not in ("weights", "precision") and made.get(name) != value:
             raise ConfigError(

@@ -86,3 +86,9 @@ def test_numbers_that_do_not_fit_are_named(built: Path, cache: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ConfigError, match=r"needs scikit-learn: `pip install 'shardclip\[viz\]'`"):
         add("topics", built, cache=cache, num_topics=2)
+
+
+def test_another_sets_topics_bring_their_own_number(built: Path, adopted: Path, cache: Path) -> None:
+    add("topics", built, cache=cache, num_topics=3)
+    with pytest.raises(ConfigError, match="brings its own number of topics. Leave num_topics out"):
+        add("topics", built, cache=cache, num_topics=4, like=str(built), name="topics.other")
