@@ -1,9 +1,9 @@
 """One training step up to the gradients: features -> gather -> loss in float32 -> backward, with or without chunks.
 
-Dimensions: b pairs of this rank, W ranks, D embedding.
+Dimensions: b samples of this rank, W ranks, D embedding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -12,56 +12,59 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from core.distributed import all_gather, all_gather_with_grad, rank
+from trainer.objectives.engine import blocked_loss
+from trainer.objectives.objective import Objective, Rows
+
+Tensors = dict[str, Tensor]
+Chunk = Callable[[], Mapping[str, Tensor]]  # makes what the model takes of some of the rank's samples
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What telemetry wants to know of a step; nothing here carries gradients."""
+    """What telemetry and the objective want to know of a step; nothing here carries gradients."""
 
-    loss: Tensor  # scalar, mean over the rows of this rank
-    image_features: Tensor  # (b, D)
-    text_features: Tensor  # (b, D)
-    all_text_features: Tensor  # (W * b, D)
-    all_image_ids: Tensor  # (W * b,)
-    offset: int  # index of this rank's first row among the gathered ones
-    logit_scale: Tensor  # scalar
+    loss: Tensor  # scalar, this rank's part; the mean over ranks is the loss of the global batch
+    rows: Rows
+    scalars: Tensors
 
 
 def forward_backward(
     model: nn.Module,
-    image_chunks: Sequence[Tensor],
-    text_features: Tensor,
-    image_ids: Tensor,
-    loss_fn: Callable[..., Tensor],
+    chunks: Sequence[Chunk],
+    given: Mapping[str, Tensor],
+    objective: Objective,
+    state: Mapping[str, Tensor],
     *,
     backward: Callable[[Tensor], None] = torch.autograd.backward,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> StepResult:
-    """Add the gradients of one global batch to the parameters; every row's negatives are the whole global batch.
+    """Add the gradients of one global batch to the parameters; every row is compared with the whole global batch.
 
     One chunk is run directly. Several are run twice (GradCache: Gao et al. 2021): once without gradient for the
     features, from which loss and feature gradients follow exactly, then with gradient, chunk by chunk, to carry the
-    feature gradients on into the model. Only one chunk's activations exist at a time.
+    feature gradients on into the model. Only one chunk's inputs and activations exist at a time.
 
-    Call it outside of autocast, on every rank, with the same number of pairs on each.
+    Call it outside of autocast, on every rank, with the same number of samples on each.
 
     Args:
-        model: `images -> (image_features (n, D), logit_scale)`, bare or wrapped in DistributedDataParallel.
-        image_chunks: the rank's images in pieces; read twice if there are several.
-        text_features: `(b, D)`, unit length, any float type; gathered with gradient only if it requires one.
-        image_ids: `(b,)` integers; pairs of the same image share it.
-        loss_fn: one of `trainer.losses.LOSSES`.
+        model: `inputs -> (features (n, ...) by name, scalars by name)`: everything that has gradient comes out of it;
+            bare or wrapped in DistributedDataParallel.
+        chunks: the rank's samples in pieces, in order; each is made when it is needed, and made twice if there are
+            several, equal both times.
+        given: `(b, ...)` by name, without gradient: features that are not trained, of any float type, and relations
+            between samples.
+        state: of the objective.
         backward: called with each scalar that is to be differentiated, e.g. `accelerator.backward`. It may scale it
             (fp16) but must not divide it by a number of accumulation steps: all chunks together are one batch.
         autocast: makes the context in which the model, and only the model, runs.
     """
-    if len(image_chunks) == 1:
+    if len(chunks) == 1:
         with autocast():
-            image_features, logit_scale = model(image_chunks[0])
-        loss, result = _gathered_loss(image_features, text_features, logit_scale, image_ids, loss_fn)
+            features, scalars = model(chunks[0]())
+        loss, rows = _gathered_loss(features, scalars, given, objective, state)
         backward(loss)
-        return result
-    return _cached_forward_backward(model, image_chunks, text_features, image_ids, loss_fn, backward, autocast)
+        return _result(loss, rows, scalars)
+    return _cached_forward_backward(model, chunks, given, objective, state, backward, autocast)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -70,85 +73,94 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def _gathered_loss(
-    image_features: Tensor,
-    text_features: Tensor,
-    logit_scale: Tensor,
-    image_ids: Tensor,
-    loss_fn: Callable[..., Tensor],
-) -> tuple[Tensor, StepResult]:
+    features: Mapping[str, Tensor],
+    scalars: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    objective: Objective,
+    state: Mapping[str, Tensor],
+) -> tuple[Tensor, Rows]:
     # Before the gather: gradients of near-equal negatives are summed over ranks, which half precision would round off.
-    image_features = _at_least_float32(image_features)
-    # Frozen texts travel as they are stored, at half the bytes.
-    gather_text = all_gather_with_grad if text_features.requires_grad else all_gather
-    all_text_features = gather_text(text_features).to(image_features.dtype)
-    text_features = text_features.to(image_features.dtype)
-    all_image_ids = all_gather(image_ids)
-    offset = rank() * len(image_ids)
-    loss = loss_fn(
-        image_features,
-        text_features,
-        all_gather_with_grad(image_features),
-        all_text_features,
-        logit_scale,
-        image_ids,
-        all_image_ids,
-        offset,
-    )
-    kept = (image_features.detach(), text_features.detach(), all_text_features.detach(), all_image_ids)
-    return loss, StepResult(loss.detach(), *kept, offset, logit_scale.detach())
+    trained = {name: _at_least_float32(x) for name, x in features.items()}
+    dtype = next(iter(trained.values())).dtype
+    own = {**trained, **{name: _like(x, dtype) for name, x in given.items()}}
+    # Given values travel as they are stored: caption embeddings at half the bytes.
+    everywhere = {
+        **{name: all_gather_with_grad(x) for name, x in trained.items()},
+        **{name: _like(all_gather(x), dtype) for name, x in given.items()},
+    }
+    rows = Rows(own, everywhere, rank() * len(next(iter(own.values()))))
+    return blocked_loss(objective, rows, scalars, state), rows
 
 
 def _cached_forward_backward(
     model: nn.Module,
-    image_chunks: Sequence[Tensor],
-    text_features: Tensor,
-    image_ids: Tensor,
-    loss_fn: Callable[..., Tensor],
+    chunks: Sequence[Chunk],
+    given: Mapping[str, Tensor],
+    objective: Objective,
+    state: Mapping[str, Tensor],
     backward: Callable[[Tensor], None],
     autocast: Callable[[], AbstractContextManager],
 ) -> StepResult:
-    chunks, logit_scale, random_states = _features_without_grad(model, image_chunks, autocast)
-    features = torch.cat(chunks).requires_grad_()
-    text = text_features.detach().requires_grad_(text_features.requires_grad)
-    loss, result = _gathered_loss(features, text, logit_scale, image_ids, loss_fn)
+    device = next(unwrap(model).parameters()).device
+    parts, scalars, random_states = _features_without_grad(model, chunks, autocast, device)
+    features = {name: torch.cat([part[name] for part in parts]).requires_grad_() for name in parts[0]}
+    loss, rows = _gathered_loss(features, scalars, given, objective, state)
     # Not through `backward`: its loss scaling must come in once, and comes in with the second pass.
-    leaves = [features, logit_scale] + ([text] if text.requires_grad else [])
-    grad_features, grad_logit_scale, *grad_text = torch.autograd.grad(loss, leaves)
+    grads = torch.autograd.grad(loss, [*features.values(), *scalars.values()], allow_unused=True)
+    grad_features = dict(zip(features, grads))
+    grad_scalars = {name: g for name, g in zip(scalars, grads[len(features) :], strict=True) if g is not None}
 
-    grads = grad_features.split([len(chunk) for chunk in chunks])
-    for number, (images, grad, random_state) in enumerate(zip(image_chunks, grads, random_states, strict=True), 1):
-        is_last = number == len(image_chunks)
+    start = 0
+    for number, (chunk, part, random_state) in enumerate(zip(chunks, parts, random_states, strict=True), 1):
+        is_last = number == len(chunks)
         with nullcontext() if is_last else _no_sync(model):
-            _set_random_state(random_state, images.device)
+            _set_random_state(random_state, device)
             with autocast():
-                chunk_features, logit_scale = model(images)
-            # Its gradient is `grad` times the Jacobian of the features, which is this chunk's part of the loss's.
-            surrogate = (_at_least_float32(chunk_features) * grad).sum()
+                chunk_features, chunk_scalars = model(chunk())
+            end = start + len(next(iter(part.values())))
+            # Its gradient is that of the features times their Jacobian, which is this chunk's part of the loss's.
+            products = [
+                (_at_least_float32(x) * grad_features[name][start:end]).sum() for name, x in chunk_features.items()
+            ]
             if is_last:
-                surrogate = surrogate + logit_scale * grad_logit_scale
-                if grad_text:
-                    surrogate = surrogate + (text_features * grad_text[0]).sum()
-            backward(surrogate)
-    return result
+                products += [chunk_scalars[name] * grad for name, grad in grad_scalars.items()]
+            backward(torch.stack(products).sum() if len(products) > 1 else products[0])
+            start = end
+    return _result(loss, rows, scalars)
 
 
 @torch.no_grad()
 def _features_without_grad(
-    model: nn.Module, image_chunks: Sequence[Tensor], autocast: Callable[[], AbstractContextManager]
-) -> tuple[list[Tensor], Tensor, list[tuple[Tensor, ...]]]:
-    """Features of each chunk, the logit scale as a leaf, and the random state from which each chunk started."""
+    model: nn.Module,
+    chunks: Sequence[Chunk],
+    autocast: Callable[[], AbstractContextManager],
+    device: torch.device,
+) -> tuple[list[Tensors], Tensors, list[tuple[Tensor, ...]]]:
+    """Features of each chunk, the scalars as leaves, and the random state from which each chunk started."""
     module = unwrap(model)
     # Running statistics of batch norms move in the second pass; moving them in both would count every batch twice.
     buffers = [buffer.clone() for buffer in module.buffers()]
-    features, random_states = [], []
-    for images in image_chunks:
-        random_states.append(_random_state(images.device))
+    features, random_states, scalars = [], [], dict[str, Tensor]()
+    for chunk in chunks:
+        random_states.append(_random_state(device))
+        inputs = chunk()
         with autocast():
-            chunk_features, logit_scale = module(images)
-        features.append(_at_least_float32(chunk_features))
+            chunk_features, scalars = module(inputs)
+        features.append({name: _at_least_float32(x) for name, x in chunk_features.items()})
     for buffer, saved in zip(module.buffers(), buffers, strict=True):
         buffer.copy_(saved)
-    return features, logit_scale.detach().clone().requires_grad_(), random_states
+    return features, {name: x.detach().clone().requires_grad_() for name, x in scalars.items()}, random_states
+
+
+def _result(loss: Tensor, rows: Rows, scalars: Mapping[str, Tensor]) -> StepResult:
+    own, everywhere = ({name: x.detach() for name, x in side.items()} for side in (rows.own, rows.everywhere))
+    return StepResult(
+        loss.detach(), Rows(own, everywhere, rows.offset), {name: x.detach() for name, x in scalars.items()}
+    )
+
+
+def _like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) if x.is_floating_point() else x
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -160,7 +172,7 @@ def _no_sync(model: nn.Module) -> AbstractContextManager:
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, ...]:
-    """State of the CPU's generator and, where the images are on a GPU, of that GPU's."""
+    """State of the CPU's generator and, where the model is on a GPU, of that GPU's."""
     on_gpu = (torch.cuda.get_rng_state(device),) if device.type == "cuda" else ()
     return torch.get_rng_state(), *on_gpu
 

@@ -1,21 +1,45 @@
-"""A step without finite gradients must not reach the weights."""
+"""A step without finite gradients leaves everything as it was: weights, moments, step count, statistics, average."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+Buffers = list[tuple[Tensor, Tensor]]  # of the model, and what each held
+
+
+def remember(buffers: Iterable[Tensor]) -> Buffers:
+    """Copies of the model's buffers before a step: a batch that overflows leaves its mark in batch statistics."""
+    return [(buffer, buffer.clone()) for buffer in buffers]
 
 
 @torch.no_grad()
-def drop_nonfinite(parameters: Iterable[nn.Parameter], grad_norm: Tensor) -> None:
-    """Zero every gradient if the norm over all of them is not finite; decided on the device, without waiting for it.
+def step_if_finite(optimizer: Any, grad_norm: Tensor, remembered: Buffers) -> Tensor:
+    """Let the optimizer step where the norm over all gradients is finite, and put the buffers back where it is not.
 
-    The step then only decays: moments and weights stay finite, and telemetry counts it. The norm is the same on every
-    rank, so all ranks decide alike.
+    The norm is the same on every rank, so all ranks decide alike. A fused optimizer decides on the device, and nobody
+    waits for it; any other one asks the host. Under fp16 the loss scaler has the first word, by the same rule.
+
+    Args:
+        optimizer: as `accelerator.prepare` gave it, or bare.
+        grad_norm: scalar, before clipping.
+
+    Returns:
+        Whether it stepped: a bool scalar on the norm's device.
     """
     is_finite = torch.isfinite(grad_norm)
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad.copy_(torch.where(is_finite, parameter.grad, 0.0))
+    inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate's wrapper
+    if getattr(optimizer, "scaler", None) is not None:
+        optimizer.step()
+    elif inner.defaults.get("fused"):
+        inner.grad_scale, inner.found_inf = None, (~is_finite).float()
+        optimizer.step()
+        del inner.grad_scale, inner.found_inf
+    elif bool(is_finite):
+        optimizer.step()
+    for buffer, saved in remembered:
+        buffer.copy_(torch.where(is_finite, buffer, saved))
+    return is_finite
