@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from trainer.augment import CLIP, Augment, AugmentConfig, Normalize
+from trainer.pictures.augment import CLIP, Augment, AugmentConfig, Normalize
 
 BATCH, SIZE = 64, 224
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from trainer.losses.infonce import InfoNCE
 
 from benchmarks.measure import take_turns
 from benchmarks.memory import peak_above
 from core.distributed import barrier, rank, world_size
-from trainer.losses.infonce import InfoNCE
-from trainer.step import forward_backward
+from trainer.step.forward_backward import forward_backward
 
 EMBED_DIM = 512
 

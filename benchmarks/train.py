@@ -119,7 +119,7 @@ def _compare(ours: Job, theirs: Job, rounds: int, shown: str) -> Comparison:
         text_tower=f"{100 * share:.1f} % of open_clip's forward and backward (1 layer of 64; not counted in its MFU)",
         MFU=f"of {peak / 1e12:.3g} TFLOP/s, {peak_said}; {flops / 1e9:.3g} GFLOP for an image, forward and backward",
         differs="ours has channels_last, augmentation on the device, and on the CPU keeps freed memory "
-        "(trainer/host_memory.py); open_clip has augmentation in its workers and a text tower",
+        "(core/host_memory.py); open_clip has augmentation in its workers and a text tower",
     )
 
 
@@ -181,8 +181,8 @@ def _large_batch(job: Job, shown: str) -> Comparison:
 
 def _flops(job: Job) -> float:
     """Of one image, forward and backward, counted on our model; open_clip's image tower and head are the same."""
-    from trainer.flops import flops_per_image
     from trainer.models import ModelConfig, build_model
+    from trainer.telemetry.flops import flops_per_image
 
     config = ModelConfig(tower=job.tower, hidden_dim=2 * job.embed_dim)
     return flops_per_image(build_model(config, job.embed_dim), (3, job.image_size, job.image_size))
@@ -192,12 +192,14 @@ def _peak(device: str) -> tuple[float, str]:
     """FLOP/s that MFU is a share of, and where the figure comes from."""
     import torch
 
-    from trainer.flops import peak_flops
+    from trainer.telemetry.flops import peak_flops
 
     if device == "cuda":
         peak = peak_flops(torch.device("cuda"), "bf16")
         if peak is None:
-            raise RuntimeError(f"the peak of {torch.cuda.get_device_name()} is not in trainer/flops.py. Add it.")
+            raise RuntimeError(
+                f"the peak of {torch.cuda.get_device_name()} is not in trainer/telemetry/flops.py. Add it."
+            )
         return peak, "the data sheet's bf16"
     import time
 

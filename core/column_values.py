@@ -83,6 +83,12 @@ class Column:
         assert starts is not None, self.head.name
         return values[starts[row] : starts[row + 1]]
 
+    @property
+    def most_captions(self) -> int:
+        """The most captions that a sample has, of a column per caption; reads every file's counts."""
+        starts = (self._read_part(shard)[1] for shard in range(len(self._shards)))
+        return max(int(np.diff(own).max(initial=0)) for own in starts if own is not None)
+
     def extra(self, name: str) -> np.ndarray:
         """A further array of the first set's column, as the centroids of topics."""
         return self._array(0, extra_file(name))

@@ -238,6 +238,18 @@ class ShardSet:
         except DamagedError:  # whole, but no embeddings
             raise DamagedSampleError(self.describe(sample, NPY), NPY) from None
 
+    @property
+    def most_embeddings(self) -> int:
+        """The most captions that a sample has, by their embeddings; of stored ones only the longest are read."""
+        if self._text:
+            return self.column(self._text).most_captions
+        longest = 0
+        for shard, end in enumerate(self._ends.tolist()):
+            index = self._index(shard)
+            row = int(index.records[:, index.column(NPY)]["length"].argmax())
+            longest = max(longest, len(self.embeddings(end - int(self.shard_sizes[shard]) + row)))
+        return longest
+
     def image_spec(self, sample: int) -> ImageSpec:
         """How the sample's picture is stored."""
         if len(self.manifests) == 1:

@@ -12,18 +12,20 @@ import torch
 from torch import Tensor
 
 from core.columns import text_column_of
-from core.config import Choice
+from core.config import Choice, convert
 from core.errors import CheckpointError, WeightsError
 from core.manifest import TextEncoderSpec, load_manifest
 from core.parts import build
 from core.shard_set import ShardSet
-from core.storage import sha256_of
 from core.text_encoders import TEXT_ENCODERS, choice_of
 from core.text_encoders.encode import encode_captions
-from trainer.augment import Normalize
-from trainer.checkpoint import EMA, MODEL, load_weights, resolve_checkpoint
-from trainer.models.build import rebuild_model
-from trainer.models.contrastive import ContrastiveModel
+from trainer.checkpoint.folder import resolve_checkpoint
+from trainer.checkpoint.weights import read_weights
+from trainer.models.build import rebuild_encoder
+from trainer.models.encoder import Encoder
+from trainer.objectives import OBJECTIVES
+from trainer.objectives.objective import Objective
+from trainer.pictures.augment import Normalize
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +33,9 @@ class ImageEncoder:
     """A checkpoint ready to encode images."""
 
     path: Path
-    model: ContrastiveModel
+    model: Encoder
+    objective: Objective
+    scalars: dict[str, Tensor]  # of the objective
     normalize: Callable[[Tensor], Tensor]
     identity: dict[str, Any]
     fingerprint: str  # of the weights: features of equal fingerprints belong together
@@ -48,18 +52,22 @@ def load_encoder(checkpoint: Path, device: torch.device) -> ImageEncoder:
         CheckpointError: missing, damaged, or of a model that this version does not build.
     """
     path = resolve_checkpoint(checkpoint)
-    state, identity = load_weights(path)
-    model = rebuild_model(identity["model"])
+    weights = read_weights(path)
+    model = rebuild_encoder(weights.identity["model"])
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(weights.encoder)
     except RuntimeError as error:
         raise CheckpointError(
             f"{path}: its weights do not fit the model it names: {str(error).splitlines()[-1].strip()}"
         ) from None
-    image = identity["image"]
+    image = weights.identity["image"]
     normalize = Normalize(image["size"], image["mean"], image["std"])
-    fingerprint = sha256_of(path / (EMA if (path / EMA).exists() else MODEL))
-    return ImageEncoder(path, model.to(device).eval(), normalize, identity, fingerprint)
+    chosen = convert(weights.identity["config"].get("objective", "infonce"), Choice, f"{path}: objective")
+    objective: Objective = build(OBJECTIVES, chosen, "objective")
+    scalars = objective.scalars(weights.learned)
+    return ImageEncoder(
+        path, model.to(device).eval(), objective, scalars, normalize, weights.identity, weights.fingerprint
+    )
 
 
 def open_same_text(encoder: ImageEncoder, urls: Sequence[str], cache_dir: Path | None) -> ShardSet:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,26 +20,14 @@ from core.errors import DamagedError, DataError, StorageError
 from core.shard_set import ShardSet
 from core.storage import publish_bytes
 from eval.metrics import FeatureSet
-from trainer.data.batch import TEXT, Batch
+from trainer.data.batch import Batch
 from trainer.data.inputs import evaluation_inputs
+from trainer.data.names import IMAGE_ID, TEXT
+from trainer.models.encoder import Encoder
+from trainer.objectives.engine import blocked_loss
+from trainer.objectives.objective import IMAGE, Objective, Rows, Tensors
 
 Autocast = Callable[[], AbstractContextManager[object]]
-
-
-class PairLoss(Protocol):
-    """A contrastive loss as the trainer's table has it."""
-
-    def __call__(
-        self,
-        image_features: Tensor,
-        text_features: Tensor,
-        all_image_features: Tensor,
-        all_text_features: Tensor,
-        logit_scale: Tensor,
-        image_ids: Tensor,
-        all_image_ids: Tensor,
-        offset: int,
-    ) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +44,12 @@ class Extracted:
 
 
 def extract(
-    model: torch.nn.Module,
+    encoder: Encoder,
     normalize: Callable[[Tensor], Tensor],
     shard_set: ShardSet,
     batches: Iterable[Batch],
     *,
+    logit_scale: float,
     device: torch.device,
     autocast: Autocast = nullcontext,
     progress: Callable[[int], None] = lambda num_samples: None,
@@ -69,28 +57,28 @@ def extract(
     """Features of every sample, each computed once by one rank; every rank gets all of them (collective).
 
     Args:
-        model: images -> (image features, logit_scale); not wrapped in DDP, whose forward would wait for other ranks.
+        encoder: not wrapped in DDP, whose forward would wait for other ranks.
         normalize: uint8 `(B, 3, S, S)` -> what the model expects.
         batches: this rank's share of the shard set (an `EvalLoader`).
+        logit_scale: kept beside the features, as the temperature of probabilities.
         progress: called with the number of samples that this rank has just done.
 
     Raises:
         DataError: NaN features, or a sample that was not read exactly once.
     """
-    was_training = model.training
-    model.eval()
+    was_training = encoder.training
+    encoder.eval()
     images, texts, counts, samples = [], [], [], []
-    logit_scale = torch.tensor(1.0)
     with torch.no_grad():
         for batch in batches:
             with autocast():
-                image_features, logit_scale = model(evaluation_inputs(batch, normalize, device))
+                image_features = encoder.image_features(evaluation_inputs(batch, normalize, device))
             images.append(image_features.float())
             texts.append(batch.ragged(TEXT).values)
             counts.append(batch.ragged(TEXT).counts)
             samples.append(batch.samples)
             progress(len(batch))
-    model.train(was_training)
+    encoder.train(was_training)
     width = shard_set.embed_dim
     return _assemble(
         shard_set,
@@ -98,15 +86,19 @@ def extract(
         _gather(texts, device, (0, width), torch.float16),
         _gather(counts, device, (0,), torch.int64),
         _gather(samples, device, (0,), torch.int64),
-        float(logit_scale),
+        logit_scale,
     )
 
 
-def mean_pair_loss(extracted: Extracted, image_ids: np.ndarray, loss_fn: PairLoss, batch_size: int) -> float:
+def mean_pair_loss(
+    extracted: Extracted, image_ids: np.ndarray, objective: Objective, scalars: Tensors, batch_size: int
+) -> float:
     """The training loss over successive batches of images with their first captions, in sample order; nats.
 
     Args:
         image_ids: `(N,)` of the image rows, as the shard set gives them.
+        objective: of images and captions.
+        scalars: of the objective.
         batch_size: the loss grows with it, so it should be the one trained with; a ragged rest is left out, and a set
             that is smaller is one batch.
     """
@@ -114,13 +106,17 @@ def mean_pair_loss(extracted: Extracted, image_ids: np.ndarray, loss_fn: PairLos
     num_images = len(features.images)
     batch_size = min(batch_size, num_images)
     first_text = np.unique(features.image_of_text, return_index=True)[1]
-    images, texts = torch.from_numpy(features.images), torch.from_numpy(features.texts[first_text])
     own_ids = torch.from_numpy(image_ids.view(np.int64))
-    scale = torch.tensor(extracted.logit_scale)
+    every = {
+        IMAGE: torch.from_numpy(features.images),
+        TEXT: torch.from_numpy(features.texts[first_text]),
+        IMAGE_ID: own_ids,
+    }
+    on_host = {name: value.detach().cpu() for name, value in scalars.items()}
     losses = []
     for start in range(0, num_images - batch_size + 1, batch_size):
-        a, b, g = (rows[start : start + batch_size] for rows in (images, texts, own_ids))
-        losses.append(float(loss_fn(a, b, a, b, scale, g, g, 0)))
+        batch = {name: rows[start : start + batch_size] for name, rows in every.items()}
+        losses.append(float(blocked_loss(objective, Rows(batch, batch, 0), on_host, {})))
     return float(np.mean(losses))
 
 

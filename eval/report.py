@@ -16,8 +16,8 @@ from eval.charts import result_charts, training_charts
 from eval.metrics import RECALL_KS
 from eval.plots import DARK, LIGHT, Figure, Theme, png_bytes
 from eval.retrieval import DIRECTIONS
-from trainer.environment import hardware
-from trainer.run_folder import CONFIG, ENVIRONMENT, RUN, read_events
+from trainer.run.environment import hardware
+from trainer.run.folder import CONFIG, ENVIRONMENT, RUN, read_events
 from trainer.trackers.metrics_csv import METRICS, Row, read_metrics
 
 RESULTS, REPORT, PICTURES = "results.json", "report.html", "pictures"

@@ -22,6 +22,7 @@ from safetensors.numpy import save
 
 from core.config import Choice, to_mapping
 from core.errors import ConfigError, DataError
+from core.host_memory import keep_freed_memory
 from core.shard_set import ShardSet
 from core.storage import publish_bytes
 from eval.charts import result_charts, sheets, training_charts
@@ -42,9 +43,7 @@ from eval.zero_shot import (
     spoken_class,
 )
 from trainer.data.loader import EvalLoader
-from trainer.environment import describe_environment, hardware
-from trainer.host_memory import keep_freed_memory
-from trainer.losses import InfoNCE
+from trainer.run.environment import describe_environment, hardware
 from trainer.trackers.metrics_csv import METRICS, read_metrics
 
 RANKS, FEATURES = "ranks.safetensors", "features.safetensors"
@@ -148,6 +147,7 @@ def _extract(
                 encoder.normalize,
                 shard_set,
                 loader,
+                logit_scale=float(encoder.scalars.get("scale", 1.0)),
                 device=device,
                 autocast=_autocast(config.precision, device),
                 progress=partial(progress.advance, task),
@@ -239,7 +239,10 @@ def _loss(extracted: Extracted, shard_set: ShardSet, encoder: ImageEncoder, batc
     image_ids = shard_set.image_ids(extracted.samples)
     wanted = batch_size or int(encoder.identity["config"]["global_batch_size"])
     used = min(wanted, len(extracted.samples))
-    return {"value": mean_pair_loss(extracted, image_ids, InfoNCE(), wanted), "batch_size": used}
+    return {
+        "value": mean_pair_loss(extracted, image_ids, encoder.objective, encoder.scalars, wanted),
+        "batch_size": used,
+    }
 
 
 def _identity(

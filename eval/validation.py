@@ -8,20 +8,22 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.distributed import on_main, rank, world_size
 from core.shard_set import ShardSet
 from eval.charts import sheets
 from eval.exhibits import Shelf, show_retrieval
-from eval.features import Extracted, PairLoss, extract, mean_pair_loss
+from eval.features import Extracted, extract, mean_pair_loss
 from eval.metrics import RECALL_KS, Ranks
 from eval.plots import save_jpeg
 from eval.retrieval import DIRECTIONS, evaluate_retrieval
 from trainer.config import TrainConfig
 from trainer.data.inputs import batch_columns
 from trainer.data.loader import EvalLoader
-from trainer.run import Validation
+from trainer.models.trained import TrainedModel
+from trainer.objectives.objective import Objective, Tensors
+from trainer.run.run import Validation
 
 _NUM_CAPTIONS = 6  # in the picture, the same ones every time
 
@@ -29,10 +31,10 @@ _NUM_CAPTIONS = 6  # in the picture, the same ones every time
 def make_validation(
     shard_set: ShardSet,
     normalize: Callable[[Tensor], Tensor],
-    loss_fn: PairLoss,
+    objective: Objective,
     config: TrainConfig,
     accelerator: Accelerator,
-) -> Callable[[nn.Module, int], Validation]:
+) -> Callable[[TrainedModel, int], Validation]:
     """The function that the trainer calls with model and step, on all ranks; its figures are the same on all of them.
 
     Keys: `val/loss`, over batches as large as training's (or the whole set, where that is smaller), and
@@ -46,23 +48,32 @@ def make_validation(
         batch_size=config.eval_batch_size,
         rank=rank(),
         world_size=world_size(),
-        columns=batch_columns({}, config.data.image_features),
+        columns=batch_columns(objective, {}, None, config.data.image_features),
         pictures=not config.data.image_features,
         num_workers=config.data.num_workers,
         pin_memory=device.type == "cuda",
     )
 
-    def measure(extracted: Extracted, step: int) -> Validation:
+    def measure(extracted: Extracted, scalars: Tensors, step: int) -> Validation:
         result, ranks = evaluate_retrieval(extracted.features)
-        loss = mean_pair_loss(extracted, image_ids[extracted.samples], loss_fn, config.global_batch_size)
+        loss = mean_pair_loss(extracted, image_ids[extracted.samples], objective, scalars, config.global_batch_size)
         figures = {f"val/{d}/{name}": value for d in DIRECTIONS for name, value in result[d].items()}
         score = float(np.mean([result[d][f"recall@{k}"] for d in DIRECTIONS for k in RECALL_KS]))
         picture = _draw(extracted, ranks[0], shard_set, config.run_dir, step)
         return Validation({"val/loss": loss, **figures}, score, (picture,))
 
-    def validate(model: nn.Module, step: int) -> Validation:
-        extracted = extract(model, normalize, shard_set, loader, device=device, autocast=accelerator.autocast)
-        measured: Any = on_main(lambda: measure(extracted, step))  # the ranks of a node share its cores
+    def validate(model: TrainedModel, step: int) -> Validation:
+        scalars = {name: value.detach() for name, value in model.scalars().items()}
+        extracted = extract(
+            model.encoder,
+            normalize,
+            shard_set,
+            loader,
+            logit_scale=float(scalars.get("scale", 1.0)),
+            device=device,
+            autocast=accelerator.autocast,
+        )
+        measured: Any = on_main(lambda: measure(extracted, scalars, step))  # the ranks of a node share its cores
         return measured
 
     return validate

@@ -103,8 +103,8 @@ def train(
     """
     from launch.launcher import launch_training
     from trainer.config import TrainConfig
-    from trainer.run_folder import was_stopped
-    from trainer.signals import REQUEUE_EXIT_CODE
+    from trainer.guard.signals import REQUEUE_EXIT_CODE
+    from trainer.run.folder import was_stopped
 
     config = load_config(TrainConfig, recipe, overrides or [])  # a wrong key ends here, before any process starts
     code = launch_training([str(recipe), *(overrides or [])], processes, accelerate_config)

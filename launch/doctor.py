@@ -17,7 +17,6 @@ from rich.table import Table
 
 from core.columns import column_names, column_url, load_head
 from core.errors import ShardclipError
-from core.parts import build
 from core.shard_set import ShardSet
 from trainer.config import TrainConfig
 from trainer.data.buffers import buffer_bytes
@@ -26,8 +25,7 @@ from trainer.data.feature_column import expect_features_of
 from trainer.data.inputs import batch_columns
 from trainer.data.loader import sampled
 from trainer.data.stream import max_in_flight
-from trainer.losses import LOSSES
-from trainer.models import build_model
+from trainer.models.build import build_encoder
 from trainer.samplers.slices import steps_per_epoch
 from trainer.trackers.wandb_tracker import choose_mode
 
@@ -100,10 +98,11 @@ def check_sampler(config: TrainConfig) -> Iterator[Finding]:
     visits = np.bincount(order, minlength=len(train))
     what = f"sampler {config.data.sampler.name}: {int((visits > 0).sum()):,} samples in the first epoch"
     yield Finding("ok", f"{what}, at most {int(visits.max(initial=0))} times")
-    columns = batch_columns(config.data.columns, config.data.image_features)
+    objective = config.build_objective()
+    columns = batch_columns(objective, config.data.columns, None, config.data.image_features)
     BatchColumns(columns, "drawn").open(train)
     for validation in _open_validation_set(config):  # needs no more than it measures
-        BatchColumns(batch_columns({}, config.data.image_features), "all").open(validation)
+        BatchColumns(batch_columns(objective, {}, None, config.data.image_features), "all").open(validation)
     yield Finding("ok", f"batches carry image_id, {', '.join(columns)}")
 
 
@@ -111,7 +110,7 @@ def check_frozen_tower(config: TrainConfig) -> Iterator[Finding]:
     """A tower that is frozen over unchanged pictures computes the same in every epoch; stored outputs are its own."""
     if config.data.image_features:
         train = _open_training_set(config)
-        model = build_model(config.model, train.embed_dim)
+        model = build_encoder(config.model, config.build_objective(), train.embed_dim)
         for shard_set in (train, *_open_validation_set(config)):
             expect_features_of(model, config, shard_set)
         yield Finding("ok", f"{config.data.image_features} was made by this tower")
@@ -129,14 +128,14 @@ def check_frozen_tower(config: TrainConfig) -> Iterator[Finding]:
 
 def check_weights(config: TrainConfig) -> Iterator[Finding]:
     """The tower's pretrained weights can be had here."""
-    model = build_model(config.model, _open_training_set(config).embed_dim)
+    model = build_encoder(config.model, config.build_objective(), _open_training_set(config).embed_dim)
     count = sum(p.numel() for p in model.parameters()) / 1e6
     yield Finding("ok", f"{config.model.tower} with weights {config.model.weights}: {count:.1f} M parameters")
 
 
 def check_memory(config: TrainConfig) -> Iterator[Finding]:
     """The largest block of logits, and memory for the loader's buffers."""
-    block = build(LOSSES, config.loss, kind="loss").block_size or config.global_batch_size
+    block = config.build_objective().block_size or config.global_batch_size
     logits = block * config.global_batch_size * 4
     yield Finding("ok", f"logits: blocks of {block} x {config.global_batch_size}, {logits / GIB:.2f} GiB at a time")
     if config.data.image_features:

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     try:
         from eval.validation import make_validation
         from trainer.config import TrainConfig
-        from trainer.open_run import open_run
+        from trainer.run.opening import open_run
         from trainer.train import train
 
         config = load_config(TrainConfig, Path(arguments[0]), arguments[1:])
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
         leave_group()
         return code
     except PeerLostError as error:
-        from trainer.peer_watch import PEER_LOST_EXIT_CODE
+        from trainer.guard.peer_watch import PEER_LOST_EXIT_CODE
 
         _say(f"shardclip (process {rank} of {world_size}): {error}")
         return _leave(PEER_LOST_EXIT_CODE, world_size)

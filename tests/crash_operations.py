@@ -28,8 +28,14 @@ from shard_builder.caption_cache import CaptionCache
 from shard_builder.engines.processes import ProcessesEngine
 from shard_builder.index_tars import index_shards
 from shard_builder.writer import _open_cache
-from trainer.checkpoint import best_checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint, set_aside_after
-from trainer.run_folder import (
+from trainer.checkpoint.folder import (
+    best_checkpoint,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    set_aside_after,
+)
+from trainer.run.folder import (
     RegistryLine,
     open_run_folder,
     read_events,

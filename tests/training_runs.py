@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from core.config import from_mapping
 from core.errors import ShardclipError
 from core.storage import publish_bytes
-from trainer.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
+from trainer.checkpoint.folder import Checkpoint, latest_checkpoint, load_checkpoint
+from trainer.checkpoint.tensor_tree import encode_tree
 from trainer.config import TrainConfig
-from trainer.tensor_tree import encode_tree
 
 NUM_SAMPLES, STEPS_PER_EPOCH = 50, 6
 
@@ -82,7 +82,7 @@ def train_worker(
 
     from eval import validation
     from trainer import train as training
-    from trainer.open_run import open_run
+    from trainer.run.opening import open_run
 
     AcceleratorState._reset_state(reset_partial_state=True)
     _register_small_tower()
@@ -131,8 +131,11 @@ def end_state(run_dir: Path) -> dict[str, Any]:
     """Every tensor and random generator of the last checkpoint, bit for bit."""
     checkpoint = last_checkpoint(run_dir)
     return {
-        "weights": {name: tensor.numpy().tobytes() for name, tensor in checkpoint.model_state.items()},
-        "averaged": {name: tensor.numpy().tobytes() for name, tensor in (checkpoint.ema_state or {}).items()},
+        "weights": {
+            name: tensor.numpy().tobytes()
+            for name, tensor in {**checkpoint.parts["encoder"], **checkpoint.parts["objective"]}.items()
+        },
+        "averaged": {name: tensor.numpy().tobytes() for name, tensor in checkpoint.parts.get("ema", {}).items()},
         "moments": encode_tree(checkpoint.optimizer_state),
         "rng": checkpoint.state["rng"],
     }

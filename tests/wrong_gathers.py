@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-import trainer.step
-from core.distributed import all_gather, all_gather_with_grad, rank, world_size
 from trainer.losses.infonce import InfoNCE
+
+import trainer.step.forward_backward
+from core.distributed import all_gather, all_gather_with_grad, rank, world_size
 
 
 def gather_without_gradient() -> None:
-    trainer.step.all_gather_with_grad = all_gather
+    trainer.step.forward_backward.all_gather_with_grad = all_gather
 
 
 def gather_with_the_own_rows_gradient_only() -> None:
@@ -22,7 +22,7 @@ def gather_with_the_own_rows_gradient_only() -> None:
         rows[rank()] = x
         return torch.cat(rows)
 
-    trainer.step.all_gather_with_grad = gather
+    trainer.step.forward_backward.all_gather_with_grad = gather
 
 
 class _Scale(torch.autograd.Function):
@@ -36,47 +36,47 @@ class _Scale(torch.autograd.Function):
 
 
 def gather_scaled_by_world_size() -> None:
-    trainer.step.all_gather_with_grad = lambda x: all_gather_with_grad(_Scale.apply(x))
+    trainer.step.forward_backward.all_gather_with_grad = lambda x: all_gather_with_grad(_Scale.apply(x))
 
 
 def gradients_summed_instead_of_averaged() -> None:
-    real = trainer.step._gathered_loss
+    real = trainer.step.forward_backward._gathered_loss
 
     def summed(*args: Any) -> Any:
         loss, result = real(*args)
         return _Scale.apply(loss), result
 
-    trainer.step._gathered_loss = summed  # type: ignore[assignment]
+    trainer.step.forward_backward._gathered_loss = summed  # type: ignore[assignment]
 
 
 def negatives_of_the_own_rank_only() -> None:
-    trainer.step.all_gather_with_grad = trainer.step.all_gather = lambda x: x
-    trainer.step.rank = lambda: 0
+    trainer.step.forward_backward.all_gather_with_grad = trainer.step.forward_backward.all_gather = lambda x: x
+    trainer.step.forward_backward.rank = lambda: 0
 
 
 def ranks_in_reverse_order() -> None:
     def gather(x: Tensor) -> Tensor:
         return torch.cat(all_gather_with_grad(x).split(len(x))[::-1])
 
-    trainer.step.all_gather_with_grad = gather
+    trainer.step.forward_backward.all_gather_with_grad = gather
 
 
 def offset_of_the_first_rank() -> None:
-    trainer.step.rank = lambda: 0
+    trainer.step.forward_backward.rank = lambda: 0
 
 
 def whole_loss_on_every_rank() -> None:
     """The classic: each rank computes the loss of the whole batch, in which only its own rows carry gradient."""
     gather_with_the_own_rows_gradient_only()
-    local_loss = trainer.step._gathered_loss
+    local_loss = trainer.step.forward_backward._gathered_loss
 
     def whole_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor, *rest: Any) -> Any:
         result = local_loss(image_features, text_features, logit_scale, *rest)[1]
-        gathered = trainer.step.all_gather_with_grad(image_features)
+        gathered = trainer.step.forward_backward.all_gather_with_grad(image_features)
         # The scale is seen whole by every rank, so that only the features' gradient is short.
         return InfoNCE().reference(gathered, result.all_text_features, logit_scale), result
 
-    trainer.step._gathered_loss = whole_loss  # type: ignore[assignment]
+    trainer.step.forward_backward._gathered_loss = whole_loss  # type: ignore[assignment]
 
 
 WRONG_GATHERS = (

@@ -8,12 +8,13 @@ from typing import ClassVar, Literal
 
 from core.config import Choice
 from core.errors import ConfigError
-from core.parts import check
-from trainer.augment import AugmentConfig
-from trainer.data.batch import IMAGE_FEATURES, IMAGE_ID, TEXT
-from trainer.losses import LOSSES
-from trainer.models import ModelConfig
-from trainer.optim import OptimConfig
+from core.parts import build, check
+from trainer.data.names import OWN_NAMES
+from trainer.models.config import ModelConfig
+from trainer.objectives import OBJECTIVES
+from trainer.objectives.objective import Objective
+from trainer.optim.config import OptimConfig
+from trainer.pictures.config import AugmentConfig
 from trainer.samplers import SAMPLERS
 from trainer.trackers.tracker import TrackingConfig
 
@@ -42,6 +43,8 @@ class DataConfig:
 class TrainConfig:
     """A recipe of `shardclip train`."""
 
+    moved_keys: ClassVar[dict[str, str]] = {"loss": "it is objective now: objective: {name: infonce, ...}"}
+
     run_dir: Path
     data: DataConfig
     global_batch_size: int  # pairs per step over all processes: the same run on any number of GPUs
@@ -53,7 +56,7 @@ class TrainConfig:
     image_size: int | None = None  # pixels that the tower sees; None: as stored
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    loss: Choice = Choice("infonce")
+    objective: Choice = Choice("infonce")  # what is pulled together and pushed apart
     optim: OptimConfig = field(default_factory=OptimConfig)
     log_every: int = 50  # steps
     eval_every: int = 0  # steps; 0: after every epoch
@@ -66,7 +69,7 @@ class TrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        check(LOSSES, self.loss, "loss")
+        objective = self.build_objective()
         check(SAMPLERS, self.data.sampler, "data.sampler", given=["epoch"])
         if not self.data.train:
             raise ConfigError("data.train is empty. Name at least one shard set.")
@@ -94,19 +97,47 @@ class TrainConfig:
                 f"peer_timeout_s is {self.peer_timeout_s}: give seconds below timeout_s ({self.timeout_s}), so "
                 "that a lost process is named before a collective gives up."
             )
-        for name in (TEXT, IMAGE_ID, IMAGE_FEATURES):
+        for name in OWN_NAMES:
             if name in self.data.columns:
                 raise ConfigError(
                     f"data.columns: '{name}' is a name that batches have of their own. Name the column under data.text "
                     "or data.image_features, or choose another name."
                 )
+        self._expect_columns_of(objective)
         if self.data.image_features:
-            self._expect_frozen_tower()
+            self._expect_frozen_tower(objective)
         for name in ("eval_every", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: a number of steps, or 0 for every epoch.")
 
-    def _expect_frozen_tower(self) -> None:
+    def build_objective(self) -> Objective:
+        """The objective with its options.
+
+        Raises:
+            ConfigError: no such objective or option, or a value out of its range.
+        """
+        objective: Objective = build(OBJECTIVES, self.objective, "objective")
+        return objective
+
+    def _expect_columns_of(self, objective: Objective) -> None:
+        for name in objective.columns:
+            if name not in OWN_NAMES and name not in self.data.columns:
+                raise ConfigError(
+                    f"objective {self.objective.name} needs '{name}' of every sample. Name the column that holds it, "
+                    f"data.columns.{name}=..., as `shardclip column` makes it (a class: `shardclip column labels`)."
+                )
+        if not objective.needs_text and self.model.text.name != "column":
+            raise ConfigError(
+                f"model.text is {self.model.text.name}, but the objective {self.objective.name} compares no captions. "
+                "Leave model.text out, or choose an objective of pictures and captions."
+            )
+
+    def _expect_frozen_tower(self, objective: Objective) -> None:
+        if objective.views > 1:
+            raise ConfigError(
+                f"data.image_features holds one picture of each sample, the objective {self.objective.name} compares "
+                f"{objective.views} random views. Leave data.image_features out."
+            )
         if self.model.freeze != "tower":
             raise ConfigError(
                 f"data.image_features holds what a frozen tower made of the pictures, model.freeze is "

@@ -1,4 +1,4 @@
-"""The training loop: shards -> checkpoint. `launch.train` runs it under Accelerate; `trainer.run` opens its parts."""
+"""The training loop: shards -> checkpoint. `launch.train` runs it under Accelerate; `trainer.run.opening` opens its parts."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import torch
 from torch import Tensor
 
 from core.distributed import all_reduce_max, world_size
-from trainer.data.batch import IMAGE_ID, TEXT
-from trainer.gradients import drop_nonfinite
-from trainer.optim import set_learning_rates
-from trainer.run import Run
-from trainer.schedule import lr_at
-from trainer.signals import REQUEUE_EXIT_CODE
-from trainer.step import forward_backward
+from trainer.guard.signals import REQUEUE_EXIT_CODE
+from trainer.optim.build import set_learning_rates
+from trainer.optim.schedule import lr_at
+from trainer.run.run import Run
+from trainer.step.forward_backward import forward_backward
 
 
 def train(run: Run) -> int:
@@ -24,28 +22,23 @@ def train(run: Run) -> int:
     Raises:
         ShardclipError: damaged data, steps that stay without finite loss, samples missed or repeated.
     """
-    config, accelerator, model, optimizer = run.config, run.accelerator, run.model, run.optimizer
+    config, accelerator, model, holders = run.config, run.accelerator, run.model, run.holders
     with run.resources:
         vote = StopVote(accelerator.device)
         for step, batch in enumerate(run.batches(), run.start_step + 1):
-            rates = set_learning_rates(optimizer, lr_at(step - 1, run.total_steps, config.optim))
-            chunks = run.inputs(batch).chunk(config.accumulate)
-            text, image_ids = batch.column(TEXT), batch.column(IMAGE_ID)
-            result = forward_backward(model, chunks, text, image_ids, run.loss_fn, backward=accelerator.backward)
+            rates = set_learning_rates(holders.optimizer, lr_at(step - 1, run.total_steps, config.optim))
+            before = run.remember()
+            chunks, given, state = run.chunks(batch), run.given(batch), holders.objective_state
+            result = forward_backward(model, chunks, given, run.objective, state, backward=accelerator.backward)
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
-            drop_nonfinite(model.parameters(), grad_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            run.bare_model.clamp_logit_scale()
-            if run.averaged:
-                run.averaged.update_parameters(run.bare_model)
+            run.update(result, grad_norm, before)
 
             run.count(step, batch, result, grad_norm)
             is_last = step == run.total_steps
             is_stopping = vote.ask(run.stop.requested)
             has_improved = False
             if is_last or is_stopping or step % config.log_every == 0:
-                run.log(step, result, batch, rates)
+                run.log(step, result, rates)
             if is_last or run.is_due(step, config.eval_every):
                 has_improved = run.evaluate(step)
             if is_last or is_stopping or has_improved or run.is_due(step, config.checkpoint_every):

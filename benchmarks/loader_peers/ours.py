@@ -13,9 +13,9 @@ import torch
 
 from benchmarks.loader_peers.timing import BATCH, CROP_SCALE, SIZE, main
 from core.shard_set import ShardSet
-from trainer.augment import CLIP, Augment, AugmentConfig
 from trainer.data.batch import Batch
 from trainer.data.loader import TrainLoader
+from trainer.pictures.augment import CLIP, Augment, AugmentConfig
 
 
 def batches(url: str, workers: int) -> Iterator[Batch]:

@@ -6,13 +6,13 @@ import pytest
 import torch
 from shard_sets import make_shard_set
 from torch import nn
+from trainer.losses import InfoNCE
 
 from core.distributed import rank, world_size
 from core.errors import DamagedError, DataError
 from core.shard_set import ShardSet
 from eval.features import extract, load_features, mean_pair_loss, save_features
 from trainer.data.loader import EvalLoader
-from trainer.losses import InfoNCE
 
 
 class PixelModel(nn.Module):

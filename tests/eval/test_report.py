@@ -10,7 +10,7 @@ from PIL import Image
 
 from core.errors import DamagedError, StorageError
 from eval.report import write_report
-from trainer.run_folder import record_event
+from trainer.run.folder import record_event
 from trainer.trackers.metrics_csv import MetricsCsv
 
 NASTY = '<script>alert("x")</script> & “quotes”'

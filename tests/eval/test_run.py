@@ -20,7 +20,7 @@ from eval.encoder import load_encoder, text_embedder
 from eval.features import load_features
 from eval.metrics import retrieval_ranks, summarise
 from eval.run import EvalConfig, evaluate
-from trainer.checkpoint import save_checkpoint
+from trainer.checkpoint.folder import save_checkpoint
 from trainer.models.build import build_model
 from trainer.models.config import ModelConfig
 
@@ -180,7 +180,7 @@ def test_weights_that_do_not_fit_their_own_description_are_refused(tmp_path):
 
     write_run(tmp_path / "run")
     path = next((tmp_path / "run" / "checkpoints").iterdir())
-    from trainer.checkpoint import load_checkpoint
+    from trainer.checkpoint.folder import load_checkpoint
 
     whole = load_checkpoint(path)
     identity = {**whole.identity, "model": {**whole.identity["model"], "hidden_dim": 24}}

@@ -9,13 +9,13 @@ import torch
 from accelerate import Accelerator
 from shard_sets import make_shard_set
 from torch import nn
+from trainer.losses import InfoNCE
 
 from core.shard_set import ShardSet
 from eval.metrics import retrieval_ranks, summarise
 from eval.validation import make_validation
 from trainer.config import DataConfig, TrainConfig
 from trainer.data.loader import EvalLoader
-from trainer.losses import InfoNCE
 
 
 class PixelModel(nn.Module):

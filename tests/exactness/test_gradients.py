@@ -14,10 +14,10 @@ import torch
 from tiny_model import TinyModel, make_batch, relative_error
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from trainer.losses.infonce import InfoNCE
 
 from core.distributed import rank, world_size
-from trainer.losses.infonce import InfoNCE
-from trainer.step import forward_backward
+from trainer.step.forward_backward import forward_backward
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
 CHUNKS, BLOCKS = (1, 2, 3), (0, 5)

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
 from trainer.losses.infonce import InfoNCE
 
 MAX_SLOPE = 1.1

@@ -24,8 +24,8 @@ from training_runs import (
 from core.config import Choice
 from core.shard_set import ShardSet
 from trainer.data.loader import TrainLoader
-from trainer.run_folder import read_events
-from trainer.signals import REQUEUE_EXIT_CODE
+from trainer.guard.signals import REQUEUE_EXIT_CODE
+from trainer.run.folder import read_events
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -27,9 +27,9 @@ from core.config import Choice, from_mapping
 from core.shard_set import ShardSet
 from trainer.config import DataConfig
 from trainer.data.loader import TrainLoader
-from trainer.run_folder import read_events
+from trainer.guard.signals import REQUEUE_EXIT_CODE
+from trainer.run.folder import read_events
 from trainer.samplers.epoch import draws_of
-from trainer.signals import REQUEUE_EXIT_CODE
 
 SAMPLERS = {
     "class_balanced": {"num_classes": 4, "num_per_class": 2},

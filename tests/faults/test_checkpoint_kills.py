@@ -19,7 +19,7 @@ from holds import Hold, hold_at_change
 
 from core.errors import CheckpointError
 from core.storage import PARTIAL_PREFIX
-from trainer.checkpoint import best_checkpoint, load_latest, save_checkpoint, step_name
+from trainer.checkpoint.folder import best_checkpoint, load_latest, save_checkpoint, step_name
 
 SIZE, BEST_EVERY = (300, 300), 5
 MOST_CHANGES = 60  # of two saves, about: files opened, written and synced, names made, moved and removed
@@ -86,7 +86,7 @@ def test_the_latest_loads_after_every_kill(tmp_path: Path, fault_seed: int, kill
 
 
 def write_in_place() -> None:
-    import trainer.checkpoint
+    import trainer.checkpoint.folder
 
     def publish(fill: Callable[[Path], None], target: Path) -> None:
         target.mkdir(parents=True)
@@ -97,7 +97,7 @@ def write_in_place() -> None:
 
 def remove_before_saving() -> None:
     """As those do who have no disk for one more."""
-    import trainer.checkpoint
+    import trainer.checkpoint.folder
 
     real = trainer.checkpoint.publish_folder
 

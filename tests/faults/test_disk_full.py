@@ -31,7 +31,7 @@ from core.errors import StorageError, cannot_write
 from core.storage import PARTIAL_PREFIX
 from shard_builder.build import build_shards
 from shard_builder.config import BuildConfig, ImageConfig
-from trainer.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from trainer.checkpoint.folder import latest_checkpoint, load_checkpoint, save_checkpoint
 from trainer.data.ledger import CoverageLedger
 
 DISK_BYTES = 48 << 20

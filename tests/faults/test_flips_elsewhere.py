@@ -20,8 +20,8 @@ from core.errors import CheckpointError
 from eval.features import Extracted, load_features, save_features
 from eval.metrics import FeatureSet
 from shard_builder.caption_cache import CaptionCache
-from trainer import checkpoint_files
-from trainer.checkpoint import load_latest, load_weights, save_checkpoint
+from trainer.checkpoint import files as checkpoint_files
+from trainer.checkpoint.folder import load_latest, load_weights, save_checkpoint
 
 FULL = pytest.mark.faults
 

@@ -24,8 +24,8 @@ from training_runs import SMALL_TOWER, recipe, train_worker
 
 from core.config import dump_yaml, from_mapping
 from trainer.config import TrainConfig
-from trainer.peer_watch import GRACE_S, PEER_LOST_EXIT_CODE
-from trainer.run_folder import read_events
+from trainer.guard.peer_watch import GRACE_S, PEER_LOST_EXIT_CODE
+from trainer.run.folder import read_events
 
 ROOT = Path(__file__).resolve().parents[2]
 PEER_TIMEOUT_S = 3.0
@@ -108,7 +108,7 @@ def lose(folder: Path, way: str, lost_rank: int, step: int, peer_timeout_s: floa
 def stand_still_at_step(at: int, hold: Hold) -> None:
     """Plant: one process waits in its step, and with it the other."""
     from core.distributed import rank
-    from trainer.run import Run
+    from trainer.run.run import Run
 
     real = Run.count
 
@@ -123,7 +123,7 @@ def stand_still_at_step(at: int, hold: Hold) -> None:
 def raise_at_step(lost_rank: int, at: int, folder: Path) -> None:
     """Plant: an error of its own comes up in one process, once the step before is where the test looks for it."""
     from core.distributed import rank
-    from trainer.run import Run
+    from trainer.run.run import Run
 
     real = Run.count
 

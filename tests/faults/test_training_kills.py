@@ -26,14 +26,14 @@ import torch
 from holds import Hold, hold_at_change
 from training_runs import NOISY, STEPS_PER_EPOCH, end_state, last_checkpoint, losses, recipe, train_worker
 
-import trainer.run
+import trainer.run.run
 from core.storage import PARTIAL_PREFIX
-from trainer.checkpoint import latest_checkpoint
-from trainer.checkpoint_files import damage
+from trainer.checkpoint.files import damage
+from trainer.checkpoint.folder import latest_checkpoint
 from trainer.data.loader import TrainLoader
-from trainer.run import Run
-from trainer.run_folder import read_events
-from trainer.signals import REQUEUE_EXIT_CODE
+from trainer.guard.signals import REQUEUE_EXIT_CODE
+from trainer.run.folder import read_events
+from trainer.run.run import Run
 from trainer.trackers.metrics_csv import read_metrics
 
 INTERVAL = 5  # steps between checkpoints
@@ -248,9 +248,9 @@ def wait_to_signal(group: gloo.Group, aim: Aim) -> int:
 
 
 def resume_without_random_states() -> None:
-    import trainer.open_run
+    import trainer.run.opening
 
-    trainer.open_run.set_rng_state = lambda state: None
+    trainer.run.opening.set_rng_state = lambda state: None
 
 
 def resume_one_step_late() -> None:
@@ -259,13 +259,13 @@ def resume_one_step_late() -> None:
 
 
 def resume_without_moments() -> None:
-    import trainer.open_run
+    import trainer.run.opening
 
-    trainer.open_run._load_optimizer = lambda optimizer, checkpoint: None
+    trainer.run.opening._load_optimizer = lambda optimizer, checkpoint: None
 
 
 def save_every_other_time() -> None:
-    import trainer.run
+    import trainer.run.run
 
     real = trainer.run.save_checkpoint
 
@@ -283,7 +283,7 @@ def keep_the_lines_of_steps_that_come_again() -> None:
 
 
 def leave_temporary_folders() -> None:
-    import trainer.checkpoint
+    import trainer.checkpoint.folder
 
     trainer.checkpoint.sweep_partials = lambda folder: None
 

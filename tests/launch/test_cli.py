@@ -14,7 +14,7 @@ import pytest
 from shard_sets import damage, make_shard_set
 
 from launch import cli
-from trainer.checkpoint import latest_checkpoint, load_checkpoint
+from trainer.checkpoint.folder import latest_checkpoint, load_checkpoint
 
 RECIPE = """
 run_dir: {folder}/run

@@ -3,12 +3,12 @@
 _SLOWER = "the same pictures, more slowly"
 UNCHANGED: dict[tuple[str, str, str], str] = {
     (
-        "trainer/augment.py",
+        "trainer/pictures/augment.py",
         "if not drawn.moves_pixels(images.shape[-2], images.shape[-1], self.size):",
         "if not drawn.moves_pixels(images.shape[-2], images.shape[1], self.size):",
     ): f"{_SLOWER}: each pixel is its own sum of one tap",
     (
-        "trainer/resample.py",
+        "trainer/pictures/resample.py",
         "num_taps = math.ceil(2 * support.max().item())",
         "num_taps = math.ceil(3 * support.max().item())",
     ): f"{_SLOWER}: the taps that are added have weight 0",
@@ -43,7 +43,7 @@ UNCHANGED: dict[tuple[str, str, str], str] = {
         "per_rank = self._global_batch_size * self._world_size",
     ): "of what a resume has behind it, only the sum over ranks counts: rank 0 has it all",
     (
-        "trainer/augment.py",
+        "trainer/pictures/augment.py",
         "return channels_behind(images)",
         "pass",
     ): f"{_SLOWER}: each pixel is its own sum of one tap",

@@ -12,7 +12,17 @@ from torchvision.transforms.v2 import functional as tv
 
 from core.errors import ConfigError
 from core.seeding import uniform
-from trainer.augment import CLIP, HALF, NORMALIZATIONS, Augment, AugmentConfig, Draw, Normalize, draw, hue_rotation
+from trainer.pictures.augment import (
+    CLIP,
+    HALF,
+    NORMALIZATIONS,
+    Augment,
+    AugmentConfig,
+    Draw,
+    Normalize,
+    draw,
+    hue_rotation,
+)
 
 STILL = AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0)
 UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # no normalisation: pictures in 0..1

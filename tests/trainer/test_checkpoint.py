@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import CheckpointError
-from trainer import checkpoint as module
-from trainer import checkpoint_files
-from trainer.checkpoint import (
+from trainer.checkpoint import folder as module
+from trainer.checkpoint import files as checkpoint_files
+from trainer.checkpoint.files import damage
+from trainer.checkpoint.folder import (
     best_checkpoint,
     latest_checkpoint,
     load_checkpoint,
@@ -26,9 +27,8 @@ from trainer.checkpoint import (
     save_checkpoint,
     set_aside_after,
 )
-from trainer.checkpoint_files import damage
-from trainer.rng import rng_state, set_rng_state
-from trainer.tensor_tree import decode_tree, dump_json, encode_tree, parse_json
+from trainer.checkpoint.tensor_tree import decode_tree, dump_json, encode_tree, parse_json
+from trainer.run.rng import rng_state, set_rng_state
 
 IDENTITY = {"model": {"tower": "resnet50", "embed_dim": 384}, "image": {"size": 224, "mean": [0.5, 0.4, 0.3]}}
 

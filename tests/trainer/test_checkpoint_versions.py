@@ -13,7 +13,8 @@ from safetensors.torch import save as save_tensors
 from signed_files import body_of, sign_checkpoint, with_an_unknown_field, without_each_field
 
 from core.errors import CheckpointError
-from trainer.checkpoint import (
+from trainer.checkpoint.files import read_manifest
+from trainer.checkpoint.folder import (
     best_checkpoint,
     load_checkpoint,
     load_latest,
@@ -21,8 +22,7 @@ from trainer.checkpoint import (
     read_identity,
     save_checkpoint,
 )
-from trainer.checkpoint_files import read_manifest
-from trainer.tensor_tree import dump_json
+from trainer.checkpoint.tensor_tree import dump_json
 
 READERS: list[Callable[[Path], Any]] = [
     read_manifest,

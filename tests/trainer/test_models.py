@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from core.errors import ConfigError, WeightsError
-from trainer.augment import CLIP, HALF, IMAGENET, Normalize
 from trainer.models import ModelConfig, build_model, rebuild_model
 from trainer.models.tower import TOWERS, build_tower, stages
+from trainer.pictures.augment import CLIP, HALF, IMAGENET, Normalize
 
 TINY = ModelConfig(tower="mobilenet_v3_small", hidden_dim=16)
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from core.errors import ConfigError
-from trainer.ema import averaged_model
 from trainer.models import ModelConfig, build_model
-from trainer.optim import OptimConfig, build_optimizer, set_learning_rates
+from trainer.optim.build import OptimConfig, build_optimizer, set_learning_rates
+from trainer.optim.ema import averaged_model
 
 
 @pytest.fixture(scope="module")

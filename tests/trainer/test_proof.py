@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from tiny_model import TinyModel
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from trainer.losses.infonce import InfoNCE
 from wrong_gathers import (
     gather_scaled_by_world_size,
     gather_with_the_own_rows_gradient_only,
@@ -22,10 +23,9 @@ from wrong_gathers import (
     whole_loss_on_every_rank,
 )
 
-import trainer.proof
+import trainer.step.proof
 from core.errors import DistributedError
-from trainer.losses.infonce import InfoNCE
-from trainer.proof import prove_gradients
+from trainer.step.proof import prove_gradients
 
 GROUPS = {"tower", "head", "logit_scale"}
 SIZES = {"input_shape": (3, tiny_model.IMAGE_SIZE, tiny_model.IMAGE_SIZE), "embed_dim": tiny_model.EMBED_DIM}
@@ -132,7 +132,7 @@ def test_the_proof_leaves_no_trace(plant: Callable[[], None] | None, monkeypatch
         if plant is None:
             prove_gradients(model, InfoNCE(), accumulate=2, **SIZES)
         else:
-            monkeypatch.setattr(trainer.proof, "forward_backward", trainer.proof.forward_backward)
+            monkeypatch.setattr(trainer.step.proof, "forward_backward", trainer.proof.forward_backward)
             plant()
             with pytest.raises(DistributedError):
                 prove_gradients(model, InfoNCE(), accumulate=3, **SIZES)

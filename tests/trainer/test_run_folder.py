@@ -10,8 +10,8 @@ import pytest
 
 from core.errors import ConfigError, DamagedError, StorageError
 from core.journal import append_json, append_line, cut_torn_line, read_json_lines, read_lines
-from trainer.environment import describe_environment, git_state, hardware
-from trainer.run_folder import (
+from trainer.run.environment import describe_environment, git_state, hardware
+from trainer.run.folder import (
     RegistryLine,
     open_run_folder,
     read_events,

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from core.errors import ConfigError
-from trainer.optim import OptimConfig
-from trainer.schedule import lr_at
+from trainer.optim.build import OptimConfig
+from trainer.optim.schedule import lr_at
 
 CONFIG = OptimConfig(lr=2.0, warmup_steps=10, min_lr_ratio=0.1)
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from trainer.signals import REQUEUE_EXIT_CODE, StopRequest
+from trainer.guard.signals import REQUEUE_EXIT_CODE, StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -10,9 +10,9 @@ import torch
 from tiny_model import TinyModel, make_batch, relative_error
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-
 from trainer.losses.infonce import InfoNCE
-from trainer.step import forward_backward
+
+from trainer.step.forward_backward import forward_backward
 
 
 def all_reduces_of_a_step() -> int:

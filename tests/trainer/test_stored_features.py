@@ -18,11 +18,11 @@ from core.config import from_mapping
 from core.errors import ConfigError
 from core.shard_set import ShardSet
 from eval.run import EvalConfig, evaluate
-from trainer.augment import Normalize
 from trainer.config import TrainConfig
 from trainer.data.inputs import evaluation_inputs
 from trainer.data.loader import TrainLoader
 from trainer.models import ContrastiveModel, build_model
+from trainer.pictures.augment import Normalize
 from trainer.trackers.metrics_csv import read_metrics
 
 TOWER, SIZE = "shufflenet_v2_x0_5", 64

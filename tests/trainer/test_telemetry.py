@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trainer.feature_health import alignment, uniformity_potential
-from trainer.flops import flops_per_image, peak_flops, peak_of
-from trainer.stability import StabilityConfig, StabilityWatch
-from trainer.telemetry import Telemetry, Window, peak_memory_gib, verdict, wait_parts
+from trainer.telemetry.flops import flops_per_image, peak_flops, peak_of
+from trainer.telemetry.health import alignment, uniformity_potential
+from trainer.telemetry.stability import StabilityConfig, StabilityWatch
+from trainer.telemetry.window import Telemetry, Window, peak_memory_gib, verdict, wait_parts
 
 CPU = torch.device("cpu")
 

@@ -12,11 +12,11 @@ import pytest
 from shard_sets import damage, make_shard_set
 from training_runs import last_checkpoint, losses, recipe, train_worker
 
-from trainer.checkpoint import STATE
-from trainer.checkpoint_files import MANIFEST, manifest_bytes, read_manifest
-from trainer.run_folder import read_events
-from trainer.signals import REQUEUE_EXIT_CODE
-from trainer.tensor_tree import dump_json, parse_json
+from trainer.checkpoint.files import MANIFEST, manifest_bytes, read_manifest
+from trainer.checkpoint.folder import STATE
+from trainer.checkpoint.tensor_tree import dump_json, parse_json
+from trainer.guard.signals import REQUEUE_EXIT_CODE
+from trainer.run.folder import read_events
 
 
 def test_a_stop_leaves_a_checkpoint_of_that_step(tmp_path: Path) -> None:
@@ -84,15 +84,15 @@ def test_changed_optimizer_settings_count_on_resume(tmp_path: Path) -> None:
 
 def stop_while_opening() -> None:
     """Plant: SIGTERM comes while the gradients are being proven."""
-    import trainer.open_run
+    import trainer.run.opening
 
-    real = trainer.open_run.prove_gradients
+    real = trainer.run.opening.prove_gradients
 
     def prove(*arguments: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments, **options)
 
-    trainer.open_run.prove_gradients = prove
+    trainer.run.opening.prove_gradients = prove
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -1,7 +1,10 @@
 """Checkpoints: a folder per step, published whole, hashed file by file, without pickle.
 
     checkpoints/step-00000100/
-      model.safetensors  optimizer.safetensors  [ema.safetensors]
+      encoder.safetensors    towers and heads
+      objective.safetensors  learned scalars, and what the objective keeps from step to step
+      ema.safetensors        the averages of both, where there are any
+      optimizer.safetensors  moments and settings
       state.json      where the run stands: step, epoch, random generators, scaler, ledger, best metric, ...
       model.json      what the weights are: model, embed_dim, text encoder, image size, mean, std, config
       manifest.json   size and sha256 of every file, and of itself
@@ -25,9 +28,10 @@ from torch import Tensor
 from core.errors import CheckpointError
 from core.storage import PARTIAL_PREFIX, publish_folder, sweep_partials
 from core.sync import sync
-from trainer.checkpoint_files import (
+from trainer.checkpoint.files import (
     MANIFEST,
     REMEDY,
+    CheckpointManifest,
     damage,
     decoded,
     forget_cached_pages,
@@ -36,10 +40,18 @@ from trainer.checkpoint_files import (
     read_verified,
     write_files,
 )
-from trainer.tensor_tree import decode_tensors, decode_tree, dump_json, encode_tensors, encode_tree, parse_json
+from trainer.checkpoint.tensor_tree import (
+    decode_tensors,
+    decode_tree,
+    dump_json,
+    encode_tensors,
+    encode_tree,
+    parse_json,
+)
 
-MODEL, OPTIMIZER, EMA = "model.safetensors", "optimizer.safetensors", "ema.safetensors"
-STATE, IDENTITY = "state.json", "model.json"
+ENCODER, OBJECTIVE, EMA, OPTIMIZER = "encoder", "objective", "ema", "optimizer"  # parts: a file each
+STATE, IDENTITY, SUFFIX = "state.json", "model.json", ".safetensors"
+OLDER_MODEL = "model.safetensors"  # what older versions called encoder and temperature in one file
 _STEP_NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -48,9 +60,8 @@ class Checkpoint:
     """A verified checkpoint, on the CPU."""
 
     path: Path
-    model_state: dict[str, Tensor]
+    parts: dict[str, dict[str, Tensor]]  # ENCODER, OBJECTIVE, EMA ...; the optimizer's is a tree of its own
     optimizer_state: dict[str, Any]
-    ema_state: dict[str, Tensor] | None
     state: dict[str, Any]
     identity: dict[str, Any]
 
@@ -62,11 +73,10 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path,
     *,
-    model_state: Mapping[str, Tensor],
+    parts: Mapping[str, Mapping[str, Tensor]],
     optimizer_state: Mapping[str, Any],
     state: Mapping[str, Any],
     identity: Mapping[str, Any],
-    ema_state: Mapping[str, Tensor] | None = None,
     keep_last: int,
     is_best: bool,
 ) -> Path:
@@ -87,13 +97,11 @@ def save_checkpoint(
             return target
         _set_aside(target)
     files = {
-        MODEL: encode_tensors(model_state),
-        OPTIMIZER: encode_tree(dict(optimizer_state)),
+        **{part_file(name): encode_tensors(tensors) for name, tensors in parts.items()},
+        part_file(OPTIMIZER): encode_tree(dict(optimizer_state)),
         STATE: dump_json(dict(state)),
         IDENTITY: dump_json(dict(identity)),
     }
-    if ema_state is not None:
-        files[EMA] = encode_tensors(ema_state)
     files[MANIFEST] = manifest_bytes(files, int(state["step"]), is_best)
     publish_folder(lambda partial: write_files(partial, files), target)
     forget_cached_pages(target)
@@ -115,7 +123,8 @@ def load_checkpoint(path: Path, expected_identity: Mapping[str, Any] | None = No
             (the fields that differ are named with both values).
     """
     manifest = read_manifest(path)
-    for name in (MODEL, OPTIMIZER, STATE, IDENTITY):
+    expect_parts(path, manifest)
+    for name in (part_file(ENCODER), part_file(OPTIMIZER), STATE, IDENTITY):
         manifest.entry(path, name)
     files = {name: read_verified(path, name, entry) for name, entry in manifest.files.items()}
     identity = decoded(path / IDENTITY, parse_json, files[IDENTITY])
@@ -126,9 +135,12 @@ def load_checkpoint(path: Path, expected_identity: Mapping[str, Any] | None = No
         raise CheckpointError(f"{path / STATE}: has no 'step', so it was written by another version. {REMEDY}")
     return Checkpoint(
         path=path,
-        model_state=decoded(path / MODEL, decode_tensors, files[MODEL]),
-        optimizer_state=decoded(path / OPTIMIZER, decode_tree, files[OPTIMIZER]),
-        ema_state=decoded(path / EMA, decode_tensors, files[EMA]) if EMA in files else None,
+        parts={
+            name.removesuffix(SUFFIX): decoded(path / name, decode_tensors, data)
+            for name, data in files.items()
+            if name.endswith(SUFFIX) and name != part_file(OPTIMIZER)
+        },
+        optimizer_state=decoded(path / part_file(OPTIMIZER), decode_tree, files[part_file(OPTIMIZER)]),
         state=state,
         identity=identity,
     )
@@ -152,14 +164,6 @@ def load_latest(folder: Path, expected_identity: Mapping[str, Any] | None = None
         )
         raise CheckpointError(f"{found} {way_out}.")
     return load_checkpoint(path, expected_identity)
-
-
-def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights for evaluation (the averaged ones where there are any) and the identity; only these files are read."""
-    manifest = read_manifest(path)
-    name = EMA if EMA in manifest.files else MODEL
-    data = read_verified(path, name, manifest.entry(path, name))
-    return decoded(path / name, decode_tensors, data), read_identity(path)
 
 
 def read_identity(path: Path) -> dict[str, Any]:
@@ -220,6 +224,20 @@ def check_identity(found: Mapping[str, Any], expected: Mapping[str, Any], path: 
         more = f" (and {len(differing) - 3} more fields)" if len(differing) > 3 else ""
         raise CheckpointError(
             f"{path}: checkpoint of another model: {fields}{more}. Use the recipe it was trained with."
+        )
+
+
+def part_file(name: str) -> str:
+    """The file of a part."""
+    return name + SUFFIX
+
+
+def expect_parts(path: Path, manifest: CheckpointManifest) -> None:
+    """Raise where a version before named parts wrote the checkpoint."""
+    if OLDER_MODEL in manifest.files:
+        raise CheckpointError(
+            f"{path}: was written before checkpoints had an encoder and an objective, so a run cannot go on from it. "
+            f"Evaluate it as it is, or start from its weights in another run_dir: start_from={path}."
         )
 
 

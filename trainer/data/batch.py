@@ -11,7 +11,6 @@ from torch import Tensor
 
 from core.errors import DamagedError
 
-IMAGE_ID, TEXT, IMAGE_FEATURES = "image_id", "text", "image_features"  # columns that the trainer itself asks for
 _NAMED = 5  # damaged samples named in an error
 
 

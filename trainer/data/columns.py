@@ -13,9 +13,11 @@ import numpy as np
 
 from core.seeding import uniform
 from core.shard_set import ShardSet
-from trainer.data.batch import IMAGE_ID, TEXT
+from trainer.data.names import IMAGE_ID, NUM_CAPTIONS, TEXT
 
-Captions = Literal["drawn", "all"]  # one of each sample, the same in every column; or every one of them
+# One of each sample, the same in every column; every one of them, ragged; or every one, filled up with zeros to the
+# number that no sample of the set exceeds, beside a column that says how many there are.
+Captions = Literal["drawn", "all", "filled"]
 Values = np.ndarray | tuple[np.ndarray, np.ndarray]  # (n, ...); or ragged: values of all captions, counts (n,)
 
 
@@ -26,12 +28,14 @@ class BatchColumns:
     Attributes:
         names: name in a batch -> column of the shard set; "text" -> the set's own choice (`ShardSet.text`).
         captions: whether columns per caption come with the one drawn for a position, or with all of them.
+        most: captions that a sample may have, where they are filled up (`most_captions`).
         seed: of the drawn captions.
     """
 
     names: Mapping[str, str]
     captions: Captions
     seed: int = 0
+    most: int = 0
 
     @property
     def has_text(self) -> bool:
@@ -71,7 +75,16 @@ class BatchColumns:
                 read[name] = column.rows(samples)
             else:
                 read[name] = self._of_captions([column.of_captions(int(s)) for s in samples], epoch, draws)
+        if self.captions == "filled":
+            read[NUM_CAPTIONS] = self._counts(shard_set, samples, texts)
         return read
+
+    def _counts(self, shard_set: ShardSet, samples: np.ndarray, texts: Sequence[np.ndarray]) -> np.ndarray:
+        if self.has_text:
+            return np.array([len(own) for own in texts], dtype=np.int64)
+        columns = [shard_set.column(name) for name in self._further.values()]
+        column = next(column for column in columns if column.head.per == "caption")
+        return np.array([len(column.of_captions(int(sample))) for sample in samples], dtype=np.int64)
 
     @property
     def _further(self) -> dict[str, str]:
@@ -81,8 +94,20 @@ class BatchColumns:
         counts = np.array([len(own) for own in values], dtype=np.int64)
         if self.captions == "all":
             return np.concatenate(values), counts
+        if self.captions == "filled":
+            filled = np.zeros((len(values), self.most, *values[0].shape[1:]), values[0].dtype)
+            for row, own in zip(filled, values, strict=True):
+                row[: len(own)] = own
+            return filled
         chosen = drawn_captions(self.seed, epoch, draws, counts)
         return np.stack([own[caption] for own, caption in zip(values, chosen)])
+
+
+def most_captions(shard_set: ShardSet, names: Mapping[str, str]) -> int:
+    """The most captions that a sample of the set has, by the columns that batches carry."""
+    most = [shard_set.most_embeddings] if TEXT in names else []
+    columns = [shard_set.column(column) for name, column in names.items() if name != TEXT]
+    return max(most + [column.most_captions for column in columns if column.head.per == "caption"])
 
 
 def drawn_captions(seed: int, epoch: int, draws: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from trainer.config import TrainConfig
-    from trainer.models import ContrastiveModel
+    from trainer.models.encoder import Encoder
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -126,12 +126,14 @@ def load_tower(options: TowerOptions, stored_size: int, device: torch.device) ->
     Args:
         stored_size: of the set's pictures; used where no image_size is given.
     """
-    from trainer.models import ModelConfig, build_model
+    from trainer.models.build import build_encoder
+    from trainer.models.config import ModelConfig
+    from trainer.objectives import OBJECTIVES
 
     config = ModelConfig(
         tower=options.tower, weights=options.weights, normalize=options.normalize, freeze="tower", channels_last=False
     )
-    model = build_model(config, embed_dim=1).eval()  # the head is not used
+    model = build_encoder(config, OBJECTIVES["infonce"](), embed_dim=1).eval()  # the head is not used
     tower = model.image_encoder.tower
     precision = _precision(options.precision, device)
     size = options.image_size or stored_size
@@ -170,7 +172,7 @@ def tower_origin(
     }
 
 
-def expect_features_of(model: ContrastiveModel, config: TrainConfig, shard_set: ShardSet) -> None:
+def expect_features_of(model: Encoder, config: TrainConfig, shard_set: ShardSet) -> None:
     """Raise where the features column that a recipe names was not made by the tower that its head is trained on.
 
     Precision is not compared, since either serves.
@@ -214,8 +216,8 @@ def state_sha256(module: nn.Module) -> str:
 
 def _parts(work: ColumnWork, frozen: FrozenTower, batch_size: int, num_workers: int) -> Iterator[ShardValues]:
     """Features shard by shard, as they are computed."""
-    from trainer.augment import Normalize
     from trainer.data.loader import EvalLoader
+    from trainer.pictures.augment import Normalize
 
     shard_set = work.shard_set
     loader = EvalLoader(

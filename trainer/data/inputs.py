@@ -1,19 +1,51 @@
-"""What the model takes of a batch: pictures, or what its frozen tower made of them earlier."""
+"""What of a batch the model takes, and what the objective is given beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from trainer.data.batch import IMAGE_FEATURES, TEXT, Batch
+from trainer.data.batch import Batch
+from trainer.data.names import IMAGE_FEATURES, NUM_CAPTIONS, TEXT, TOKENS
+from trainer.objectives.objective import IMAGE, IMAGE2, Objective
 
 
-def batch_columns(columns: dict[str, str], image_features: str | None) -> dict[str, str]:
-    """The columns of a recipe's batches: the captions' embeddings, those it names, and stored tower outputs."""
-    stored = {IMAGE_FEATURES: image_features} if image_features else {}
-    return {TEXT: "", **columns, **stored}
+def batch_columns(
+    objective: Objective, columns: Mapping[str, str], tokens: str | None, image_features: str | None
+) -> dict[str, str]:
+    """The columns of a recipe's batches: name in a batch -> column of the shard sets.
+
+    Args:
+        columns: further ones that the recipe names; those that the objective needs are among them.
+        tokens: of a text tower that is trained; None: captions' stored embeddings are read, if the objective needs text.
+        image_features: stored outputs of a frozen tower.
+    """
+    text = ({TOKENS: tokens} if tokens else {TEXT: ""}) if objective.needs_text else {}
+    return {**text, **columns, **({IMAGE_FEATURES: image_features} if image_features else {})}
+
+
+def model_inputs(
+    batch: Batch, rows: slice, views: int, augment: Callable[[Tensor, int, Tensor, int], Tensor]
+) -> dict[str, Tensor]:
+    """Some rows of a training batch as the encoder takes them: pictures or stored tower outputs, and token ids."""
+    names = (IMAGE, IMAGE2)[:views]
+    if batch.images is None:
+        inputs = {name: batch.column(IMAGE_FEATURES)[rows] for name in names}
+    else:
+        images, draws = batch.images[rows], batch.draws[rows]
+        inputs = {name: augment(images, batch.epoch, draws, view) for view, name in enumerate(names)}
+    if TOKENS in batch.columns:
+        inputs[TEXT] = batch.column(TOKENS)[rows]
+    return inputs
+
+
+def given_values(batch: Batch, objective: Objective) -> dict[str, Tensor]:
+    """What the objective compares or relates by, and nobody trains: stored captions, ids, labels."""
+    names = [*objective.columns, *([TEXT] if TEXT in batch.columns else [])]
+    names += [NUM_CAPTIONS] if NUM_CAPTIONS in batch.columns else []
+    return {name: batch.column(name) for name in names}
 
 
 def evaluation_inputs(batch: Batch, normalize: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:

@@ -12,8 +12,9 @@ from core import parts
 from core.config import Choice
 from core.errors import ConfigError
 from core.shard_set import ShardSet
-from trainer.data.batch import TEXT, Batch, Damage, too_many_damaged
-from trainer.data.columns import BatchColumns
+from trainer.data.batch import Batch, Damage, too_many_damaged
+from trainer.data.columns import BatchColumns, most_captions
+from trainer.data.names import TEXT
 from trainer.data.stream import BatchStream, PlannedBatch
 from trainer.samplers import SAMPLERS
 from trainer.samplers.epoch import Epoch, draws_of
@@ -32,6 +33,7 @@ class TrainLoader:
         global_batch_size: over all ranks.
         sampler: one of `SAMPLERS`, with its options.
         columns: name in a batch -> column of the shard set (`BatchColumns.names`).
+        all_captions: batches carry every caption of a sample, filled up to the most that one has, and "num_captions".
         pictures: false reads columns alone.
         num_workers: processes that decode; 0 decodes in this process.
         prefetch: batches decoded ahead.
@@ -52,6 +54,7 @@ class TrainLoader:
         seed: int = 0,
         sampler: Choice = UNIFORM,
         columns: Mapping[str, str] = TEXT_ALONE,
+        all_captions: bool = False,
         pictures: bool = True,
         num_workers: int = 0,
         prefetch: int = 2,
@@ -66,7 +69,9 @@ class TrainLoader:
         self._next: tuple[int, int] | None = None  # epoch and step that the stream gives next
         self._stream = BatchStream(
             shard_set,
-            BatchColumns(columns, "drawn", seed),
+            BatchColumns(columns, "filled", seed, most_captions(shard_set, columns))
+            if all_captions
+            else BatchColumns(columns, "drawn", seed),
             max_rows=global_batch_size // world_size,
             num_workers=num_workers,
             prefetch=prefetch,

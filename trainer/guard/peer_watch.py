@@ -21,7 +21,7 @@ import torch
 
 from core.distributed import rank, world_size
 from core.errors import PeerLostError
-from trainer.peer_lines import Line, connect, everybody
+from trainer.guard.peer_lines import Line, connect, everybody
 
 PEER_LOST_EXIT_CODE = 3
 GRACE_S = 5.0  # for the main thread to find out by itself, and to leave in order, once a process is known to be gone

@@ -1,4 +1,4 @@
-"""A model from its settings, or from what a checkpoint says of it."""
+"""An encoder from its settings, or from what a checkpoint says of it."""
 
 from __future__ import annotations
 
@@ -6,48 +6,65 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
-from trainer.augment import CLIP, NORMALIZATIONS, Normalization
+from core.errors import ConfigError
 from trainer.models.config import ModelConfig
-from trainer.models.contrastive import ContrastiveModel, ImageEncoder
+from trainer.models.encoder import Encoder, ImageEncoder
 from trainer.models.tower import build_tower
 from trainer.models.weights import load_weights, published_normalization
+from trainer.objectives.objective import Objective
+from trainer.pictures.normalization import CLIP, NORMALIZATIONS, Normalization
 
 
-def build_model(config: ModelConfig, embed_dim: int) -> ContrastiveModel:
-    """The model in float32 on the CPU, in training mode; compiling and synchronising batch norms is the trainer's part.
+def build_encoder(
+    config: ModelConfig, objective: Objective, embed_dim: int | None, text_encoder: nn.Module | None = None
+) -> Encoder:
+    """The encoder in float32 on the CPU, in training mode; compiling and synchronising batch norms is the trainer's part.
 
     Args:
-        embed_dim: width of the caption embeddings.
+        embed_dim: width of the captions' embeddings; None where captions play no part.
+        text_encoder: a text tower that is trained with it.
 
     Raises:
-        ConfigError: unknown tower or stage.
+        ConfigError: unknown tower or stage, or a head of another width than the captions.
         WeightsError: the weights are missing or those of another tower.
     """
     normalization = _normalization(config)
     tower, tower_dim, last_layer = build_tower(config.tower)
     load_weights(tower, config.tower, last_layer, config.weights)
-    hidden_dim = config.hidden_dim or tower_dim
+    usual_hidden, usual_width = objective.head_dims or (tower_dim, embed_dim)
+    hidden_dim, width = config.hidden_dim or usual_hidden, config.embed_dim or embed_dim or usual_width
+    if embed_dim is not None and width != embed_dim:
+        raise ConfigError(
+            f"model.embed_dim is {width}, the captions' embeddings have {embed_dim}: leave it out, they must be equal."
+        )
+    assert width, "an objective without captions says how wide its head is"
     identity = {
         "tower": config.tower,
         "hidden_dim": hidden_dim,
-        "embed_dim": embed_dim,
+        "embed_dim": width,
         "mean": list(normalization.mean),
         "std": list(normalization.std),
+        "keeps_head": objective.keeps_head,
+        "text": text_encoder.describe() if text_encoder is not None else None,  # type: ignore[operator]
     }
-    encoder = ImageEncoder(tower, tower_dim, hidden_dim, embed_dim, config.dropout, config.freeze)
-    model = ContrastiveModel(encoder, normalization, config.init_temperature, config.max_logit_scale, identity)
+    image_encoder = ImageEncoder(tower, tower_dim, hidden_dim, width, config.dropout, config.freeze)
+    encoder = Encoder(image_encoder, text_encoder, normalization, objective.keeps_head, identity)
     if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    return model.train()
+        encoder = encoder.to(memory_format=torch.channels_last)
+    return encoder.train()
 
 
-def rebuild_model(identity: Mapping[str, Any]) -> ContrastiveModel:
-    """The model that `ContrastiveModel.describe` spoke of, in eval mode, its weights still to be loaded."""
-    config = ModelConfig(tower=identity["tower"], hidden_dim=identity["hidden_dim"])
-    model = build_model(config, identity["embed_dim"])
-    model.normalization = Normalization(tuple(identity["mean"]), tuple(identity["std"]))
-    return model.eval()
+def rebuild_encoder(identity: Mapping[str, Any]) -> Encoder:
+    """The encoder that `Encoder.describe` spoke of, in eval mode, its weights still to be loaded."""
+    config = ModelConfig(
+        tower=identity["tower"], hidden_dim=identity["hidden_dim"], embed_dim=identity["embed_dim"], channels_last=False
+    )
+    normalization = Normalization(tuple(identity["mean"]), tuple(identity["std"]))
+    tower, tower_dim, _ = build_tower(config.tower)
+    image_encoder = ImageEncoder(tower, tower_dim, config.hidden_dim, config.embed_dim, 0.0, "nothing")
+    return Encoder(image_encoder, None, normalization, identity["keeps_head"], identity).eval()
 
 
 def _normalization(config: ModelConfig) -> Normalization:

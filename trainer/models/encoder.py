@@ -1,17 +1,19 @@
-"""The trained model: pictures to unit vectors beside frozen caption embeddings, and one learned temperature."""
+"""The encoder: pictures, and captions where a text tower is trained, to unit vectors in one space."""
 
 from __future__ import annotations
 
 import contextlib
-import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.augment import Normalization
+from trainer.data.names import TEXT
 from trainer.models.tower import freeze
+from trainer.objectives.objective import IMAGE, IMAGE2
+from trainer.pictures.normalization import Normalization
 
 
 class ImageEncoder(nn.Module):
@@ -37,8 +39,11 @@ class ImageEncoder(nn.Module):
         """Args:
         inputs: pictures, or `(B, W)` what `tower_features` gave of them.
         """
-        features = inputs if inputs.ndim == 2 else self.tower_features(inputs)
-        return F.normalize(self.head(features).float(), dim=-1)
+        return F.normalize(self.head(self.before_head(inputs)).float(), dim=-1)
+
+    def before_head(self, inputs: Tensor) -> Tensor:
+        """The tower's pooled outputs `(B, tower_dim)` of the same inputs."""
+        return inputs if inputs.ndim == 2 else self.tower_features(inputs)
 
     def tower_features(self, images: Tensor) -> Tensor:
         """The tower's pooled outputs `(B, tower_dim)`, before the head."""
@@ -53,42 +58,65 @@ class ImageEncoder(nn.Module):
         return self
 
 
-class ContrastiveModel(nn.Module):
-    """An image encoder and the temperature of the contrastive loss (CLIP: Radford 2021)."""
+class Encoder(nn.Module):
+    """What is kept after training.
+
+    Args:
+        text_encoder: a trained text tower; None where captions' embeddings are given, or play no part.
+        keeps_head: false where the image head serves training alone (SimCLR: Chen et al. 2020, section 4.2).
+        identity: what `describe` says.
+    """
 
     def __init__(
         self,
         image_encoder: ImageEncoder,
+        text_encoder: nn.Module | None,
         normalization: Normalization,
-        init_temperature: float,
-        max_logit_scale: float,
-        identity: dict[str, Any],
+        keeps_head: bool,
+        identity: Mapping[str, Any],
     ) -> None:
         super().__init__()
         self.image_encoder = image_encoder
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / init_temperature)))  # a logarithm, as in CLIP
+        self.text_encoder = text_encoder
         self.normalization = normalization
-        self.max_logit_scale = max_logit_scale
-        self._identity = identity
+        self.keeps_head = keeps_head
+        self._identity = dict(identity)
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Image features `(B, D)` float32 of unit length, and the exponentiated logit_scale."""
-        return self.image_encoder(inputs), self.logit_scale.float().exp()
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Training: features `(B, D)`, float32 of unit length, by the names of the inputs.
+
+        Args:
+            inputs: "image" and "image2": pictures `(B, 3, S, S)`, or tower outputs `(B, W)`; "text": token ids `(B, L)`,
+                or `(B, C, L)` for all captions, which gives `(B, C, D)`.
+        """
+        views = [name for name in (IMAGE, IMAGE2) if name in inputs]
+        # Both views in one pass: batch statistics are those of all pictures, as in SimCLR.
+        together = torch.cat([inputs[name] for name in views]) if len(views) > 1 else inputs[views[0]]
+        features = dict(zip(views, self.image_encoder(together).chunk(len(views))))
+        if self.text_encoder is not None:
+            tokens = inputs[TEXT]
+            flat = self.text_encoder(tokens.flatten(0, -2))
+            features[TEXT] = flat.unflatten(0, tokens.shape[:-1])
+        return features
+
+    def image_features(self, inputs: Tensor) -> Tensor:
+        """Evaluation: what pictures are compared by, `(B, D)` float32 of unit length."""
+        if self.keeps_head:
+            features: Tensor = self.image_encoder(inputs)
+            return features
+        return F.normalize(self.image_encoder.before_head(inputs).float(), dim=-1)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The trainable parameters of "tower" (none when it is frozen), "head" and "logit_scale"."""
+        """The trainable parameters of "tower" (none when it is frozen), "head", and a text tower's parts."""
         groups = {
-            "tower": self.image_encoder.tower.parameters(),
-            "head": self.image_encoder.head.parameters(),
-            "logit_scale": [self.logit_scale],
+            "tower": [p for p in self.image_encoder.tower.parameters() if p.requires_grad],
+            "head": [p for p in self.image_encoder.head.parameters() if p.requires_grad],
         }
-        return {name: [p for p in parameters if p.requires_grad] for name, parameters in groups.items()}
-
-    @torch.no_grad()
-    def clamp_logit_scale(self) -> None:
-        """Keep the scale between 1 and its maximum; call it after every optimizer step."""
-        self.logit_scale.clamp_(0, math.log(self.max_logit_scale))
+        if self.text_encoder is not None:
+            text: Any = self.text_encoder
+            groups |= text.parameter_groups()
+        return groups
 
     def describe(self) -> dict[str, Any]:
-        """What the weights are, for a checkpoint: `rebuild_model` makes the same model from it."""
+        """What the weights are, for a checkpoint: `rebuild_encoder` makes the same encoder from it."""
         return dict(self._identity)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
 from core.errors import WeightsError, did_you_mean
-from trainer.augment import Normalization
 from trainer.models.config import is_path
 from trainer.models.tower import TOWERS
+from trainer.pictures.normalization import Normalization
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -1,52 +1,30 @@
-"""AdamW with one learning rate for the tower and one for the head, and no decay where decay does harm."""
+"""AdamW with a learning rate for each named part, and no decay where decay does harm."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from core.errors import ConfigError
-from trainer.models import ContrastiveModel
+from core.errors import ConfigError, did_you_mean
+from trainer.models.trained import TrainedModel
+from trainer.optim.config import OptimConfig
 
 
-@dataclass(frozen=True)
-class OptimConfig:
-    """AdamW, its schedule, and what else happens to the weights after a backward pass."""
+def build_optimizer(model: TrainedModel, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; each group has its part's "name" and its "lr_ratio" to `config.lr`.
 
-    lr: float = 5e-4  # of head and logit_scale; peak, after warm-up
-    tower_lr: float | None = None  # peak; None: as lr. A pretrained tower wants a tenth of it
-    betas: tuple[float, float] = (0.9, 0.98)  # CLIP's for transformers; steadier than 0.999 with large batches
-    eps: float = 1e-6  # goes with beta2 0.98 (CLIP: Radford 2021, table 18; open_clip)
-    weight_decay: float = 0.2  # none on norms, biases and logit_scale
-    fused: bool | None = None  # None: on GPUs
-    max_grad_norm: float = 1.0
-    warmup_steps: int = 500
-    min_lr_ratio: float = 0.0  # share of the peak that is left at the end
-    ema_decay: float = 0.0  # of a running average of the weights, which is then evaluated; 0: none, else e.g. 0.999
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "eps", "max_grad_norm"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"optim.{name} is {getattr(self, name)}: give a number above 0.")
-        for name in ("tower_lr", "weight_decay", "warmup_steps"):
-            if (getattr(self, name) or 0) < 0:
-                raise ConfigError(f"optim.{name} is {getattr(self, name)}: give a number from 0 up.")
-        shares = {"min_lr_ratio": self.min_lr_ratio, "ema_decay": self.ema_decay}
-        for name, share in {**shares, "betas[0]": self.betas[0], "betas[1]": self.betas[1]}.items():
-            if not 0 <= share < 1:
-                raise ConfigError(f"optim.{name} is {share}: give a number from 0 to below 1.")
-        if self.tower_lr == 0:
-            raise ConfigError("optim.tower_lr is 0, which computes gradients for nothing: set model.freeze=tower.")
-
-
-def build_optimizer(model: ContrastiveModel, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; each group has its part's "name" and its "lr_ratio" to `config.lr`."""
+    Raises:
+        ConfigError: a learning rate is set for a part that the model does not have, or does not train.
+    """
     groups: list[dict[str, Any]] = []
-    for name, parameters in model.parameter_groups().items():
-        lr = config.tower_lr if name == "tower" and config.tower_lr is not None else config.lr
+    parts = {name: parameters for name, parameters in model.parameter_groups().items() if parameters}
+    for name in config.part_lr:
+        if name not in parts:
+            raise ConfigError(f"optim.part_lr: nothing called '{name}' is trained.{did_you_mean(name, parts)}")
+    for name, parameters in parts.items():
+        lr = config.part_lr.get(name, config.lr)
         shared = {"name": name, "lr": lr, "lr_ratio": lr / config.lr}
         for decays in (True, False):
             chosen = [p for p in parameters if _decays(p) == decays]

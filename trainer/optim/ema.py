@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from itertools import chain
+from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+
+M = TypeVar("M", bound=nn.Module)
 
 
-def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of `model` that follows it: call `.update_parameters(model)` after each step, use `.module`.
+class AveragedModel(Generic[M]):
+    """A copy of a model that follows its parameters and buffers.
 
     After n updates the decay is (1 + n) / (10 + n) until that reaches `decay` (as in TensorFlow's
     ExponentialMovingAverage), or a short run would keep its random start.
     """
 
-    def average(averaged: Sequence[Tensor], current: Sequence[Tensor], num_updates: Tensor | int) -> None:
-        # A tensor all the way: on a GPU the step waits for nothing.
-        keep = ((1 + num_updates) / (10 + num_updates)).clamp(max=decay)  # type: ignore[union-attr]
-        for old, new in zip(averaged, current):
+    def __init__(self, model: M, decay: float) -> None:
+        self.module: M = copy.deepcopy(model).requires_grad_(False).eval()
+        self._decay = decay
+        device = next(model.parameters()).device
+        self._num_updates = torch.zeros((), dtype=torch.int64, device=device)  # on the device: no step waits for it
+
+    @property
+    def num_updates(self) -> int:
+        """Updates so far; waits for the device."""
+        return int(self._num_updates)
+
+    @torch.no_grad()
+    def update(self, model: M, is_finite: Tensor) -> None:
+        """Move towards `model`; where `is_finite`, a bool scalar, is false, nothing changes."""
+        n = self._num_updates
+        keep = ((1 + n) / (10 + n)).clamp(max=self._decay)
+        keep = torch.where(n == 0, 0, keep)  # the first one is a copy
+        keep = torch.where(is_finite, keep, 1)
+        for old, new in zip(_tensors(self.module), _tensors(model), strict=True):
             if old.is_floating_point():
                 old.lerp_(new, (1 - keep).to(old.dtype))
             else:
-                old.copy_(new)  # counters of batch norms
+                old.copy_(torch.where(is_finite, new, old))  # counters of batch norms
+        self._num_updates += is_finite
 
-    averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-    return averaged.requires_grad_(False).eval()
+    def load(self, state: dict[str, Tensor], num_updates: int) -> None:
+        """Go on from a checkpoint."""
+        self.module.load_state_dict(state)
+        self._num_updates.fill_(num_updates)
+
+
+def _tensors(model: nn.Module) -> chain[Tensor]:
+    return chain(model.parameters(), model.buffers())

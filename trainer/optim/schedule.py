@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from core.errors import ConfigError
-from trainer.optim import OptimConfig
+from trainer.optim.config import OptimConfig
 
 
 def lr_at(step: int, total_steps: int, config: OptimConfig) -> float:

@@ -10,65 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from core.errors import ConfigError
 from core.seeding import uniform
-from trainer.resample import Taps, blur_taps, channels_behind, resample, resize_taps
-
-
-class Normalization(NamedTuple):
-    """What the tower expects: (pixel / 255 - mean) / std, for red, green and blue."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-CLIP = Normalization((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-HALF = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-NORMALIZATIONS = {"clip": CLIP, "imagenet": IMAGENET, "half": HALF}
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Random changes of the training pictures; evaluation never has any."""
-
-    crop_scale: tuple[float, float] = (0.5, 1.0)  # share of the area that a crop keeps; (1, 1): no crops
-    crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height of a crop
-    flip: float = 0.5  # probability; 0 where captions say left and right
-    jitter: float = 0.0  # probability of the four changes of colour below
-    brightness: float = 0.4  # factor between 1 - x and 1 + x
-    contrast: float = 0.4  # likewise
-    saturation: float = 0.4  # likewise
-    hue: float = 0.1  # turns of the colour circle, either way
-    grayscale: float = 0.0  # probability
-    blur: float = 0.0  # probability
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels of the training picture
-
-    def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "grayscale", "blur"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"augment.{name} is {getattr(self, name)}: it is a probability, from 0 to 1.")
-        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ConfigError(f"augment.{name} is ({low}, {high}): give 0 < smallest <= largest.")
-        if self.crop_scale[1] > 1:
-            raise ConfigError(f"augment.crop_scale ends at {self.crop_scale[1]}: a crop keeps at most 1 of the area.")
-        for name, largest in (("brightness", math.inf), ("contrast", math.inf), ("saturation", math.inf), ("hue", 0.5)):
-            if not 0 <= getattr(self, name) <= largest:
-                raise ConfigError(f"augment.{name} is {getattr(self, name)}: give a number from 0 to {largest}.")
-
-    @property
-    def changes_pictures(self) -> bool:
-        """Whether any training picture differs from the stored one."""
-        return self.crop_scale != (1, 1) or any(getattr(self, name) for name in ("flip", "jitter", "grayscale", "blur"))
+from trainer.pictures.config import AugmentConfig
+from trainer.pictures.resample import Taps, blur_taps, channels_behind, resample, resize_taps
 
 
 class Augment:
@@ -88,13 +38,16 @@ class Augment:
         self._output = _Output(size, mean, std, channels_last)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, epoch: int, draws: Tensor | np.ndarray) -> Tensor:
+    def __call__(self, images: Tensor, epoch: int, draws: Tensor | np.ndarray, view: int = 0) -> Tensor:
         """Args:
         images: `(B, 3, H, W)` uint8; a channels-last view of an NHWC buffer is the cheapest.
         draws: `(B,)` numbers of `Batch.draws`; keep them on the CPU, where the parameters are drawn.
+        view: of several training pictures of each stored one, which; from 0.
         """
         numbers = draws.cpu().numpy() if isinstance(draws, Tensor) else draws
-        return self._output.render(images, draw(self.config, self.seed, epoch, numbers, *images.shape[-2:]))
+        height, width = images.shape[-2:]
+        drawn = draw(self.config, self.seed, epoch, numbers, height, width, view)
+        return self._output.render(images, drawn)
 
 
 class Normalize:
@@ -128,21 +81,27 @@ class Draw(NamedTuple):
         return not whole or (height, width) != (size, size) or bool(self.flip.any()) or bool(self.sigma.any())
 
 
-def draw(config: AugmentConfig, seed: int, epoch: int, draws: np.ndarray, height: int, width: int) -> Draw:
-    """The parameters of each picture: a pure function of seed, epoch and draw, whatever else is in the batch.
+def draw(
+    config: AugmentConfig, seed: int, epoch: int, draws: np.ndarray, height: int, width: int, view: int = 0
+) -> Draw:
+    """The parameters of each picture: a pure function of seed, epoch, draw and view, whatever else is in the batch.
 
     Args:
         draws: `(B,)` what each picture's parameters are keyed by (`Batch.draws`).
         height, width: of the stored pictures, pixels.
     """
-    box = _boxes(config, uniform(seed, epoch, draws, "crop", 2 * _CROP_ATTEMPTS + 2), height, width)
-    flip = uniform(seed, epoch, draws, "flip", 1)[:, 0] < config.flip
-    blur = uniform(seed, epoch, draws, "blur", 2)
+
+    def numbers(stream: str, count: int) -> np.ndarray:
+        return uniform(seed, epoch, draws, f"{stream} {view}" if view else stream, count)
+
+    box = _boxes(config, numbers("crop", 2 * _CROP_ATTEMPTS + 2), height, width)
+    flip = numbers("flip", 1)[:, 0] < config.flip
+    blur = numbers("blur", 2)
     low, high = config.blur_sigma
     sigma = np.where(blur[:, 0] < config.blur, low + (high - low) * blur[:, 1], 0)
     colours = None
     if config.jitter or config.grayscale:
-        colours = _colours(config, uniform(seed, epoch, draws, "colour", 6).astype(np.float64))
+        colours = _colours(config, numbers("colour", 6).astype(np.float64))
     radius = math.ceil(3 * high)  # of the widest Gaussian
     return Draw(_tensor(box), torch.from_numpy(flip), _tensor(sigma), radius, colours)
 

@@ -6,34 +6,35 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from core.distributed import broadcast_tensors, gather_objects, is_main, on_main, world_size
 from core.errors import DataError, DivergedError
 from core.shard_set import ShardSet
-from trainer.augment import Augment
-from trainer.checkpoint import (
-    save_checkpoint,
-)
 from trainer.config import TrainConfig
-from trainer.data.batch import IMAGE_FEATURES, IMAGE_ID, Batch
+from trainer.data.batch import Batch
+from trainer.data.inputs import given_values, model_inputs
 from trainer.data.ledger import CoverageLedger
 from trainer.data.loader import TrainLoader
 from trainer.data.prefetch import to_device
-from trainer.environment import hardware
-from trainer.losses.infonce import negatives_report
-from trainer.models import ContrastiveModel
-from trainer.rng import rng_state
-from trainer.run_folder import RegistryLine, RunFolder, State, flush_events, record_event, register_run, set_state
-from trainer.signals import StopRequest
-from trainer.step import StepResult
-from trainer.telemetry import Telemetry
+from trainer.guard.signals import StopRequest
+from trainer.models.trained import TrainedModel
+from trainer.objectives.objective import Objective
+from trainer.pictures.augment import Augment
+from trainer.run.environment import hardware
+from trainer.run.folder import RegistryLine, RunFolder, State, flush_events, record_event, register_run, set_state
+from trainer.run.rng import rng_state
+from trainer.run.state import Holders, RunState, save
+from trainer.step.forward_backward import Chunk, StepResult
+from trainer.step.nonfinite import Buffers, remember, step_if_finite
+from trainer.telemetry.window import Telemetry
 from trainer.trackers.tracker import Metric, RunTrackers
 
 console = Console(highlight=False, soft_wrap=True)
@@ -52,9 +53,9 @@ class MakeValidation(Protocol):
     """Gives the function that measures a model at a step; collective, since every rank takes its share."""
 
     def __call__(
-        self, shard_set: ShardSet, normalize: Callable[[Tensor], Tensor], loss_fn: Any, config: TrainConfig,
+        self, shard_set: ShardSet, normalize: Callable[[Tensor], Tensor], objective: Objective, config: TrainConfig,
         accelerator: Accelerator,
-    ) -> Callable[[nn.Module, int], Validation]: ...  # fmt: skip
+    ) -> Callable[[TrainedModel, int], Validation]: ...  # fmt: skip
 
 
 @dataclass
@@ -69,12 +70,10 @@ class Run:
     loader: TrainLoader
     ledger: CoverageLedger
     augment: Augment
+    objective: Objective
     model: nn.Module  # wrapped for several processes
-    bare_model: ContrastiveModel
-    averaged: AveragedModel | None  # of the weights; evaluated and saved beside them
-    optimizer: Any
-    loss_fn: Any
-    validate: Callable[[nn.Module, int], Validation] | None
+    holders: Holders  # the bare model, its average, the optimizer, and what the objective keeps
+    validate: Callable[[TrainedModel, int], Validation] | None
     telemetry: Telemetry
     trackers: RunTrackers
     identity: Mapping[str, Any]
@@ -101,11 +100,30 @@ class Run:
         """This rank's batches on the device, from the first step that is not done to the last, across epochs."""
         return self.telemetry.watch(to_device(self._host_batches(), self.accelerator.device))
 
-    def inputs(self, batch: Batch) -> Tensor:
-        """What the model takes: training pictures, or the stored outputs of its frozen tower."""
-        if batch.images is None:
-            return batch.column(IMAGE_FEATURES)
-        return self.augment(batch.images, batch.epoch, batch.draws)
+    def chunks(self, batch: Batch) -> list[Chunk]:
+        """What the model takes, in as many pieces as the recipe says; each is made when it is asked for."""
+        size, views = len(batch) // self.config.accumulate, self.objective.views
+        parts = [slice(start, start + size) for start in range(0, len(batch), size)]
+        return [partial(model_inputs, batch, rows, views, self.augment) for rows in parts]
+
+    def given(self, batch: Batch) -> dict[str, Tensor]:
+        """What the objective is given beside what is trained."""
+        return given_values(batch, self.objective)
+
+    def remember(self) -> Buffers:
+        """What a step may spoil before it is known that its gradients are not finite."""
+        return remember(self.holders.model.buffers())
+
+    def update(self, result: StepResult, grad_norm: Tensor, before: Buffers) -> None:
+        """Step, clamp, average, and let the objective keep what it keeps; without finite gradients nothing moves."""
+        holders = self.holders
+        is_finite = step_if_finite(holders.optimizer, grad_norm, before)
+        holders.optimizer.zero_grad(set_to_none=True)
+        holders.model.clamp()
+        if holders.averaged is not None:
+            holders.averaged.update(holders.model, is_finite)
+        for name, new in self.objective.next_state(result.rows, holders.objective_state).items():
+            holders.objective_state[name] = torch.where(is_finite, new, holders.objective_state[name])
 
     def is_due(self, step: int, every: int) -> bool:
         """Whether something that happens every so many steps (0: every epoch) happens after `step`."""
@@ -129,17 +147,16 @@ class Run:
             if step < self.total_steps:
                 self.ledger.start(epoch + 1, self.loader.order(epoch + 1))
 
-    def log(self, step: int, result: StepResult, batch: Batch, rates: Mapping[str, float]) -> None:
+    def log(self, step: int, result: StepResult, rates: Mapping[str, float]) -> None:
         """Close a window of telemetry: to the trackers, and one line for people."""
         window = self.telemetry.close(
             step,
             learning_rates=rates,
-            logit_scale=result.logit_scale,
-            image_features=result.image_features,
-            text_features=result.text_features,
+            figures=self.objective.figures(result.rows, result.scalars),
+            features=_one_of_each(result, self.objective),
         )
         self.summary |= {"train_loss": window.metrics["train/loss"]}
-        self.trackers.log({**window.metrics, **_negatives(result, batch)}, step, step * self.config.global_batch_size)
+        self.trackers.log(window.metrics, step, step * self.config.global_batch_size)
         if is_main():
             for instability in window.instabilities:
                 record_event(self.folder.path, instability.kind, instability.step, detail=instability.detail)
@@ -152,12 +169,13 @@ class Run:
         if self.validate is None:
             return False
         with self.telemetry.paused():
-            measured = self.averaged.module if self.averaged else self.bare_model
+            averaged, model = self.holders.averaged, self.holders.model
+            measured = averaged.module if averaged is not None else model
             # Running statistics are each rank's own; what is measured must be what is saved.
             broadcast_tensors(measured.buffers())
             measured.eval()
             validation = self.validate(measured, step)
-            self.bare_model.train()
+            model.train()
         self.summary |= validation.metrics
         self.trackers.log(validation.metrics, step, step * self.config.global_batch_size)
         for key, path, caption in validation.pictures if is_main() else ():
@@ -214,30 +232,28 @@ class Run:
                 yield batch
 
     def _publish(self, step: int, is_best: bool, ledger: Any, random_states: list[Any]) -> None:
-        scaler = self.accelerator.scaler
-        state = {
-            "step": step,
-            "samples_seen": step * self.config.global_batch_size,
-            "world_size": world_size(),
-            "best_score": self.best_score,
-            "seconds": self.seconds,
-            "order": dict(self.order_identity),
-            "ledger": ledger,
-            "rng": random_states,
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "run_id": self.folder.run_id,
-            "summary": self.summary,
-            "num_averaged": int(self.averaged.n_averaged) if self.averaged else 0,
-        }
+        scaler, averaged = self.accelerator.scaler, self.holders.averaged
+        state = RunState(
+            step=step,
+            samples_seen=step * self.config.global_batch_size,
+            world_size=world_size(),
+            order=dict(self.order_identity),
+            ledger=ledger,
+            rng=random_states,
+            run_id=self.folder.run_id,
+            best_score=self.best_score,
+            seconds=self.seconds,
+            scaler=scaler.state_dict() if scaler is not None else None,
+            num_averaged=averaged.num_updates if averaged is not None else 0,
+            summary=self.summary,
+        )
         self.trackers.flush()
         flush_events(self.folder.path)
-        save_checkpoint(
+        save(
+            self.holders,
+            state,
             self.folder.checkpoints,
-            model_state=self.bare_model.state_dict(),
-            optimizer_state=self.optimizer.state_dict(),
-            state=state,
             identity=self.identity,
-            ema_state=self.averaged.module.state_dict() if self.averaged else None,
             keep_last=self.config.keep_last,
             is_best=is_best,
         )
@@ -274,19 +290,18 @@ class Run:
         return (time.monotonic() - self._began) / max(done, 1) * (self.total_steps - step)
 
 
-def _negatives(result: StepResult, batch: Batch) -> dict[str, float]:
-    """How trustworthy the negatives of this rank's rows are among the whole global batch."""
-    report = negatives_report(
-        result.text_features, result.all_text_features, batch.column(IMAGE_ID), result.all_image_ids, result.offset
-    )
-    return {f"train/{name}": float(value) for name, value in report.items()}
+def _one_of_each(result: StepResult, objective: Objective) -> dict[str, Tensor]:
+    """The features `(b, D)` of a step by name; of several captions the first."""
+    features = {name: result.rows.own[name] for name in objective.features}
+    return {name: x[:, 0] if x.ndim == 3 else x for name, x in features.items()}
 
 
 def _line(step: int, total: int, per_epoch: int, metrics: Mapping[str, Metric], eta_s: float) -> str:
     m = dict(metrics.items())
+    scale = f"scale {m['train/logit_scale']:.1f}  " if "train/logit_scale" in m else ""
     return (
         f"step {step:>6}/{total} epoch {(step - 1) // per_epoch + 1}  loss {m['train/loss']:.4f}  "
-        f"grad {m['train/grad_norm']:.2f}  scale {m['train/logit_scale']:.1f}  {m['perf/images_per_s']:,.0f} images/s  "
+        f"grad {m['train/grad_norm']:.2f}  {scale}{m['perf/images_per_s']:,.0f} images/s  "
         f"waiting {100 * float(m['perf/wait_share']):.1f} % ({m['perf/verdict']})  {eta_s / 60:.1f} min left"
     )
 
@@ -295,6 +310,6 @@ def _validation_line(step: int, validation: Validation) -> str:
     shown = {
         key.removeprefix("val/"): value
         for key, value in validation.metrics.items()
-        if key.endswith(("loss", "recall@1", "recall@10"))
+        if key.endswith(("loss", "recall@1", "recall@10", "accuracy"))
     }
     return f"[bold]validation at step {step}[/]  " + "  ".join(f"{key} {value:.4f}" for key, value in shown.items())

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from core.distributed import all_reduce_max, all_reduce_sum, world_size
-from trainer.feature_health import alignment, uniformity_potential
-from trainer.stability import Instability, StabilityConfig, StabilityWatch
+from trainer.telemetry.health import alignment, uniformity_potential
+from trainer.telemetry.stability import Instability, StabilityConfig, StabilityWatch
 from trainer.trackers.tracker import Metric
 
 T = TypeVar("T")
@@ -121,27 +121,27 @@ class Telemetry:
         step: int,
         *,
         learning_rates: Mapping[str, float],
-        logit_scale: Tensor,
-        image_features: Tensor,
-        text_features: Tensor,
+        figures: Mapping[str, Tensor],
+        features: Mapping[str, Tensor],
     ) -> Window:
         """End the window at `step` (collective) and begin the next.
 
         Args:
             learning_rates: per parameter group.
-            image_features: `(b, D)`, unit length, of the last batch on this rank; `text_features` `(b, D)` too.
+            figures: scalars of this rank's last batch, as its objective shows them.
+            features: `(b, D)` by name, unit length, of the last batch on this rank.
         """
         sums = self._sums
         losses, grad_norms = self._reduced_curves(sums)  # waits for the device
         elapsed = time.perf_counter() - (self._began or time.perf_counter()) - sums.paused
-        health = self._health(image_features, text_features)
+        health = self._health(features)
         self._sums, self._began = _Sums(), None
         instabilities = self._stability.look(step - len(losses) + 1, losses, grad_norms)
         metrics: dict[str, Metric] = {
             "train/loss": _finite_mean(losses),
             "train/grad_norm": _finite_mean(grad_norms),
             "train/grad_norm_max": max(grad_norms, default=math.nan),
-            "train/logit_scale": float(logit_scale),
+            **self._of_objective(figures),
             **{f"train/lr_{name}": rate for name, rate in learning_rates.items()},
             **health,
             "train/nonfinite_steps": self._stability.num_nonfinite,
@@ -157,22 +157,22 @@ class Telemetry:
         losses, grad_norms = (all_reduce_sum(curves.to(self._dtype)) / world_size()).tolist()
         return losses, grad_norms
 
-    def _health(self, image_features: Tensor, text_features: Tensor) -> dict[str, Metric]:
+    def _of_objective(self, figures: Mapping[str, Tensor]) -> dict[str, Metric]:
+        if not figures:
+            return {}
+        local = torch.stack([value.detach().to(self._dtype) for value in figures.values()])
+        means = (all_reduce_sum(local) / world_size()).tolist()
+        return {f"train/{name}": mean for name, mean in zip(figures, means)}
+
+    def _health(self, features: Mapping[str, Tensor]) -> dict[str, Metric]:
         # Features are unit length and rows are shuffled: the first rows are a fair sample.
-        images, texts = (x.detach()[:_MAX_ROWS] for x in (image_features, text_features))
-        local = torch.stack(
-            [
-                alignment(images, texts),
-                uniformity_potential(images),
-                uniformity_potential(texts),
-            ]
-        )
-        aligned, image_potential, text_potential = (all_reduce_sum(local) / world_size()).tolist()
-        return {
-            "train/alignment": aligned,
-            "train/uniformity_image": _log(image_potential),
-            "train/uniformity_text": _log(text_potential),
-        }
+        some = {name: x.detach()[:_MAX_ROWS] for name, x in features.items()}
+        potentials = [uniformity_potential(x) for x in some.values()]
+        pair = list(some.values())[:2]
+        aligned = [alignment(*pair)] if len(pair) == 2 else []
+        means = (all_reduce_sum(torch.stack([*potentials, *aligned])) / world_size()).tolist()
+        health: dict[str, Metric] = {"train/alignment": means[-1]} if aligned else {}
+        return health | {f"train/uniformity_{name}": _log(mean) for name, mean in zip(some, means)}
 
     def _speed(self, sums: _Sums, elapsed: float, num_steps: int) -> dict[str, Metric]:
         waits = wait_parts(sums.host_wait, _device_wait(sums), sums.read, sums.decode, sums.collate)

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-
-from core.errors import ConfigError
 from trainer.losses import LOSSES
 from trainer.losses.infonce import InfoNCE, negatives_report
+
+from core.errors import ConfigError
 
 SIZES = {"num_pairs": st.integers(1, 9), "embed_dim": st.integers(1, 6), "seed": st.integers(0, 10**6)}
 OPTIONS = {

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from core.config import Choice
 from core.parts import check
 from core.seeding import permutation
-from trainer.augment import AugmentConfig, draw
 from trainer.data.columns import drawn_captions
+from trainer.pictures.augment import AugmentConfig, draw
 from trainer.samplers import SAMPLERS
 from trainer.samplers.epoch import Cycle, draws_of
 

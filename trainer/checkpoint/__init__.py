@@ -1,0 +1,1 @@
+"""Checkpoints: folders published whole, hashed, without pickle."""

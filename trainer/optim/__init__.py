@@ -1,0 +1,1 @@
+"""What moves the weights: AdamW, its schedule, and a running average."""

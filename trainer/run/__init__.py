@@ -1,0 +1,1 @@
+"""One run: opening it, its parts, its folder, its state."""
