@@ -20,7 +20,7 @@ from trainer.pictures.normalization import CLIP, NORMALIZATIONS, Normalization
 def build_encoder(
     config: ModelConfig, objective: Objective, embed_dim: int | None, text_encoder: nn.Module | None = None
 ) -> Encoder:
-    """The encoder in float32 on the CPU, in training mode; compiling and synchronising batch norms is the trainer's part.
+    """The encoder in float32 on the CPU, in training mode; compiling it and synchronising batch norms is not done here.
 
     Args:
         embed_dim: width of the captions' embeddings; None where captions play no part.

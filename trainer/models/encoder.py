@@ -86,8 +86,8 @@ class Encoder(nn.Module):
         """Training: features `(B, D)`, float32 of unit length, by the names of the inputs.
 
         Args:
-            inputs: "image" and "image2": pictures `(B, 3, S, S)`, or tower outputs `(B, W)`; "text": token ids `(B, L)`,
-                or `(B, C, L)` for all captions, which gives `(B, C, D)`.
+            inputs: "image" and "image2": pictures `(B, 3, S, S)`, or tower outputs `(B, W)`; "text": token ids
+                `(B, L)`, or `(B, C, L)` for all captions, which gives `(B, C, D)`.
         """
         views = [name for name in (IMAGE, IMAGE2) if name in inputs]
         # Both views in one pass: batch statistics are those of all pictures, as in SimCLR.
