@@ -27,6 +27,7 @@ from trainer.models.encoder import Encoder
 from trainer.objectives.engine import blocked_loss
 from trainer.objectives.objective import IMAGE, Objective, Rows, Tensors
 
+_CAPTIONS_AT_ONCE = 256  # through a trained text tower
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
@@ -74,20 +75,32 @@ def extract(
             with autocast():
                 image_features = encoder.image_features(evaluation_inputs(batch, normalize, device))
             images.append(image_features.float())
-            texts.append(batch.ragged(TEXT).values)
-            counts.append(batch.ragged(TEXT).counts)
+            own_texts, own_counts = _texts(encoder, shard_set, batch, device)
+            texts.append(own_texts)
+            counts.append(own_counts)
             samples.append(batch.samples)
             progress(len(batch))
     encoder.train(was_training)
-    width = shard_set.embed_dim
+    width, text_type = encoder.describe()["embed_dim"], torch.float16 if encoder.text_encoder is None else torch.float32
     return _assemble(
         shard_set,
         _gather(images, device, (0, width), torch.float32),
-        _gather(texts, device, (0, width), torch.float16),
+        _gather(texts, device, (0, width), text_type),
         _gather(counts, device, (0,), torch.int64),
         _gather(samples, device, (0,), torch.int64),
         logit_scale,
     )
+
+
+def _texts(encoder: Encoder, shard_set: ShardSet, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Features of all captions of a batch, and how many each sample has: stored ones, or the trained tower's."""
+    if encoder.text_encoder is None:
+        stored = batch.ragged(TEXT)
+        return stored.values, stored.counts
+    captions = [shard_set.captions(sample) for sample in batch.samples.tolist()]
+    flat = [caption for own in captions for caption in own]
+    features = encoder.text_encoder.embed_texts(flat, device, _CAPTIONS_AT_ONCE)
+    return torch.from_numpy(features), torch.tensor([len(own) for own in captions])
 
 
 def mean_pair_loss(

@@ -26,7 +26,7 @@ from core.host_memory import keep_freed_memory
 from core.shard_set import ShardSet
 from core.storage import publish_bytes
 from eval.charts import result_charts, sheets, training_charts
-from eval.encoder import ImageEncoder, load_encoder, open_same_text, text_embedder
+from eval.encoder import ImageEncoder, load_encoder, open_same_text, text_embedder, trained_embedder
 from eval.exhibits import Shelf, rank_bands, show_queries, show_retrieval, show_similarity
 from eval.features import Extracted, extract, mean_pair_loss, save_features
 from eval.metrics import RECALL_KS, Ranks, paired_bootstrap
@@ -42,7 +42,7 @@ from eval.zero_shot import (
     score_labels,
     spoken_class,
 )
-from trainer.data.loader import EvalLoader
+from trainer.data.loader import TEXT_ALONE, EvalLoader
 from trainer.run.environment import describe_environment, hardware
 from trainer.trackers.metrics_csv import METRICS, read_metrics
 
@@ -135,6 +135,7 @@ def _extract(
     loader = EvalLoader(
         shard_set,
         batch_size=config.batch_size,
+        columns=TEXT_ALONE if encoder.model.text_encoder is None else {},
         num_workers=config.num_workers,
         pin_memory=device.type == "cuda",
     )
@@ -256,8 +257,8 @@ def _identity(
         "run_dir": os.path.relpath(run_dir, out),  # relative: the folders may move together
         "checkpoint": encoder.path.name,
         "encoder": encoder.fingerprint,
-        "embed_dim": encoder.text_encoder.embed_dim,
-        "text_encoder": str(encoder.text_encoder),
+        "embed_dim": encoder.identity["model"]["embed_dim"],
+        "text_encoder": encoder.text_name,
         "shards": [
             {
                 "url": url,
@@ -316,7 +317,11 @@ def _lazy_embedder(config: EvalConfig, encoder: ImageEncoder, device: torch.devi
 
     def embed(texts: Any) -> np.ndarray:
         if not loaded:
-            loaded.append(text_embedder(encoder.text_encoder, config.text_encoder, device))
+            tower = encoder.model.text_encoder
+            spec = encoder.text_encoder if tower is None else None
+            loaded.append(
+                trained_embedder(tower, device) if spec is None else text_embedder(spec, config.text_encoder, device)
+            )
         return loaded[0](texts)
 
     return embed

@@ -21,6 +21,7 @@ from eval.retrieval import DIRECTIONS, evaluate_retrieval
 from trainer.config import TrainConfig
 from trainer.data.inputs import batch_columns
 from trainer.data.loader import EvalLoader
+from trainer.data.names import TEXT
 from trainer.models.trained import TrainedModel
 from trainer.objectives.objective import Objective, Tensors
 from trainer.run.run import Validation
@@ -48,7 +49,7 @@ def make_validation(
         batch_size=config.eval_batch_size,
         rank=rank(),
         world_size=world_size(),
-        columns=batch_columns(objective, {}, None, config.data.image_features),
+        columns=_columns(config, objective),
         pictures=not config.data.image_features,
         num_workers=config.data.num_workers,
         pin_memory=device.type == "cuda",
@@ -77,6 +78,12 @@ def make_validation(
         return measured
 
     return validate
+
+
+def _columns(config: TrainConfig, objective: Objective) -> dict[str, str]:
+    """Of validation batches; captions of a text tower that is trained are read as text."""
+    columns = batch_columns(objective, {}, None, config.data.image_features)
+    return {name: column for name, column in columns.items() if name != TEXT or config.build_text() is None}
 
 
 def _draw(extracted: Extracted, ranks: Ranks, shard_set: ShardSet, run_dir: Path, step: int) -> tuple[str, Path, str]:

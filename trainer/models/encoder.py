@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.data.names import TEXT
+from trainer.models.texts.tower import TextTower
 from trainer.models.tower import freeze
 from trainer.objectives.objective import IMAGE, IMAGE2
 from trainer.pictures.normalization import Normalization
@@ -70,7 +71,7 @@ class Encoder(nn.Module):
     def __init__(
         self,
         image_encoder: ImageEncoder,
-        text_encoder: nn.Module | None,
+        text_encoder: TextTower | None,
         normalization: Normalization,
         keeps_head: bool,
         identity: Mapping[str, Any],
@@ -113,8 +114,7 @@ class Encoder(nn.Module):
             "head": [p for p in self.image_encoder.head.parameters() if p.requires_grad],
         }
         if self.text_encoder is not None:
-            text: Any = self.text_encoder
-            groups |= text.parameter_groups()
+            groups |= self.text_encoder.parameter_groups()
         return groups
 
     def describe(self) -> dict[str, Any]:
