@@ -318,10 +318,10 @@ def _lazy_embedder(config: EvalConfig, encoder: ImageEncoder, device: torch.devi
     def embed(texts: Any) -> np.ndarray:
         if not loaded:
             tower = encoder.model.text_encoder
-            spec = encoder.text_encoder if tower is None else None
-            loaded.append(
-                trained_embedder(tower, device) if spec is None else text_embedder(spec, config.text_encoder, device)
-            )
+            if tower is not None:
+                loaded.append(trained_embedder(tower, device))
+            else:
+                loaded.append(text_embedder(encoder.text_encoder, config.text_encoder, device))
         return loaded[0](texts)
 
     return embed

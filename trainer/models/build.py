@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+
 from trainer.models.config import ModelConfig
 from trainer.models.encoder import Encoder, ImageEncoder
-from trainer.models.tower import build_tower
 from trainer.models.texts.rebuild import rebuild_text
 from trainer.models.texts.tower import TextTower
+from trainer.models.tower import build_tower
 from trainer.models.weights import load_weights, published_normalization
 from trainer.objectives.objective import Objective
 from trainer.pictures.normalization import CLIP, NORMALIZATIONS, Normalization
