@@ -275,8 +275,7 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         cpu=not torch.cuda.is_available(),
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout_s)),
-            # Batch statistics are each rank's own while training; validation and checkpoints take those of rank 0.
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
     )
 
