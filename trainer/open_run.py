@@ -85,7 +85,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     _expect_whole_chunks(config)
 
     seed_generators(config.seed)  # the same initial weights on every rank
-    bare_model = build_model(config.model, train_set.embed_dim)
+    bare_model = build_model(config.model, train_set.embed_dim, config.image_size or train_set.image.size)
     size, channels_last = config.image_size or train_set.image.size, config.model.channels_last
     mean, std = bare_model.normalization
     identity = _identity(bare_model, train_set, size)

@@ -89,7 +89,8 @@ def test_the_origin_is_what_a_training_run_finds_of_its_own_tower(
 
     url = make_shard_set(tmp_path / "set", 5, size=32)
     (head,) = add("features", url, cache=tmp_path, **options)
-    model = build_model(ModelConfig(TOWER, str(weights), normalize="imagenet", freeze="tower"), embed_dim=8)
+    config = ModelConfig(TOWER, str(weights), normalize="imagenet", freeze="tower")
+    model = build_model(config, embed_dim=8, image_size=64)
     mean, std = model.normalization
     found = tower_origin(
         model.image_encoder.tower, name=TOWER, weights=str(weights), size=64, mean=mean, std=std, precision="no"

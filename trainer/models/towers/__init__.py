@@ -1,0 +1,8 @@
+"""Families of towers by name: `model.tower: family:name`, torchvision's without the family."""
+
+from trainer.models.towers.torchvision import torchvision_tower
+from trainer.models.towers.tower import Family
+
+TOWERS: dict[str, Family] = {
+    "torchvision": torchvision_tower,
+}
