@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gloo import run
+from torch import distributed, nn
 
 from core.errors import ConfigError
+from trainer.flops import flops_per_image
 from trainer.models import ModelConfig, build_model, rebuild_model
 from trainer.models.build import build_tower
 
@@ -30,3 +33,20 @@ def test_a_description_rebuilds_a_model_of_another_image_size() -> None:
     assert again.describe()["image_size"] == 64
     older = {key: value for key, value in model.describe().items() if key != "image_size"}
     assert rebuild_model(older).describe()["image_size"] == 224
+
+
+def count_as_a_run_does(rank: int = 0) -> list[float]:
+    """The steps of `trainer.open_run` that a CPU can take, before and after batch norms are synchronised."""
+    model = build_model(ModelConfig(tower="resnet18", freeze="layer1", hidden_dim=4), embed_dim=4, image_size=32)
+    counts = [flops_per_image(model, (3, 32, 32))]
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model.to(memory_format=torch.channels_last)).train()
+    modes = [part.training for part in model.modules()]
+    assert distributed.is_initialized() and any(isinstance(part, nn.SyncBatchNorm) for part in model.modules())
+    counts.append(flops_per_image(model, (3, 32, 32)))
+    assert [part.training for part in model.modules()] == modes
+    return counts
+
+
+def test_flops_are_counted_with_synchronised_batch_norms_too() -> None:
+    ((before, after),) = run(1, count_as_a_run_does)
+    assert before == after > 0
