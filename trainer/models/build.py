@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from core import parts
 from core.config import Choice
+from core.errors import ConfigError
 from trainer.augment import CLIP, NORMALIZATIONS, Normalization
 from trainer.models.config import ModelConfig
 from trainer.models.contrastive import ContrastiveModel, ImageEncoder
@@ -28,6 +30,8 @@ def build_model(config: ModelConfig, embed_dim: int, image_size: int) -> Contras
         WeightsError: the weights are missing or those of another tower.
     """
     tower = build_tower(config.tower, config.weights, image_size)
+    if config.sync_batchnorm:
+        _expect_plain_batch_norms(tower)
     normalization = tower.normalization or CLIP if config.normalize == "auto" else NORMALIZATIONS[config.normalize]
     hidden_dim = config.hidden_dim or tower.width
     identity = {
@@ -60,3 +64,13 @@ def build_tower(tower: str, weights: str, image_size: int) -> Tower:
     given: dict[str, Any] = {"name": name, "weights": weights, "image_size": image_size}
     built: Tower = parts.build(TOWERS, Choice(family), "the family of model.tower", **given)
     return built
+
+
+def _expect_plain_batch_norms(tower: Tower) -> None:
+    """Synchronising replaces whole modules: an activation inside of one (timm's `BatchNormAct2d`) would be lost."""
+    for name, module in tower.module.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and list(module.children()):
+            raise ConfigError(
+                f"model.sync_batchnorm cannot be had with {tower.name}: its batch norms (such as {name}) hold the "
+                "activation too, which would be lost. Set model.sync_batchnorm=false."
+            )

@@ -15,7 +15,8 @@ def stages(tower: nn.Module) -> list[str]:
         names = []
         for name, child in module.named_children():
             size = sum(p.numel() for p in child.parameters())
-            if size > 0.9 * total and list(child.children()):  # the one part that holds nearly everything: look inside
+            # Look inside the one part that holds nearly everything, and inside a sequence of stages.
+            if (size > 0.9 * total and list(child.children())) or _holds_stages(child):
                 names += split(child, f"{prefix}{name}.")
             elif size:
                 names.append(prefix + name)
@@ -44,6 +45,11 @@ def freeze(tower: nn.Module, until: str) -> list[str]:
     for name in names[:last]:
         tower.get_parameter(name).requires_grad_(False)
     return [name for name, module in tower.named_modules() if _is_frozen(module)]
+
+
+def _holds_stages(module: nn.Module) -> bool:
+    sequence, children = (nn.Sequential, nn.ModuleList), list(module.children())
+    return isinstance(module, sequence) and len(children) > 1 and all(isinstance(child, sequence) for child in children)
 
 
 def _is_frozen(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from core.errors import ConfigError
 from trainer.flops import flops_per_image
 from trainer.models import ModelConfig, build_model, rebuild_model
 from trainer.models.build import build_tower
+from trainer.models.towers.tower import Tower
 
 
 def test_a_family_stands_before_the_colon_and_torchvision_needs_none() -> None:
@@ -22,8 +23,8 @@ def test_a_family_stands_before_the_colon_and_torchvision_needs_none() -> None:
 
 
 def test_an_unknown_family_is_told_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"family of model\.tower: unknown name 'torchvison'\. Did you mean 'torchvision'\?"):
-        build_tower("torchvison:resnet18", "none", 32)
+    with pytest.raises(ConfigError, match=r"family of model\.tower: unknown name 'tim'\. Did you mean 'timm'\?"):
+        build_tower("tim:resnet18", "none", 32)
 
 
 def test_a_description_rebuilds_a_model_of_another_image_size() -> None:
@@ -50,3 +51,22 @@ def count_as_a_run_does(rank: int = 0) -> list[float]:
 def test_flops_are_counted_with_synchronised_batch_norms_too() -> None:
     ((before, after),) = run(1, count_as_a_run_does)
     assert before == after > 0
+
+
+class NormThenAct(nn.BatchNorm2d):
+    """As timm's `BatchNormAct2d`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+
+def test_batch_norms_that_hold_an_activation_are_not_synchronised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def family(name: str, weights: str, image_size: int) -> Tower:
+        module = nn.Sequential(nn.Conv2d(3, 4, 3), NormThenAct(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return Tower(f"own:{name}", module, image_size)
+
+    monkeypatch.setitem(build_tower.__globals__["TOWERS"], "own", family)
+    assert build_model(ModelConfig(tower="own:a", hidden_dim=4), 4, 32).image_encoder.tower_dim == 4
+    with pytest.raises(ConfigError, match=r"sync_batchnorm cannot be had with own:a: its batch norms \(such as 1\)"):
+        build_model(ModelConfig(tower="own:a", hidden_dim=4, sync_batchnorm=True), 4, 32)

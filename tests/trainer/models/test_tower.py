@@ -20,6 +20,14 @@ def test_stages_are_listed_in_the_order_they_run() -> None:
     assert stages_of("shufflenet_v2_x0_5") == ["conv1", "stage2", "stage3", "stage4", "conv5"]
 
 
+def test_a_sequence_of_stages_is_opened_up_in_timms_towers() -> None:
+    pytest.importorskip("timm")
+    assert stages_of("timm:mobilenetv3_small_050") == [
+        "conv_stem", "bn1", *[f"blocks.{i}" for i in range(6)], "conv_head",
+    ]  # fmt: skip
+    assert stages_of("timm:vit_tiny_patch16_224", 64)[:3] == ["patch_embed", "blocks.0", "blocks.1"]
+
+
 def test_an_unknown_stage_is_told_the_nearest_one() -> None:
     with pytest.raises(ConfigError, match=r"no stage 'layer_2'\. Did you mean 'layer2'\?"):
         build_model(ModelConfig(tower="resnet18", freeze="layer_2"), embed_dim=4, image_size=32)
