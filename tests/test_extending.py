@@ -40,6 +40,16 @@ TRIALS = {  # heading -> a program that uses the part, and what it prints
         "print(len(order), (years[order] == 2020).mean() > 0.9)",
         "100 True",
     ),
+    "A tower": (
+        "import torch; from trainer.models import ModelConfig, build_model, rebuild_model\n"
+        "model = build_model(ModelConfig(tower='patches:16', freeze='0'), embed_dim=8, image_size=32)\n"
+        "again = rebuild_model(model.describe()); again.load_state_dict(model.state_dict())\n"
+        "try: build_model(ModelConfig(tower='patches:16'), 8, 40)\n"
+        "except ValueError as error: said = str(error)[-27:]\n"
+        "features = again(torch.ones(2, 3, 32, 32))[0]\n"
+        "print(model.image_encoder.tower_dim, len(model.parameter_groups()['tower']), features.shape[1], said)",
+        "64 0 8 Set image_size to 32 or 48.",
+    ),
 }
 
 
