@@ -21,7 +21,7 @@ from core.shard_set import ShardSet
 from trainer.config import TrainConfig
 from trainer.data.buffers import buffer_bytes
 from trainer.data.columns import BatchColumns
-from trainer.data.feature_column import expect_features_of
+from trainer.data.feature_column import default_column_name, expect_features_of
 from trainer.data.inputs import batch_columns
 from trainer.data.loader import sampled
 from trainer.data.stream import max_in_flight
@@ -110,7 +110,9 @@ def check_frozen_tower(config: TrainConfig) -> Iterator[Finding]:
     """A tower that is frozen over unchanged pictures computes the same in every epoch; stored outputs are its own."""
     if config.data.image_features:
         train = _open_training_set(config)
-        model = build_encoder(config.model, config.build_objective(), train.embed_dim)
+        model = build_encoder(
+            config.model, config.build_objective(), train.embed_dim, config.image_size or train.image.size
+        )
         for shard_set in (train, *_open_validation_set(config)):
             expect_features_of(model, config, shard_set)
         yield Finding("ok", f"{config.data.image_features} was made by this tower")
@@ -122,13 +124,16 @@ def check_frozen_tower(config: TrainConfig) -> Iterator[Finding]:
         "warning",
         f"the frozen tower sees the same pictures in each of {config.epochs} epochs and computes the same of them",
         f"`shardclip column features {sets} recipe=` this recipe, then set "
-        f"data.image_features=features.{config.model.tower}",
+        f"data.image_features={default_column_name(config.model.tower)}",
     )
 
 
 def check_weights(config: TrainConfig) -> Iterator[Finding]:
     """The tower's pretrained weights can be had here."""
-    model = build_encoder(config.model, config.build_objective(), _open_training_set(config).embed_dim)
+    train = _open_training_set(config)
+    model = build_encoder(
+        config.model, config.build_objective(), train.embed_dim, config.image_size or train.image.size
+    )
     count = sum(p.numel() for p in model.parameters()) / 1e6
     yield Finding("ok", f"{config.model.tower} with weights {config.model.weights}: {count:.1f} M parameters")
 

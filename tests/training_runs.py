@@ -205,8 +205,8 @@ def _draw_nothing(extracted: Any, ranks: Any, shard_set: Any, run_dir: Path, ste
 def _register_small_tower() -> None:
     from torchvision.models._api import register_model  # no public name leads to it
 
-    from trainer.models import tower
+    from trainer.models.towers import torchvision as family
 
-    if "small" not in tower.TOWERS:
+    if "small" not in family.NAMES:
         register_model("small")(_SmallTower)
-        tower.TOWERS = (*tower.TOWERS, "small")
+        family.NAMES = (*family.NAMES, "small")

@@ -36,7 +36,7 @@ def run_dir(tmp_path_factory):
 
 
 def write_run(folder: Path, embed_dim: int = 8) -> None:
-    model = build_model(ModelConfig(tower="shufflenet_v2_x0_5", hidden_dim=16), embed_dim)
+    model = build_model(ModelConfig(tower="shufflenet_v2_x0_5", hidden_dim=16), embed_dim, image_size=32)
     mean, std = model.normalization
     save_checkpoint(
         folder / "checkpoints",

@@ -135,7 +135,7 @@ def test_the_whole_batch_at_once_gives_what_picture_by_picture_gives(monkeypatch
     config = AugmentConfig(jitter=0.8, grayscale=0.2, blur=0.5)
     images, samples = pictures(6, 40), np.arange(6)
     expected = Augment(config, 24, *CLIP, seed=3)(images, 1, samples)
-    monkeypatch.setattr("trainer.augment._images_at_once", lambda device, batch: batch)  # as on a GPU
+    monkeypatch.setattr("trainer.pictures.augment._images_at_once", lambda device, batch: batch)  # as on a GPU
     torch.testing.assert_close(Augment(config, 24, *CLIP, seed=3)(images, 1, samples), expected, atol=1e-5, rtol=0)
 
 
@@ -213,7 +213,7 @@ def test_what_has_probability_0_never_happens_and_what_has_1_always(monkeypatch:
     almost_1 = np.float32(1 - 2.0**-24)
     for number in (np.float32(0), almost_1):
         monkeypatch.setattr(
-            "trainer.augment.uniform", lambda *key, number=number: np.full((len(key[2]), key[4]), number)
+            "trainer.pictures.augment.uniform", lambda *key, number=number: np.full((len(key[2]), key[4]), number)
         )
         never = draw(AugmentConfig(flip=0, blur=0, jitter=0, grayscale=1), 0, 0, np.arange(4), 32, 32)
         assert not never.flip.any() and not never.sigma.any() and never.colours is not None

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from encoders import encoder_of
 from torch import nn
 
 from core.errors import ConfigError
-from trainer.models import ModelConfig, build_model
+from trainer.models.config import ModelConfig
 from trainer.optim.build import OptimConfig, build_optimizer, set_learning_rates
 from trainer.optim.ema import averaged_model
 
 
 @pytest.fixture(scope="module")
 def model():
-    return build_model(ModelConfig(tower="resnet18", hidden_dim=16), embed_dim=8)
+    return encoder_of(ModelConfig(tower="resnet18", hidden_dim=16), embed_dim=8, image_size=32)
 
 
 def test_every_trainable_parameter_is_in_one_group_and_only_matrices_decay(model) -> None:
@@ -45,14 +46,14 @@ def test_without_a_rate_of_its_own_the_tower_learns_as_the_head(model) -> None:
 
 
 def test_a_frozen_tower_has_no_group() -> None:
-    frozen = build_model(ModelConfig(tower="resnet18", freeze="tower"), embed_dim=8)
+    frozen = encoder_of(ModelConfig(tower="resnet18", freeze="tower"), embed_dim=8, image_size=32)
     optimizer = build_optimizer(frozen, OptimConfig())
     assert {group["name"] for group in optimizer.param_groups} == {"head", "logit_scale"}
 
 
 def test_the_step_is_adamws_with_decoupled_decay() -> None:
     # A slow, obvious AdamW (Loshchilov 2019) on one matrix of the head.
-    frozen = build_model(ModelConfig(tower="resnet18", freeze="tower"), embed_dim=8)
+    frozen = encoder_of(ModelConfig(tower="resnet18", freeze="tower"), embed_dim=8, image_size=32)
     config = OptimConfig(lr=0.01, weight_decay=0.5, betas=(0.8, 0.9), eps=1e-3)
     optimizer, weight = build_optimizer(frozen, config), frozen.image_encoder.head[1].weight
     expected, m, v = weight.detach().clone().double(), 0.0, 0.0

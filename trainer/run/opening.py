@@ -93,7 +93,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     seed_generators(config.seed)  # the same initial weights on every rank
     encoder = _build_encoder(config, objective, text, data)
     input_shape = _input_shape(config, encoder, data.size)
-    flops = flops_per_image(encoder.image_encoder, input_shape) * objective.views  # before batch norms are replaced
+    flops = flops_per_image(encoder.image_encoder, input_shape) * objective.views
     model, holders = _prepare(config, objective, encoder, accelerator)
     identity = _identity(config, encoder, data)
     order = order_identity(data.train, data.loader, config.data.sampler, config.seed)
@@ -202,9 +202,10 @@ def _build_encoder(config: TrainConfig, objective: Objective, text: LiveText | N
     """The encoder, checked against the stored outputs of its tower where those are read."""
     if text is not None:
         tower = text.build(config.model.embed_dim)
-        encoder = build_encoder(config.model, objective, tower.embed_dim, tower)
+        encoder = build_encoder(config.model, objective, tower.embed_dim, data.size, tower)
     else:
-        encoder = build_encoder(config.model, objective, data.train.embed_dim if objective.needs_text else None)
+        embed_dim = data.train.embed_dim if objective.needs_text else None
+        encoder = build_encoder(config.model, objective, embed_dim, data.size)
     for shard_set in (data.train, data.val):
         if shard_set is not None and config.data.image_features:
             expect_features_of(encoder, config, shard_set)
