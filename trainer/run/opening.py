@@ -25,7 +25,7 @@ from core.host_memory import keep_freed_memory
 from core.seeding import derive_seed
 from core.shard_set import ShardSet
 from trainer.checkpoint.folder import Checkpoint, load_checkpoint, load_latest, resolve_checkpoint, set_aside_after
-from trainer.config import TrainConfig
+from trainer.config import BEST_BY, TrainConfig
 from trainer.data.feature_column import expect_features_of
 from trainer.data.inputs import batch_columns
 from trainer.data.ledger import CoverageLedger
@@ -92,6 +92,11 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     flops = flops_per_image(encoder.image_encoder, input_shape) * objective.views  # before batch norms are replaced
     model, holders = _prepare(config, objective, encoder, accelerator)
     identity = _identity(config, encoder, data)
+    mean, std = encoder.normalization
+    normalize = Normalize(data.size, mean, std, config.model.channels_last)
+    validate = None
+    if data.val:
+        validate = make_validation(data.val, data.train, normalize, objective, config, accelerator)
     order = order_identity(data.train, data.loader, config.data.sampler, config.seed)
     environment = describe_environment(world_size())
     folder = _open_folder(config, environment, resources, watch)
@@ -105,8 +110,6 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         holders.model.compile()
     seed_generators(derive_seed(config.seed, "dropout", rank()))
 
-    mean, std = encoder.normalization
-    normalize = Normalize(data.size, mean, std, config.model.channels_last)
     peak = peak_flops(device, accelerator.mixed_precision)
     run = Run(
         config=config,
@@ -120,7 +123,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         objective=objective,
         model=model,
         holders=holders,
-        validate=make_validation(data.val, normalize, objective, config, accelerator) if data.val else None,
+        validate=validate,
         telemetry=Telemetry(device, flops_per_image=flops, peak_flops=peak, stability=StabilityConfig()),
         trackers=RunTrackers(),
         identity={**identity, "config": to_mapping(config)},
@@ -316,7 +319,9 @@ def _go_on(run: Run, checkpoint: Checkpoint) -> RunState:
     elif is_main():
         console.print(f"{state.world_size} processes before, {world_size()} now: the same batches, dropout drawn anew.")
     run.summary = dict(state.summary)
-    run.start_step, run.best_score, run.earlier_seconds = state.step, state.best_score, state.seconds
+    run.start_step, run.earlier_seconds = state.step, state.seconds
+    if checkpoint.identity.get("config", {}).get("best_by", BEST_BY) == run.config.best_by:
+        run.best_score = state.best_score  # scores by another metric are not to be compared with
     if is_main():
         reason = "the newest checkpoint" if run.config.resume == "auto" else f"resume={run.config.resume}"
         record_event(run.folder.path, "resumed", state.step, path=str(checkpoint.path), reason=reason)
