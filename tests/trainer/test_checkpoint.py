@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import CheckpointError
-from trainer.checkpoint import folder as module
 from trainer.checkpoint import files as checkpoint_files
+from trainer.checkpoint import folder as module
 from trainer.checkpoint.files import damage
 from trainer.checkpoint.folder import (
     best_checkpoint,
