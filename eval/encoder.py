@@ -41,8 +41,20 @@ class ImageEncoder:
     fingerprint: str  # of the weights: features of equal fingerprints belong together
 
     @property
-    def text_encoder(self) -> TextEncoderSpec:
-        return TextEncoderSpec(**self.identity["text_encoder"])
+    def compares_text(self) -> bool:
+        """Whether it was trained to be compared with captions."""
+        return self.objective.needs_text
+
+    @property
+    def text_encoder(self) -> TextEncoderSpec | None:
+        """What embeds captions for it; None where captions played no part."""
+        spec = self.identity["text_encoder"]
+        return TextEncoderSpec(**spec) if spec else None
+
+    @property
+    def logit_scale(self) -> float:
+        """1 / temperature of probabilities; 1 where the objective learns none."""
+        return float(self.scalars.get("scale", 1.0))
 
 
 def load_encoder(checkpoint: Path, device: torch.device) -> ImageEncoder:
@@ -77,6 +89,7 @@ def open_same_text(encoder: ImageEncoder, urls: Sequence[str], cache_dir: Path |
         CheckpointError: the sets have neither; says the command that makes the column.
     """
     trained = encoder.text_encoder
+    assert trained is not None, "the checkpoint compares captions"
     stored = [load_manifest(url).text_encoder for url in urls]
     if all(spec == trained for spec in stored):
         return ShardSet.open(urls, cache_dir, text="")

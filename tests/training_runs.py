@@ -87,6 +87,7 @@ def train_worker(
     AcceleratorState._reset_state(reset_partial_state=True)
     _register_small_tower()
     validation._draw = _draw_nothing
+    validation._draw_neighbours = _draw_no_neighbours
     if plant is not None:
         plant()
 
@@ -200,6 +201,12 @@ def _draw_nothing(extracted: Any, ranks: Any, shard_set: Any, run_dir: Path, ste
     path = run_dir / "pictures" / f"val-retrieval-{step:08d}.jpg"
     publish_bytes(b"", path)
     return "val/retrieval", path, "nothing"
+
+
+def _draw_no_neighbours(examples: Any, run_dir: Path, step: int) -> tuple[str, Path, str]:
+    path = run_dir / "pictures" / f"val-neighbours-{step:08d}.jpg"
+    publish_bytes(b"", path)
+    return "val/neighbours", path, "nothing"
 
 
 def _register_small_tower() -> None:
