@@ -23,6 +23,7 @@ from trainer.checkpoint.folder import resolve_checkpoint
 from trainer.checkpoint.weights import read_weights
 from trainer.models.build import rebuild_encoder
 from trainer.models.encoder import Encoder
+from trainer.models.texts.tower import TextTower
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.objective import Objective
 from trainer.pictures.augment import Normalize
@@ -47,9 +48,16 @@ class ImageEncoder:
 
     @property
     def text_encoder(self) -> TextEncoderSpec | None:
-        """What embeds captions for it; None where captions played no part."""
+        """The frozen encoder whose embeddings it was trained against; None where there was none."""
         spec = self.identity["text_encoder"]
         return TextEncoderSpec(**spec) if spec else None
+
+    @property
+    def text_name(self) -> str | None:
+        """What embeds captions, for people; None where captions played no part."""
+        if trained := self.identity["model"]["text"]:
+            return f"{trained['encoder']['name']}, trained with the pictures"
+        return str(self.text_encoder) if self.text_encoder else None
 
     @property
     def logit_scale(self) -> float:
@@ -88,6 +96,8 @@ def open_same_text(encoder: ImageEncoder, urls: Sequence[str], cache_dir: Path |
     Raises:
         CheckpointError: the sets have neither; says the command that makes the column.
     """
+    if encoder.model.text_encoder is not None:
+        return ShardSet.open(urls, cache_dir)
     trained = encoder.text_encoder
     assert trained is not None, "the checkpoint compares captions"
     stored = [load_manifest(url).text_encoder for url in urls]
@@ -103,6 +113,11 @@ def open_same_text(encoder: ImageEncoder, urls: Sequence[str], cache_dir: Path |
         f"{' + '.join(urls)}: {has}; {encoder.path} was trained against {trained}. Add them to each with "
         f"`shardclip column text {' '.join(urls)} encoder={choice.name}{options}`."
     )
+
+
+def trained_embedder(tower: TextTower, device: torch.device, batch_size: int = 64) -> Callable[..., np.ndarray]:
+    """A function from texts to `(n, D)` unit embeddings, by the text tower that was trained."""
+    return lambda texts: tower.embed_texts(texts, device, batch_size)
 
 
 def text_embedder(

@@ -28,7 +28,7 @@ from core.storage import exists, join, publish_bytes
 from eval.baseline import RANKS, gains_over, save_ranks
 from eval.classes import neighbours, zero_shot, zero_shot_labelled
 from eval.config import EvalConfig
-from eval.encoder import ImageEncoder, load_encoder, open_same_text, text_embedder
+from eval.encoder import ImageEncoder, load_encoder, open_same_text, text_embedder, trained_embedder
 from eval.evaluations import figures_of
 from eval.evaluations.evaluation import Subject
 from eval.evaluations.retrieval import evaluate_retrieval, recall_intervals
@@ -112,6 +112,8 @@ class Evaluating:
     @cached_property
     def embed_texts(self) -> EmbedTexts:
         """Loads the text encoder at its first use: an evaluation without queries and classes needs none."""
+        if (tower := self.encoder.model.text_encoder) is not None:
+            return trained_embedder(tower, self.device)
         assert self.encoder.text_encoder is not None
         return text_embedder(self.encoder.text_encoder, self.config.text_encoder, self.device)
 
@@ -140,7 +142,7 @@ class Evaluating:
             shard_set,
             batch_size=self.config.batch_size,
             samples=samples,
-            columns=TEXT_ALONE if with_text else {},
+            columns=TEXT_ALONE if with_text and self.encoder.model.text_encoder is None else {},
             num_workers=self.config.num_workers,
             pin_memory=self.device.type == "cuda",
         )
@@ -301,7 +303,7 @@ def _identity(work: Evaluating, shard_set: ShardSet, found: Extracted | Pictures
         "checkpoint": encoder.path.name,
         "encoder": encoder.fingerprint,
         "embed_dim": pictures_of(found).images.shape[1],
-        "text_encoder": str(encoder.text_encoder) if encoder.text_encoder else None,
+        "text_encoder": encoder.text_name,
         "shards": [
             {
                 "url": url,

@@ -28,6 +28,7 @@ from trainer.models.encoder import Encoder
 from trainer.objectives.engine import blocked_loss
 from trainer.objectives.objective import IMAGE, Objective, Rows, Tensors
 
+_CAPTIONS_AT_ONCE = 256  # through a trained text tower
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
@@ -87,12 +88,14 @@ def extract(
     counts: list[Tensor] = []
 
     def keep_captions(batch: Batch) -> None:
-        texts.append(batch.ragged(TEXT).values)
-        counts.append(batch.ragged(TEXT).counts)
+        own_texts, own_counts = _texts(encoder, shard_set, batch, device)
+        texts.append(own_texts)
+        counts.append(own_counts)
 
     images, samples = _forward(encoder, normalize, batches, device, autocast, progress, keep_captions)
     _expect_each_once(samples, np.arange(len(shard_set)))
-    all_texts = _gather(texts, device, (0, shard_set.embed_dim), torch.float16)
+    text_type = torch.float16 if encoder.text_encoder is None else torch.float32
+    all_texts = _gather(texts, device, (0, images.shape[1]), text_type)
     return _assemble(shard_set, images, all_texts, _gather(counts, device, (0,), torch.int64), samples, logit_scale)
 
 
@@ -238,6 +241,17 @@ def _forward(
     encoder.train(was_training)
     width = max(gather_objects(images[0].shape[1] if images else 0))  # a rank may have had no batch at all
     return _gather(images, device, (0, width), torch.float32), _gather(samples, device, (0,), torch.int64)
+
+
+def _texts(encoder: Encoder, shard_set: ShardSet, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Features of all captions of a batch, and how many each sample has: stored ones, or the trained tower's."""
+    if encoder.text_encoder is None:
+        stored = batch.ragged(TEXT)
+        return stored.values, stored.counts
+    captions = [shard_set.captions(sample) for sample in batch.samples.tolist()]
+    flat = [caption for own in captions for caption in own]
+    features = encoder.text_encoder.embed_texts(flat, device, _CAPTIONS_AT_ONCE)
+    return torch.from_numpy(features), torch.tensor([len(own) for own in captions])
 
 
 def _gather(parts: list[Tensor], device: torch.device, empty: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:

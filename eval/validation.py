@@ -94,6 +94,8 @@ def make_validation(
     """
     plan = plan_validation(val_set, train_set, objective, config)
     columns = batch_columns(objective, {}, None, config.data.image_features)
+    if config.build_text() is not None:  # reads captions as text
+        columns = {name: column for name, column in columns.items() if name != TEXT}
     loader = _loader(val_set, columns, config, accelerator)
     gallery_loader = None
     if plan.gallery:

@@ -23,6 +23,7 @@ DOORS = {  # library -> the only files that may import it
         "core/distributed.py",
         "launch/launcher.py",
     },  # the latter: how torchrun names a failed process
+    "transformers": {"core/text_encoders/pretrained.py"},
     "wandb": {"trainer/trackers/wandb_tracker.py"},
     "pycocotools": {"shard_builder/readers/coco.py"},
     "simplejpeg": {"core/image.py"},

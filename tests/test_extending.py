@@ -40,6 +40,16 @@ TRIALS = {  # heading -> a program that uses the part, and what it prints
         "print(len(order), (years[order] == 2020).mean() > 0.9)",
         "100 True",
     ),
+    "A text tower": (
+        "from core.config import Choice; from core import parts; from trainer.models.texts import TEXTS\n"
+        "from trainer.models.texts.rebuild import rebuild_text\n"
+        "choice = Choice('word_vectors', {'tokens': 'tokens.minilm', 'width': '32'})\n"
+        "tower = parts.build(TEXTS, choice, 'text tower').build(8); again = rebuild_text(tower.describe())\n"
+        "again.load_state_dict(tower.state_dict()); texts = ['a dog', 'a dog in the snow']\n"
+        "a, b = (x.embed_texts(texts, 'cpu', batch) for x, batch in ((tower, 2), (again, 1)))\n"
+        "print(a.shape, abs(a - b).max() < 1e-6, {k: len(v) for k, v in tower.parameter_groups().items()})",
+        "(2, 8) True {'text_tower': 1, 'text_head': 2}",
+    ),
 }
 
 

@@ -11,6 +11,8 @@ from core.errors import ConfigError
 from core.parts import build, check
 from trainer.data.names import OWN_NAMES
 from trainer.models.config import ModelConfig
+from trainer.models.texts import TEXTS
+from trainer.models.texts.text import LiveText
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.objective import Objective
 from trainer.optim.config import OptimConfig
@@ -72,7 +74,7 @@ class TrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        objective = self.build_objective()
+        objective, text = self.build_objective(), self.build_text()
         check(SAMPLERS, self.data.sampler, "data.sampler", given=["epoch"])
         if not self.data.train:
             raise ConfigError("data.train is empty. Name at least one shard set.")
@@ -107,6 +109,11 @@ class TrainConfig:
                     "or data.image_features, or choose another name."
                 )
         self._expect_columns_of(objective)
+        if text is None and objective.needs_text and self.model.embed_dim:
+            raise ConfigError(
+                f"model.embed_dim is {self.model.embed_dim}, but the head must be as wide as the captions' stored "
+                "embeddings. Leave it out, or train a text tower (model.text)."
+            )
         if self.data.image_features:
             self._expect_frozen_tower(objective)
         for name in ("eval_every", "checkpoint_every"):
@@ -122,6 +129,15 @@ class TrainConfig:
         objective: Objective = build(OBJECTIVES, self.objective, "objective")
         return objective
 
+    def build_text(self) -> LiveText | None:
+        """The text tower that is trained, as its options; None where captions' stored embeddings are compared.
+
+        Raises:
+            ConfigError: no such text tower or option, or a value out of its range.
+        """
+        text = build(TEXTS, self.model.text, "model.text")
+        return text if isinstance(text, LiveText) else None
+
     def _expect_columns_of(self, objective: Objective) -> None:
         for name in objective.columns:
             if name not in OWN_NAMES and name not in self.data.columns:
@@ -129,7 +145,7 @@ class TrainConfig:
                     f"objective {self.objective.name} needs '{name}' of every sample. Name the column that holds it, "
                     f"data.columns.{name}=..., as `shardclip column` makes it (a class: `shardclip column labels`)."
                 )
-        if not objective.needs_text and self.model.text.name != "column":
+        if not objective.needs_text and self.build_text() is not None:
             raise ConfigError(
                 f"model.text is {self.model.text.name}, but the objective {self.objective.name} compares no captions. "
                 "Leave model.text out, or choose an objective of pictures and captions."

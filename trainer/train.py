@@ -1,4 +1,4 @@
-"""The training loop: shards -> checkpoint. `launch.train` runs it under Accelerate; `trainer.run.opening` opens its parts."""
+"""The training loop: shards -> checkpoint. `launch.train` runs it, `trainer.run.opening` opens its parts."""
 
 from __future__ import annotations
 

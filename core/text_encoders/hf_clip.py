@@ -59,7 +59,7 @@ class HFClip:
             weights_sha256=pretrained.fingerprint(),
         )
         self.max_tokens = pretrained.max_tokens(tower.get("max_position_embeddings", 77))
-        self._pretrained, self._precision, self._device = pretrained, precision, device
+        self.pretrained, self._precision, self._device = pretrained, precision, device
 
     @cached_property
     def device(self) -> torch.device:
@@ -71,7 +71,7 @@ class HFClip:
     @cached_property
     def tokenizer(self) -> TokenizerSpec:
         """Which tokenizer it has."""
-        return self._pretrained.tokenizer_spec(self._tokenizer)
+        return self.pretrained.tokenizer_spec(self._tokenizer)
 
     def tokenize(self, captions: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
         """Token ids from start-of-text to the first end-of-text: the tower looks only backwards, and pools there."""
@@ -105,17 +105,17 @@ class HFClip:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return load_tokenizer(self._pretrained)
+        return load_tokenizer(self.pretrained)
 
     @cached_property
     def _end_token(self) -> int:
-        return clip_end_token(self._pretrained)
+        return clip_end_token(self.pretrained)
 
     @cached_property
     def _model(self) -> Any:
         from core.text_encoders.packed_linear import pack_linears
 
-        model = load(self._pretrained, "CLIPTextModelWithProjection")
+        model = load(self.pretrained, "CLIPTextModelWithProjection")
         model.set_attn_implementation(RAGGED)
         model = model.to(self.device)
         if self._precision == "fp32" and self.device.type == "cpu":

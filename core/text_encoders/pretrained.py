@@ -133,23 +133,23 @@ def load(pretrained: Pretrained, model_class: str) -> Any:
 
     # transformers asks for no mask where an attention is registered without one.
     transformers.AttentionInterface.register(RAGGED, ragged_attention)
-    pretrained.weight_files()  # says in one sentence what is missing
-    with _quiet(transformers), _explained(pretrained):
-        model, report = getattr(transformers, model_class).from_pretrained(
-            str(pretrained.folder),
-            local_files_only=True,
-            dtype="float32",
-            attn_implementation="sdpa",
-            output_loading_info=True,
-        )
-    # A missing pooler is of no account: pooling is ours.
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        raise WeightsError(
-            f"{pretrained.name}: {pretrained.folder} lacks {len(missing)} weights of a {type(model).__name__}, "
-            f"{missing[0]} for one. Name another model or another text encoder."
-        )
-    return model.eval().requires_grad_(False)
+    return _from_files(pretrained, model_class).eval().requires_grad_(False)
+
+
+def load_trainable(pretrained: Pretrained, model_class: str) -> Any:
+    """The model to train: float32, attention of torch itself, every parameter with gradient.
+
+    Args:
+        model_class: a class of transformers, as `AutoModel`. A pooler is taken off: pooling is ours, and a parameter
+            that takes no part in the output would stop DistributedDataParallel.
+
+    Raises:
+        WeightsError: the folder holds another kind of model, or lacks part of it.
+    """
+    model = _from_files(pretrained, model_class)
+    if "pooler" in dict(model.named_children()):
+        model.pooler = None
+    return model.requires_grad_(True)
 
 
 def load_tokenizer(pretrained: Pretrained) -> Any:
@@ -184,6 +184,28 @@ def autocast(device: torch.device, precision: Precision) -> Any:
     import torch
 
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def _from_files(pretrained: Pretrained, model_class: str) -> Any:
+    import transformers
+
+    pretrained.weight_files()  # says in one sentence what is missing
+    with _quiet(transformers), _explained(pretrained):
+        model, report = getattr(transformers, model_class).from_pretrained(
+            str(pretrained.folder),
+            local_files_only=True,
+            dtype="float32",
+            attn_implementation="sdpa",
+            output_loading_info=True,
+        )
+    # A missing pooler is of no account: pooling is ours.
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise WeightsError(
+            f"{pretrained.name}: {pretrained.folder} lacks {len(missing)} weights of a {type(model).__name__}, "
+            f"{missing[0]} for one. Name another model or another text encoder."
+        )
+    return model
 
 
 @contextmanager

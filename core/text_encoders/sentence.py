@@ -54,15 +54,15 @@ class MeanPooled:
                 f"{pretrained.name}: its config.json describes no BERT-like encoder. Name another model."
             )
         # RoBERTa's first position is the one after its padding token's number.
-        self._first_position = settings["pad_token_id"] + 1 if "roberta" in settings.get("model_type", "") else 0
+        self.first_position = settings["pad_token_id"] + 1 if "roberta" in settings.get("model_type", "") else 0
         self.spec = TextEncoderSpec(
             name=kind if kind == pretrained.name else f"{kind}:{pretrained.name}",
             revision=revision_with(pretrained.revision, precision),
             embed_dim=embed_dim,
             weights_sha256=pretrained.fingerprint(),
         )
-        self.max_tokens = pretrained.max_tokens(settings["max_position_embeddings"] - self._first_position)
-        self._pretrained, self._precision, self._device = pretrained, precision, device
+        self.max_tokens = pretrained.max_tokens(settings["max_position_embeddings"] - self.first_position)
+        self.pretrained, self._precision, self._device = pretrained, precision, device
 
     @cached_property
     def device(self) -> torch.device:
@@ -74,7 +74,7 @@ class MeanPooled:
     @cached_property
     def tokenizer(self) -> TokenizerSpec:
         """Which tokenizer it has."""
-        return self._pretrained.tokenizer_spec(self._tokenizer)
+        return self.pretrained.tokenizer_spec(self._tokenizer)
 
     def tokenize(self, captions: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
         """Token ids of each caption, `[CLS]` and `[SEP]` included."""
@@ -94,18 +94,18 @@ class MeanPooled:
         from core.text_encoders.ragged import mean_of_tokens, positions_of, runs_of
 
         runs = runs_of(lengths)
-        positions = positions_of(lengths, len(tokens), tokens.device) + self._first_position
+        positions = positions_of(lengths, len(tokens), tokens.device) + self.first_position
         with autocast(self.device, self._precision):
             hidden = model(input_ids=tokens[None], position_ids=positions[None], runs=runs).last_hidden_state[0]
         return F.normalize(mean_of_tokens(hidden.float(), runs), dim=-1)
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return load_tokenizer(self._pretrained)
+        return load_tokenizer(self.pretrained)
 
     @cached_property
     def _model(self) -> Any:
-        model = load(self._pretrained, "AutoModel").to(self.device)
+        model = load(self.pretrained, "AutoModel").to(self.device)
         self._hasten(model, self.tokenize(PROBES))
         return model
 
@@ -130,12 +130,13 @@ class MeanPooled:
                 together = self._embed(model, flat, [len(own) for own in ids])
             worst = torch.cosine_similarity(torch.stack(alone), together).min().item()
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise self._unlike(" ".join(str(error).split())[:200]) from error
+            raise self.unlike(" ".join(str(error).split())[:200]) from error
         if not worst > 0.999:
-            raise self._unlike(f"cosine {worst:.3f}")
+            raise self.unlike(f"cosine {worst:.3f}")
 
-    def _unlike(self, reason: str) -> WeightsError:
+    def unlike(self, reason: str) -> WeightsError:
+        """The error for a model that is no BERT-like one."""
         return WeightsError(
-            f"{self._pretrained.name}: is not encoded as a BERT-like model with learned absolute positions would be "
+            f"{self.pretrained.name}: is not encoded as a BERT-like model with learned absolute positions would be "
             f"({reason}). Name a BERT, DistilBERT or RoBERTa."
         )

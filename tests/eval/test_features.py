@@ -27,6 +27,7 @@ class PixelModel(nn.Module):
     def __init__(self, embed_dim=8):
         super().__init__()
         self.embed_dim = embed_dim
+        self.text_encoder = None
 
     def image_features(self, images):
         pixels = nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)[:, : self.embed_dim]

@@ -18,7 +18,7 @@ def batch_columns(
 
     Args:
         columns: further ones that the recipe names; those that the objective needs are among them.
-        tokens: of a text tower that is trained; None: captions' stored embeddings are read, if the objective needs text.
+        tokens: of a text tower that is trained; None: captions' stored embeddings are read, where captions take part.
         image_features: stored outputs of a frozen tower.
     """
     text = ({TOKENS: tokens} if tokens else {TEXT: ""}) if objective.needs_text else {}

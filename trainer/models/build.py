@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
-from core.errors import ConfigError
 from trainer.models.config import ModelConfig
 from trainer.models.encoder import Encoder, ImageEncoder
+from trainer.models.texts.rebuild import rebuild_text
+from trainer.models.texts.tower import TextTower
 from trainer.models.tower import build_tower
 from trainer.models.weights import load_weights, published_normalization
 from trainer.objectives.objective import Objective
@@ -18,27 +18,23 @@ from trainer.pictures.normalization import CLIP, NORMALIZATIONS, Normalization
 
 
 def build_encoder(
-    config: ModelConfig, objective: Objective, embed_dim: int | None, text_encoder: nn.Module | None = None
+    config: ModelConfig, objective: Objective, embed_dim: int | None, text_encoder: TextTower | None = None
 ) -> Encoder:
-    """The encoder in float32 on the CPU, in training mode; compiling and synchronising batch norms is the trainer's part.
+    """The encoder in float32 on the CPU, in training mode; compiling it and synchronising batch norms is not done here.
 
     Args:
         embed_dim: width of the captions' embeddings; None where captions play no part.
         text_encoder: a text tower that is trained with it.
 
     Raises:
-        ConfigError: unknown tower or stage, or a head of another width than the captions.
+        ConfigError: unknown tower or stage.
         WeightsError: the weights are missing or those of another tower.
     """
     normalization = _normalization(config)
     tower, tower_dim, last_layer = build_tower(config.tower)
     load_weights(tower, config.tower, last_layer, config.weights)
     usual_hidden, usual_width = objective.head_dims or (tower_dim, embed_dim)
-    hidden_dim, width = config.hidden_dim or usual_hidden, config.embed_dim or embed_dim or usual_width
-    if embed_dim is not None and width != embed_dim:
-        raise ConfigError(
-            f"model.embed_dim is {width}, the captions' embeddings have {embed_dim}: leave it out, they must be equal."
-        )
+    hidden_dim, width = config.hidden_dim or usual_hidden, embed_dim or config.embed_dim or usual_width
     assert width, "an objective without captions says how wide its head is"
     identity = {
         "tower": config.tower,
@@ -47,7 +43,7 @@ def build_encoder(
         "mean": list(normalization.mean),
         "std": list(normalization.std),
         "keeps_head": objective.keeps_head,
-        "text": text_encoder.describe() if text_encoder is not None else None,  # type: ignore[operator]
+        "text": text_encoder.describe() if text_encoder is not None else None,
     }
     image_encoder = ImageEncoder(tower, tower_dim, hidden_dim, width, config.dropout, config.freeze)
     encoder = Encoder(image_encoder, text_encoder, normalization, objective.keeps_head, identity)
@@ -64,7 +60,8 @@ def rebuild_encoder(identity: Mapping[str, Any]) -> Encoder:
     normalization = Normalization(tuple(identity["mean"]), tuple(identity["std"]))
     tower, tower_dim, _ = build_tower(config.tower)
     image_encoder = ImageEncoder(tower, tower_dim, config.hidden_dim, config.embed_dim, 0.0, "nothing")
-    return Encoder(image_encoder, None, normalization, identity["keeps_head"], identity).eval()
+    text_encoder = rebuild_text(identity["text"]) if identity["text"] else None
+    return Encoder(image_encoder, text_encoder, normalization, identity["keeps_head"], identity).eval()
 
 
 def _normalization(config: ModelConfig) -> Normalization:

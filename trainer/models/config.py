@@ -11,7 +11,7 @@ from core.errors import ConfigError
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A tower and a head of two linear layers for pictures; for captions their stored embeddings, or a trained tower."""
+    """A tower and a head of two linear layers for pictures; for captions stored embeddings, or a trained tower."""
 
     moved_keys: ClassVar[dict[str, str]] = {
         "init_temperature": "it is an option of the objective now: objective: {name: infonce, init_temperature: ...}",

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.data.names import TEXT
+from trainer.models.texts.tower import TextTower
 from trainer.models.tower import freeze
 from trainer.objectives.objective import IMAGE, IMAGE2
 from trainer.pictures.normalization import Normalization
@@ -70,7 +71,7 @@ class Encoder(nn.Module):
     def __init__(
         self,
         image_encoder: ImageEncoder,
-        text_encoder: nn.Module | None,
+        text_encoder: TextTower | None,
         normalization: Normalization,
         keeps_head: bool,
         identity: Mapping[str, Any],
@@ -86,8 +87,8 @@ class Encoder(nn.Module):
         """Training: features `(B, D)`, float32 of unit length, by the names of the inputs.
 
         Args:
-            inputs: "image" and "image2": pictures `(B, 3, S, S)`, or tower outputs `(B, W)`; "text": token ids `(B, L)`,
-                or `(B, C, L)` for all captions, which gives `(B, C, D)`.
+            inputs: "image" and "image2": pictures `(B, 3, S, S)`, or tower outputs `(B, W)`; "text": token ids
+                `(B, L)`, or `(B, C, L)` for all captions, which gives `(B, C, D)`.
         """
         views = [name for name in (IMAGE, IMAGE2) if name in inputs]
         # Both views in one pass: batch statistics are those of all pictures, as in SimCLR.
@@ -113,8 +114,7 @@ class Encoder(nn.Module):
             "head": [p for p in self.image_encoder.head.parameters() if p.requires_grad],
         }
         if self.text_encoder is not None:
-            text: Any = self.text_encoder
-            groups |= text.parameter_groups()
+            groups |= self.text_encoder.parameter_groups()
         return groups
 
     def describe(self) -> dict[str, Any]:

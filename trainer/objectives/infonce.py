@@ -1,4 +1,4 @@
-"""InfoNCE: symmetric cross-entropy over image-text similarities (van den Oord 2018; as in CLIP: Radford 2021, fig. 3)."""
+"""InfoNCE: symmetric cross-entropy over image-text similarities (van den Oord 2018; CLIP: Radford 2021, fig. 3)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class InfoNCE(Objective):
     """For each row and both directions, over the valid columns j, with target shares q:
 
-    `loss_i = log sum_j exp(s * a_i . c_j) - sum_j q_ij * s * a_i . c_j`. Each direction is averaged over its rows of the
-    global batch, and the loss is the mean of both: `log(N)` nats when the features carry no information.
+    `loss_i = log sum_j exp(s * a_i . c_j) - sum_j q_ij * s * a_i . c_j`. Each direction is averaged over its rows of
+    the global batch, and the loss is the mean of both: `log(N)` nats when the features carry no information.
     """
 
     label_smoothing: float = 0.0  # share of the target spread evenly over all valid columns
@@ -156,7 +156,7 @@ class InfoNCE(Objective):
 
 
 def _any_caption_alike(block: Block, most: float) -> Tensor:
-    """Bool `(m, N)`: samples of which any caption is closer than `most` to any of the row's; padding is alike nothing."""
+    """Bool `(m, N)`: samples with any caption closer than `most` to any of the row's; padding is close to nothing."""
     rows, columns = block.rows[TEXT].detach(), block.columns[TEXT].detach()
     similarity = rows.flatten(0, 1) @ columns.flatten(0, 1).T
     return (similarity > most).unflatten(0, rows.shape[:2]).unflatten(2, columns.shape[:2]).any(3).any(1)

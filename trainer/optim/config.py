@@ -15,7 +15,7 @@ class OptimConfig:
     moved_keys: ClassVar[dict[str, str]] = {"tower_lr": "it is optim.part_lr.tower now: part_lr: {tower: ...}"}
 
     lr: float = 5e-4  # peak, after warm-up
-    # Peak of a part by name: tower, head, text_tower, text_head, logit_scale, ... A pretrained tower wants a tenth of lr.
+    # Peak of a part by name: tower, head, text_tower, text_head, logit_scale, ... Pretrained ones want a tenth of lr.
     part_lr: dict[str, float] = field(default_factory=dict)
     betas: tuple[float, float] = (0.9, 0.98)  # CLIP's for transformers; steadier than 0.999 with large batches
     eps: float = 1e-6  # goes with beta2 0.98 (CLIP: Radford 2021, table 18; open_clip)

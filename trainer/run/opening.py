@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -35,6 +36,7 @@ from trainer.guard.peer_watch import PeerWatch
 from trainer.guard.signals import StopRequest
 from trainer.models.build import build_encoder
 from trainer.models.encoder import Encoder
+from trainer.models.texts.text import LiveText
 from trainer.models.trained import TrainedModel
 from trainer.objectives.objective import Objective
 from trainer.optim.build import build_optimizer
@@ -52,6 +54,8 @@ from trainer.telemetry.flops import flops_per_image, peak_flops
 from trainer.telemetry.stability import StabilityConfig
 from trainer.telemetry.window import Telemetry
 from trainer.trackers.tracker import RunTrackers
+
+_PROOF_SAMPLES = 16  # whose captions the proof draws from
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,10 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     device = accelerator.device
     if device.type == "cpu":
         keep_freed_memory()
-    objective = config.build_objective()
-    data = _open_data(config, objective, device, resources)
+    objective, text = config.build_objective(), config.build_text()
+    data = _open_data(config, objective, text, device, resources)
     seed_generators(config.seed)  # the same initial weights on every rank
-    encoder = _build_encoder(config, objective, data)
+    encoder = _build_encoder(config, objective, text, data)
     input_shape = _input_shape(config, encoder, data.size)
     flops = flops_per_image(encoder.image_encoder, input_shape) * objective.views  # before batch norms are replaced
     model, holders = _prepare(config, objective, encoder, accelerator)
@@ -102,7 +106,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     folder = _open_folder(config, environment, resources, watch)
     checkpoint = _find_checkpoint(config, folder, identity, order, data.train)
 
-    inputs = _proof_inputs(config, objective, data, input_shape)
+    inputs = _proof_inputs(objective, text, data, input_shape)
     ratios = prove_gradients(
         model, objective, holders.objective_state, inputs, accumulate=config.accumulate, seed=config.seed
     )
@@ -139,11 +143,15 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     return run
 
 
-def _open_data(config: TrainConfig, objective: Objective, device: torch.device, resources: ExitStack) -> Data:
+def _open_data(
+    config: TrainConfig, objective: Objective, text: LiveText | None, device: torch.device, resources: ExitStack
+) -> Data:
     """The sets, opened and checked against the recipe, and the loader."""
     train_set = ShardSet.open(config.data.train, config.data.cache_dir, config.data.text)
-    val_set = _open_validation_set(config, train_set, objective)
-    loader = _loader(config, objective, train_set, device)
+    if text is not None:
+        text.check_tokens(train_set.column(text.tokens).head)
+    val_set = _open_validation_set(config, train_set, compares_stored=objective.needs_text and text is None)
+    loader = _loader(config, objective, text, train_set, device)
     resources.callback(loader.close)
     total_steps = min(config.epochs * loader.steps_per_epoch, 2**62 if config.max_steps is None else config.max_steps)
     lr_at(0, total_steps, config.optim)  # a warm-up longer than the run ends here
@@ -151,11 +159,11 @@ def _open_data(config: TrainConfig, objective: Objective, device: torch.device, 
     return Data(train_set, val_set, loader, config.image_size or train_set.image.size, total_steps)
 
 
-def _open_validation_set(config: TrainConfig, train_set: ShardSet, objective: Objective) -> ShardSet | None:
+def _open_validation_set(config: TrainConfig, train_set: ShardSet, compares_stored: bool) -> ShardSet | None:
     if not config.data.val:
         return None
     val_set = ShardSet.open(config.data.val, config.data.cache_dir, config.data.text)
-    if objective.needs_text and val_set.text_encoder != train_set.text_encoder:
+    if compares_stored and val_set.text_encoder != train_set.text_encoder:
         raise ConfigError(
             f"{config.data.val[0]}: captions were embedded by {val_set.text_encoder}, those of training by "
             f"{train_set.text_encoder}. Build both sets with the same text_encoder."
@@ -163,7 +171,10 @@ def _open_validation_set(config: TrainConfig, train_set: ShardSet, objective: Ob
     return val_set
 
 
-def _loader(config: TrainConfig, objective: Objective, train_set: ShardSet, device: torch.device) -> TrainLoader:
+def _loader(
+    config: TrainConfig, objective: Objective, text: LiveText | None, train_set: ShardSet, device: torch.device
+) -> TrainLoader:
+    tokens = text.tokens if text is not None else None
     return TrainLoader(
         train_set,
         global_batch_size=config.global_batch_size,
@@ -173,7 +184,7 @@ def _loader(config: TrainConfig, objective: Objective, train_set: ShardSet, devi
         num_workers=config.data.num_workers,
         prefetch=config.data.prefetch,
         sampler=config.data.sampler,
-        columns=batch_columns(objective, config.data.columns, None, config.data.image_features),
+        columns=batch_columns(objective, config.data.columns, tokens, config.data.image_features),
         all_captions=objective.all_captions,
         pictures=not config.data.image_features,
         pin_memory=device.type == "cuda",
@@ -190,10 +201,13 @@ def _expect_whole_chunks(config: TrainConfig) -> None:
         )
 
 
-def _build_encoder(config: TrainConfig, objective: Objective, data: Data) -> Encoder:
+def _build_encoder(config: TrainConfig, objective: Objective, text: LiveText | None, data: Data) -> Encoder:
     """The encoder, checked against the stored outputs of its tower where those are read."""
-    embed_dim = data.train.embed_dim if objective.needs_text else None
-    encoder = build_encoder(config.model, objective, embed_dim)
+    if text is not None:
+        tower = text.build(config.model.embed_dim)
+        encoder = build_encoder(config.model, objective, tower.embed_dim, tower)
+    else:
+        encoder = build_encoder(config.model, objective, data.train.embed_dim if objective.needs_text else None)
     for shard_set in (data.train, data.val):
         if shard_set is not None and config.data.image_features:
             expect_features_of(encoder, config, shard_set)
@@ -229,15 +243,20 @@ def _placed(model: TrainedModel, config: TrainConfig, device: torch.device) -> T
     return model
 
 
-def _proof_inputs(config: TrainConfig, objective: Objective, data: Data, input_shape: tuple[int, ...]) -> ProofInputs:
-    given_text = data.train.embed_dim if objective.needs_text else None
-    return ProofInputs(input_shape, given_text, None, 2 if objective.all_captions else 0)
+def _proof_inputs(objective: Objective, text: LiveText | None, data: Data, input_shape: tuple[int, ...]) -> ProofInputs:
+    captions = 2 if objective.all_captions else 0
+    if text is None:
+        return ProofInputs(input_shape, data.train.embed_dim if objective.needs_text else None, None, captions)
+    column = data.train.column(text.tokens)
+    some = [column.of_captions(sample) for sample in range(min(_PROOF_SAMPLES, len(data.train)))]
+    return ProofInputs(input_shape, None, torch.from_numpy(np.concatenate(some)), captions)
 
 
 def _identity(config: TrainConfig, encoder: Encoder, data: Data) -> dict[str, Any]:
     """What the weights are: a checkpoint with another identity is of another model."""
     mean, std = encoder.normalization
-    spec = data.train.text_encoder if config.build_objective().needs_text else None
+    compares_stored = config.build_objective().needs_text and config.build_text() is None
+    spec = data.train.text_encoder if compares_stored else None
     return {
         "model": encoder.describe(),
         "objective": config.objective.name,
