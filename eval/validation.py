@@ -79,6 +79,12 @@ def plan_validation(
     return plan
 
 
+def validation_columns(objective: Objective, config: TrainConfig) -> dict[str, str]:
+    """Of validation batches: no more than is measured; a text tower that is trained reads captions as text."""
+    columns = batch_columns(objective, {}, None, config.data.image_features)
+    return {name: column for name, column in columns.items() if name != TEXT or config.build_text() is None}
+
+
 def make_validation(
     val_set: ShardSet,
     train_set: ShardSet,
@@ -93,9 +99,7 @@ def make_validation(
     compares captions, `val/loss` over batches as large as training's (or the whole set, where that is smaller).
     """
     plan = plan_validation(val_set, train_set, objective, config)
-    columns = batch_columns(objective, {}, None, config.data.image_features)
-    if config.build_text() is not None:  # reads captions as text
-        columns = {name: column for name, column in columns.items() if name != TEXT}
+    columns = validation_columns(objective, config)
     loader = _loader(val_set, columns, config, accelerator)
     gallery_loader = None
     if plan.gallery:

@@ -85,7 +85,7 @@ def train_worker(
     from trainer.run.opening import open_run
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    _register_small_tower()
+    register_small_tower()
     validation._draw = _draw_nothing
     validation._draw_neighbours = _draw_no_neighbours
     if plant is not None:
@@ -209,7 +209,8 @@ def _draw_no_neighbours(examples: Any, run_dir: Path, step: int) -> tuple[str, P
     return "val/neighbours", path, "nothing"
 
 
-def _register_small_tower() -> None:
+def register_small_tower() -> None:
+    """Let recipes and checkpoints of this process name it."""
     from torchvision.models._api import register_model  # no public name leads to it
 
     from trainer.models import tower

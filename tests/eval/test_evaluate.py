@@ -11,7 +11,7 @@ import torch
 from column_folders import add_column
 from rich.console import Console
 from shard_sets import make_shard_set
-from training_runs import SMALL_TOWER, recipe, train_worker
+from training_runs import SMALL_TOWER, recipe, register_small_tower, train_worker
 
 import eval.evaluate
 from core.columns import ColumnHead, ColumnValues, ShardValues, publish_column
@@ -33,6 +33,7 @@ from trainer.objectives.nt_xent import NTXent
 from trainer.trackers.metrics_csv import read_metrics
 
 QUIET = Console(quiet=True)
+register_small_tower()
 
 
 @pytest.fixture(scope="module")
