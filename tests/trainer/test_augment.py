@@ -12,17 +12,9 @@ from torchvision.transforms.v2 import functional as tv
 
 from core.errors import ConfigError
 from core.seeding import uniform
-from trainer.pictures.augment import (
-    CLIP,
-    HALF,
-    NORMALIZATIONS,
-    Augment,
-    AugmentConfig,
-    Draw,
-    Normalize,
-    draw,
-    hue_rotation,
-)
+from trainer.pictures.augment import Augment, Draw, Normalize, draw, hue_rotation
+from trainer.pictures.config import AugmentConfig
+from trainer.pictures.normalization import CLIP, HALF, NORMALIZATIONS
 
 STILL = AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0)
 UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # no normalisation: pictures in 0..1
@@ -147,6 +139,9 @@ def test_epochs_seeds_and_samples_each_change_the_picture() -> None:
     assert not torch.equal(first, one(images, 1, np.arange(3)))
     assert not torch.equal(first, Augment(AugmentConfig(), 32, *CLIP, seed=1)(images, 0, np.arange(3)))
     assert not torch.equal(first[0], first[1])
+    second_view = one(images, 0, np.arange(3), view=1)
+    assert all(not torch.equal(a, b) for a, b in zip(first, second_view))
+    assert torch.equal(second_view, one(images, 0, np.arange(3), view=1))
 
 
 def test_crops_keep_the_asked_share_and_shape_and_reach_every_corner() -> None:

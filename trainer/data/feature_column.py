@@ -222,6 +222,7 @@ def state_sha256(module: nn.Module) -> str:
 def _parts(work: ColumnWork, frozen: FrozenTower, batch_size: int, num_workers: int) -> Iterator[ShardValues]:
     """Features shard by shard, as they are computed."""
     from trainer.data.loader import EvalLoader
+    from trainer.data.prefetch import to_device
     from trainer.pictures.augment import Normalize
 
     shard_set = work.shard_set
@@ -237,9 +238,9 @@ def _parts(work: ColumnWork, frozen: FrozenTower, batch_size: int, num_workers: 
     waiting = np.empty((0, _width(frozen)), "<f4")
     try:
         with work.progress("pictures", len(shard_set)) as show:
-            for batch in loader:
+            for batch in to_device(iter(loader), frozen.device):
                 assert batch.images is not None
-                features = _forward(frozen, normalize(batch.images.to(frozen.device, non_blocking=True)))
+                features = _forward(frozen, normalize(batch.images))
                 waiting = np.concatenate([waiting, features])
                 done += len(features)
                 show(done)

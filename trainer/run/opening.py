@@ -26,7 +26,7 @@ from core.host_memory import keep_freed_memory
 from core.seeding import derive_seed
 from core.shard_set import ShardSet
 from trainer.checkpoint.folder import Checkpoint, load_checkpoint, load_latest, resolve_checkpoint, set_aside_after
-from trainer.config import TrainConfig
+from trainer.config import BEST_BY, TrainConfig
 from trainer.data.feature_column import expect_features_of
 from trainer.data.inputs import batch_columns
 from trainer.data.ledger import CoverageLedger
@@ -34,7 +34,6 @@ from trainer.data.loader import TrainLoader
 from trainer.data.order_identity import order_difference, order_identity
 from trainer.guard.peer_watch import PeerWatch
 from trainer.guard.signals import StopRequest
-from trainer.models.build import build_encoder
 from trainer.models.encoder import Encoder
 from trainer.models.texts.text import LiveText
 from trainer.models.trained import TrainedModel
@@ -46,6 +45,7 @@ from trainer.pictures.augment import Augment, Normalize
 from trainer.run.announce import announce
 from trainer.run.environment import describe_environment
 from trainer.run.folder import RunFolder, note_failure, open_run_folder, record_event
+from trainer.run.recipe_encoder import recipe_encoder
 from trainer.run.rng import seed_generators, set_rng_state
 from trainer.run.run import MakeValidation, Run, console
 from trainer.run.state import Holders, RunState, restore, state_of
@@ -91,11 +91,16 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     objective, text = config.build_objective(), config.build_text()
     data = _open_data(config, objective, text, device, resources)
     seed_generators(config.seed)  # the same initial weights on every rank
-    encoder = _build_encoder(config, objective, text, data)
+    encoder = _build_encoder(config, data)
     input_shape = _input_shape(config, encoder, data.size)
     flops = flops_per_image(encoder.image_encoder, input_shape) * objective.views
     model, holders = _prepare(config, objective, encoder, accelerator)
     identity = _identity(config, encoder, data)
+    mean, std = encoder.normalization
+    normalize = Normalize(data.size, mean, std, config.model.channels_last)
+    validate = None
+    if data.val:
+        validate = make_validation(data.val, data.train, normalize, objective, config, accelerator)
     order = order_identity(data.train, data.loader, config.data.sampler, config.seed)
     environment = describe_environment(world_size())
     folder = _open_folder(config, environment, resources, watch)
@@ -109,8 +114,6 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         holders.model.compile()
     seed_generators(derive_seed(config.seed, "dropout", rank()))
 
-    mean, std = encoder.normalization
-    normalize = Normalize(data.size, mean, std, config.model.channels_last)
     peak = peak_flops(device, accelerator.mixed_precision)
     run = Run(
         config=config,
@@ -124,7 +127,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         objective=objective,
         model=model,
         holders=holders,
-        validate=make_validation(data.val, normalize, objective, config, accelerator) if data.val else None,
+        validate=validate,
         telemetry=Telemetry(device, flops_per_image=flops, peak_flops=peak, stability=StabilityConfig()),
         trackers=RunTrackers(),
         identity={**identity, "config": to_mapping(config)},
@@ -198,14 +201,9 @@ def _expect_whole_chunks(config: TrainConfig) -> None:
         )
 
 
-def _build_encoder(config: TrainConfig, objective: Objective, text: LiveText | None, data: Data) -> Encoder:
+def _build_encoder(config: TrainConfig, data: Data) -> Encoder:
     """The encoder, checked against the stored outputs of its tower where those are read."""
-    if text is not None:
-        tower = text.build(config.model.embed_dim)
-        encoder = build_encoder(config.model, objective, tower.embed_dim, data.size, tower)
-    else:
-        embed_dim = data.train.embed_dim if objective.needs_text else None
-        encoder = build_encoder(config.model, objective, embed_dim, data.size)
+    encoder = recipe_encoder(config, data.train)
     for shard_set in (data.train, data.val):
         if shard_set is not None and config.data.image_features:
             expect_features_of(encoder, config, shard_set)
@@ -335,7 +333,9 @@ def _go_on(run: Run, checkpoint: Checkpoint) -> RunState:
     elif is_main():
         console.print(f"{state.world_size} processes before, {world_size()} now: the same batches, dropout drawn anew.")
     run.summary = dict(state.summary)
-    run.start_step, run.best_score, run.earlier_seconds = state.step, state.best_score, state.seconds
+    run.start_step, run.earlier_seconds = state.step, state.seconds
+    if checkpoint.identity.get("config", {}).get("best_by", BEST_BY) == run.config.best_by:
+        run.best_score = state.best_score  # scores by another metric are not to be compared with
     if is_main():
         reason = "the newest checkpoint" if run.config.resume == "auto" else f"resume={run.config.resume}"
         record_event(run.folder.path, "resumed", state.step, path=str(checkpoint.path), reason=reason)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from column_sets import add, adopt_set
+from encoders import encoder_of
 from photo_folders import folder_bytes
 from shard_sets import make_shard_set
 
@@ -20,6 +21,7 @@ from core.image import decode_into
 from core.shard_set import ShardSet
 from trainer.data import feature_column
 from trainer.data.feature_column import state_sha256, tower_origin
+from trainer.models.config import ModelConfig
 
 TOWER = "shufflenet_v2_x0_5"
 
@@ -95,9 +97,6 @@ def test_adopted_sets_need_no_captions_embedded(tmp_path: Path, options: dict[st
 def test_the_origin_is_what_a_training_run_finds_of_its_own_tower(
     tmp_path: Path, weights: Path, options: dict[str, Any]
 ) -> None:
-    from encoders import encoder_of
-from trainer.models.config import ModelConfig
-
     url = make_shard_set(tmp_path / "set", 5, size=32)
     (head,) = add("features", url, cache=tmp_path, **options)
     config = ModelConfig(TOWER, str(weights), normalize="imagenet", freeze="tower")
