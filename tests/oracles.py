@@ -26,7 +26,7 @@ def infonce(
     captions: str = "drawn",
     **other: Any,
 ) -> Tensor:
-    """CLIP (Radford et al. 2021, fig. 3): the mean of two cross-entropies, images among captions and captions among images.
+    """CLIP (Radford et al. 2021, fig. 3): the mean of two cross-entropies, images among captions and the other way.
 
     With all captions, an image's own ones share its target, and the second mean is over captions. Other samples of the
     same image, and samples with a caption close to one of the row's, are no negatives.
@@ -90,7 +90,7 @@ def nt_xent(features: Tensors, scalars: Tensors, given: Tensors, temperature: fl
 
 
 def supcon(features: Tensors, scalars: Tensors, given: Tensors, temperature: float = 0.1, **other: Any) -> Tensor:
-    """SupCon (Khosla et al. 2020, eq. 2): per anchor, the mean over its positives p of -log exp(z_i z_p / t) / sum_a ...
+    """SupCon (Khosla et al. 2020, eq. 2): per anchor, the mean of -log softmax over its positives.
 
     A label of -1 is none. The mean is over the anchors that have a positive.
     """

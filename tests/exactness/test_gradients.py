@@ -47,7 +47,7 @@ def test_ids_and_labels_of_the_batch_repeat_within_ranks_and_over_them() -> None
 
 
 def test_the_table_has_a_row_for_each_objective_and_text() -> None:
-    errors = {processes: {case: (1e-16, "loss") for case in CASES} for processes in PROCESSES}
+    errors = {processes: dict.fromkeys(CASES, (1e-16, "loss")) for processes in PROCESSES}
     whole, short = tables(errors)
     rows = {case.row for case in CASES}
     assert len(whole.splitlines()) == 2 + len(rows) and len(short.splitlines()) == 2 + 4
