@@ -143,9 +143,8 @@ def _features_without_grad(
     features, random_states, scalars = [], [], dict[str, Tensor]()
     for chunk in chunks:
         random_states.append(_random_state(device))
-        inputs = chunk()
         with autocast():
-            chunk_features, scalars = module(inputs)
+            chunk_features, scalars = module(chunk())  # no name for the inputs: it would keep them beside the next ones
         features.append({name: _at_least_float32(x) for name, x in chunk_features.items()})
     for buffer, saved in zip(module.buffers(), buffers, strict=True):
         buffer.copy_(saved)
