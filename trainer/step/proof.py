@@ -23,7 +23,7 @@ from core.errors import DistributedError
 from trainer.data.names import IMAGE_ID, LABEL, NUM_CAPTIONS, TEXT
 from trainer.objectives.engine import whole_loss
 from trainer.objectives.objective import IMAGE, IMAGE2, Objective, Rows
-from trainer.step.forward_backward import Chunk, forward_backward, unwrap
+from trainer.step.forward_backward import Chunk, at_least_float32, forward_backward, unwrap
 
 Tensors = Mapping[str, Tensor]
 ROWS_PER_CHUNK = 3
@@ -133,7 +133,7 @@ def _whole_features(module: Any, batch: Tensors) -> tuple[dict[str, Tensor], Ten
     num_rows = len(next(iter(batch.values())))
     pieces = [_cut(batch, slice(start, start + 16)) for start in range(0, num_rows, 16)]
     outputs = [checkpoint(module, piece, use_reentrant=False) for piece in pieces]
-    features = {name: torch.cat([part[name] for part, _ in outputs]) for name in outputs[0][0]}
+    features = {name: at_least_float32(torch.cat([part[name] for part, _ in outputs])) for name in outputs[0][0]}
     return features, outputs[0][1]
 
 
