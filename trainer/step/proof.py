@@ -99,7 +99,7 @@ def prove_gradients(
             worst |= _worst_over_ranks(figures, tolerance, accumulate)
             ours, theirs = objective.next_state(rows, ours), objective.next_state(whole, theirs)
             _expect_same_state(ours, theirs, tolerance)
-        _expect_relations_to_matter(module, objective, state, batch, given)
+        _expect_relations_to_matter(objective, *_whole_features(module, batch), state, given, seed)
     return {name: ratio for name, (ratio, _) in worst.items() if name in groups}
 
 
@@ -139,24 +139,37 @@ def _whole_features(module: Any, batch: Tensors) -> tuple[dict[str, Tensor], Ten
 
 @torch.no_grad()
 def _expect_relations_to_matter(
-    module: Any, objective: Objective, state: Tensors, batch: Tensors, given: Tensors
+    objective: Objective, features: Tensors, scalars: Tensors, state: Tensors, given: Tensors, seed: int
 ) -> None:
-    """Raise where the loss does not depend on a column that the objective asks for: nobody would notice in training."""
-    features, scalars = _whole_features(module, batch)
+    """Raise where the loss does not depend on a column that the objective asks for: nobody would notice in training.
+
+    With random features of the same shapes, for an untrained tower may give all rows nearly the same; and in float64,
+    for SigLIP's negatives begin at a millionth of its loss.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    random = {
+        name: F.normalize(torch.randn(x.shape, generator=generator), dim=-1).to(x.device)
+        for name, x in features.items()
+    }
+    random, scalars, state, given = (_doubled(tensors) for tensors in (random, scalars, state, given))
 
     def loss(columns: Tensors) -> Tensor:
-        together = {**features, **columns}
+        together = {**random, **columns}
         return whole_loss(objective, Rows(together, together, 0), scalars, state)
 
     usual = loss(given)
     for name in objective.columns:
         distinct = torch.arange(len(given[name]), device=given[name].device)
-        if torch.allclose(loss({**given, name: distinct}), usual, rtol=1e-5, atol=0):
+        if torch.allclose(loss({**given, name: distinct}), usual, rtol=1e-9, atol=0):
             raise DistributedError(
                 f"objective proof: {type(objective).__name__} asks for '{name}' and gives the same loss, "
                 f"{float(usual):.6g}, whether its values repeat or not: it does not use it. Repair the objective, or take "
                 f"'{name}' out of its columns."
             )
+
+
+def _doubled(tensors: Tensors) -> dict[str, Tensor]:
+    return {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
 
 
 def _batch(
