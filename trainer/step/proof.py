@@ -23,7 +23,7 @@ from core.errors import DistributedError
 from trainer.data.names import IMAGE_ID, LABEL, NUM_CAPTIONS, TEXT
 from trainer.objectives.engine import whole_loss
 from trainer.objectives.objective import IMAGE, IMAGE2, Objective, Rows
-from trainer.step.forward_backward import Chunk, forward_backward, unwrap
+from trainer.step.forward_backward import Chunk, at_least_float32, forward_backward, unwrap
 
 Tensors = Mapping[str, Tensor]
 ROWS_PER_CHUNK = 3
@@ -99,7 +99,7 @@ def prove_gradients(
             worst |= _worst_over_ranks(figures, tolerance, accumulate)
             ours, theirs = objective.next_state(rows, ours), objective.next_state(whole, theirs)
             _expect_same_state(ours, theirs, tolerance)
-        _expect_relations_to_matter(module, objective, state, batch, given)
+        _expect_relations_to_matter(objective, *_whole_features(module, batch), state, given, seed)
     return {name: ratio for name, (ratio, _) in worst.items() if name in groups}
 
 
@@ -133,21 +133,29 @@ def _whole_features(module: Any, batch: Tensors) -> tuple[dict[str, Tensor], Ten
     num_rows = len(next(iter(batch.values())))
     pieces = [_cut(batch, slice(start, start + 16)) for start in range(0, num_rows, 16)]
     outputs = [checkpoint(module, piece, use_reentrant=False) for piece in pieces]
-    features = {name: torch.cat([part[name] for part, _ in outputs]) for name in outputs[0][0]}
+    features = {name: at_least_float32(torch.cat([part[name] for part, _ in outputs])) for name in outputs[0][0]}
     return features, outputs[0][1]
 
 
 @torch.no_grad()
 def _expect_relations_to_matter(
-    module: Any, objective: Objective, state: Tensors, batch: Tensors, given: Tensors
+    objective: Objective, features: Tensors, scalars: Tensors, state: Tensors, given: Tensors, seed: int
 ) -> None:
-    """Raise where the loss does not depend on a column that the objective asks for: nobody would notice in training."""
-    features, scalars = _whole_features(module, batch)
-    learned, kept = _exact(scalars), _exact(state)
+    """Raise where the loss does not depend on a column that the objective asks for: nobody would notice in training.
+
+    With random features of the same shapes, for an untrained tower may give all rows nearly the same; and in float64,
+    for SigLIP's negatives begin at a millionth of its loss.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    random = {
+        name: F.normalize(torch.randn(x.shape, generator=generator), dim=-1).to(x.device)
+        for name, x in features.items()
+    }
+    random, scalars, state, given = (_exact(tensors) for tensors in (random, scalars, state, given))
 
     def loss(columns: Tensors) -> Tensor:
-        together = _exact({**features, **columns})
-        return whole_loss(objective, Rows(together, together, 0), learned, kept)
+        together = {**random, **columns}
+        return whole_loss(objective, Rows(together, together, 0), scalars, state)
 
     usual = loss(given)
     for name in objective.columns:
