@@ -114,10 +114,14 @@ def index_one_and_add_one(root: Path) -> None:
 
 
 def save(root: Path, step: int, is_best: bool = False, keep_last: int = 1) -> None:
-    value = torch.full((40, 40), float(step))
+    value = torch.full((20, 20), float(step))
     save_checkpoint(
         root / "run" / "checkpoints",
-        model_state={"w": value},
+        parts={
+            "encoder": {"w": value},
+            "objective": {"logit_scale": value[0, 0], "queue": value},
+            "ema": {"encoder.w": value, "learned.logit_scale": value[0, 0]},
+        },
         optimizer_state={"state": {0: {"m": value}}},
         state={"step": step},
         identity={},
@@ -134,11 +138,20 @@ def save_some(root: Path) -> None:
 
 
 def checkpoints(root: Path) -> list[Any]:
-    """Step and weight of the latest and the best one."""
+    """Step and the values of every part of the latest and the best one."""
     folder = root / "run" / "checkpoints"
     paths = [latest_checkpoint(folder), best_checkpoint(folder)]
     loaded = [load_checkpoint(path) for path in paths if path]
-    return [(checkpoint.step, checkpoint.model_state["w"].unique().tolist()) for checkpoint in loaded]
+    return [
+        (
+            checkpoint.step,
+            {
+                name: torch.cat([x.flatten() for x in part.values()]).unique().tolist()
+                for name, part in checkpoint.parts.items()
+            },
+        )
+        for checkpoint in loaded
+    ]
 
 
 def save_different_ones(root: Path) -> None:

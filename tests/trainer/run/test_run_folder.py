@@ -146,7 +146,7 @@ def test_a_run_killed_while_it_was_opened_for_the_first_time_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("trainer.run_folder.dump_yaml", killed)
+        patch.setattr("trainer.run.folder.dump_yaml", killed)
         with open_run_folder(tmp_path, CONFIG, environment={}, resume="auto"):
             pass
     with open_run_folder(tmp_path, CONFIG, environment={}, resume="auto") as run:
