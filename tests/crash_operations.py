@@ -36,15 +36,13 @@ from trainer.checkpoint.folder import (
     set_aside_after,
 )
 from trainer.run.folder import (
-    RegistryLine,
     open_run_folder,
     read_events,
-    read_registry,
     record_event,
-    register_run,
     set_state,
     was_stopped,
 )
+from trainer.run.registry import RegistryLine, read_registry, register_run
 from trainer.trackers.metrics_csv import MetricsCsv, read_metrics
 
 LETTERS = "ä" * 100  # of two bytes each: most tears of a line are within one

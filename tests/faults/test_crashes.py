@@ -96,7 +96,7 @@ def save_manifest_before_a_shard(manifest: Any, url: str) -> None:
         ("core.storage.sync", sync_folders_only, REGISTRY, "neither old nor new"),
         ("core.storage.sync", sync_folders_only, CHECKPOINT, "the reader fails: CheckpointError"),
         ("core.storage.make_folder", make_folder_without_sync, FIRST_CHECKPOINT, "done and lost"),
-        ("trainer.run.folder.publish_bytes", write_in_place, REGISTRY, "neither old nor new"),
+        ("trainer.run.registry.publish_bytes", write_in_place, REGISTRY, "neither old nor new"),
         ("trainer.checkpoint.folder.publish_folder", remove_before_saving, CHECKPOINT, "neither old nor new"),
         ("trainer.checkpoint.folder.sync", lambda folder: None, CHECKPOINT, "the reader fails: CheckpointError"),
         pytest.param(
