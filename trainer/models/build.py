@@ -18,19 +18,24 @@ from trainer.pictures.normalization import CLIP, NORMALIZATIONS, Normalization
 
 
 def build_encoder(
-    config: ModelConfig, objective: Objective, embed_dim: int | None, text_encoder: TextTower | None = None
+    config: ModelConfig,
+    objective: Objective,
+    embed_dim: int | None,
+    text_encoder: TextTower | None = None,
+    normalization: Normalization | None = None,
 ) -> Encoder:
     """The encoder in float32 on the CPU, in training mode; compiling it and synchronising batch norms is not done here.
 
     Args:
         embed_dim: width of the captions' embeddings; None where captions play no part.
         text_encoder: a text tower that is trained with it.
+        normalization: of weights that are filled in later; it counts where the settings say `auto`.
 
     Raises:
         ConfigError: unknown tower or stage.
         WeightsError: the weights are missing or those of another tower.
     """
-    normalization = _normalization(config)
+    chosen = _normalization(config, normalization)
     tower, tower_dim, last_layer = build_tower(config.tower)
     load_weights(tower, config.tower, last_layer, config.weights)
     usual_hidden, usual_width = objective.head_dims or (tower_dim, embed_dim)
@@ -40,13 +45,13 @@ def build_encoder(
         "tower": config.tower,
         "hidden_dim": hidden_dim,
         "embed_dim": width,
-        "mean": list(normalization.mean),
-        "std": list(normalization.std),
+        "mean": list(chosen.mean),
+        "std": list(chosen.std),
         "keeps_head": objective.keeps_head,
         "text": text_encoder.describe() if text_encoder is not None else None,
     }
     image_encoder = ImageEncoder(tower, tower_dim, hidden_dim, width, config.dropout, config.freeze)
-    encoder = Encoder(image_encoder, text_encoder, normalization, objective.keeps_head, identity)
+    encoder = Encoder(image_encoder, text_encoder, chosen, objective.keeps_head, identity)
     if config.channels_last:
         encoder = encoder.to(memory_format=torch.channels_last)
     return encoder.train()
@@ -64,9 +69,9 @@ def rebuild_encoder(identity: Mapping[str, Any]) -> Encoder:
     return Encoder(image_encoder, text_encoder, normalization, identity["keeps_head"], identity).eval()
 
 
-def _normalization(config: ModelConfig) -> Normalization:
+def _normalization(config: ModelConfig, of_weights: Normalization | None) -> Normalization:
     if config.normalize != "auto":
         return NORMALIZATIONS[config.normalize]
     if config.weights == "none":
-        return CLIP
+        return of_weights or CLIP
     return published_normalization(config.tower, config.weights)

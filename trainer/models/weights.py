@@ -31,7 +31,7 @@ def load_weights(tower: nn.Module, tower_name: str, last_layer: str, weights: st
     if weights == "none":
         return
     if is_path(weights):
-        state, origin = _read_state_dict(Path(weights)), weights
+        state, origin = read_state_dict(Path(weights), "model.weights"), weights
     else:
         state, origin = _download(published(tower_name, weights), tower_name), f"{tower_name} {weights}"
     state = {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] != last_layer}
@@ -69,19 +69,25 @@ def _download(weights: WeightsEnum, tower_name: str) -> Mapping[str, Tensor]:
         ) from error
 
 
-def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
+def read_state_dict(path: Path, key: str) -> Mapping[str, Tensor]:
+    """A file of tensors by name.
+
+    Args:
+        key: of the recipe, for the sentence of an error.
+
+    Raises:
+        WeightsError: no such file, a damaged one, or one that holds more than tensors.
+    """
     if not path.is_file():
-        raise WeightsError(f"model.weights: there is no file {path}; give the path of a torchvision state dict.")
+        raise WeightsError(f"{key}: there is no file {path}; give the path of a torchvision state dict.")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0]
-        raise WeightsError(f"model.weights: {path} is damaged or holds more than tensors ({reason}).") from error
+        raise WeightsError(f"{key}: {path} is damaged or holds more than tensors ({reason}).") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         held = f"keys {', '.join(map(str, list(state)[:3]))}" if isinstance(state, Mapping) else type(state).__name__
-        raise WeightsError(
-            f"model.weights: {path} is no state dict of tensors (it holds {held}); save the model's own."
-        )
+        raise WeightsError(f"{key}: {path} is no state dict of tensors (it holds {held}); save the model's own.")
     return state
 
 
@@ -93,9 +99,10 @@ def _check_fit(wanted: Shapes, given: Shapes, tower_name: str, origin: str) -> N
     ]
     if wrong:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise WeightsError(
-            f"model.weights: {origin} does not fit {tower_name}: {'; '.join(wrong[:3])}{more}.{_likely_tower(given)}"
-        )
+        likely = _likely_tower(given)
+        if any(name.startswith("image_encoder.") for name in given):
+            likely = f" It is an encoder of a run: take it over with start_from={origin}."
+        raise WeightsError(f"model.weights: {origin} does not fit {tower_name}: {'; '.join(wrong[:3])}{more}.{likely}")
 
 
 def _likely_tower(given: Shapes) -> str:
