@@ -36,6 +36,7 @@ from trainer.checkpoint.folder import (
     set_aside_after,
 )
 from trainer.run.folder import (
+    flush_events,
     open_run_folder,
     read_events,
     record_event,
@@ -204,6 +205,22 @@ def run_state(root: Path) -> tuple[bool, list[str]]:
     return was_stopped(folder), [event["event"] for event in read_events(folder)]
 
 
+def start(root: Path) -> None:
+    """A run's first start with the weights of another one, up to its first checkpoint; or its next start."""
+    with open_run_folder(root / "run", {"lr": 0.5}, environment={"commit": "0"}, resume="auto") as folder:
+        if latest_checkpoint(folder.checkpoints) is None:
+            record_event(folder.path, "started from", 0, path=LETTERS, parts={"tower": 8}, reason="start_from=other")
+        flush_events(folder.path)
+        save(root, 1)
+
+
+def beginning(root: Path) -> tuple[bool, int]:
+    """Whether the journal says what the run began with, and the step of its latest checkpoint."""
+    latest = latest_checkpoint(root / "run" / "checkpoints")
+    is_told = any(event["event"] == "started from" for event in read_events(root / "run"))
+    return is_told, load_checkpoint(latest).step if latest else 0
+
+
 def publish_column(root: Path) -> None:
     url = str(root / "set")
     if "labels" not in column_names(url):
@@ -262,6 +279,14 @@ RUN = Operation(
     ends_right=lambda found, new: found[0] and found[1][-3:] == new[1][-3:],
     same_bytes=False,
 )
+START = Operation(
+    "start from",
+    lambda root: None,
+    start,
+    beginning,
+    may_find=lambda found, old, new: found[0] or not found[1],  # no checkpoint whose beginning is not told
+    same_bytes=False,
+)
 COLUMN = Operation(
     "column",
     lambda root: make_shard_set(root / "set", NUM_LABELLED, samples_per_shard=3) and None,
@@ -271,5 +296,6 @@ COLUMN = Operation(
 )
 
 OPERATIONS = (
-    BUILD, ADOPT, ADOPT_AGAIN, CAPTION_CACHE, CHECKPOINT, FIRST_CHECKPOINT, SET_ASIDE, REGISTRY, METRICS, RUN, COLUMN,
+    BUILD, ADOPT, ADOPT_AGAIN, CAPTION_CACHE, CHECKPOINT, FIRST_CHECKPOINT, SET_ASIDE, REGISTRY, METRICS, RUN, START,
+    COLUMN,
 )  # fmt: skip
