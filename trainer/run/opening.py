@@ -34,7 +34,6 @@ from trainer.data.loader import TrainLoader
 from trainer.data.order_identity import order_difference, order_identity
 from trainer.guard.peer_watch import PeerWatch
 from trainer.guard.signals import StopRequest
-from trainer.models.build import build_encoder
 from trainer.models.encoder import Encoder
 from trainer.models.texts.text import LiveText
 from trainer.models.trained import TrainedModel
@@ -48,7 +47,7 @@ from trainer.run.environment import describe_environment
 from trainer.run.folder import RunFolder, note_failure, open_run_folder, record_event
 from trainer.run.rng import seed_generators, set_rng_state
 from trainer.run.run import MakeValidation, Run, console
-from trainer.run.start_from import Start, fill, read_source
+from trainer.run.start_from import Start, begin_model
 from trainer.run.state import Holders, RunState, restore, state_of
 from trainer.step.proof import ProofInputs, prove_gradients
 from trainer.telemetry.flops import flops_per_image, peak_flops
@@ -208,19 +207,15 @@ def _build_model(
     config: TrainConfig, objective: Objective, text: LiveText | None, data: Data
 ) -> tuple[TrainedModel, Start | None]:
     """The model as it begins, checked against the stored outputs of its tower where those are read."""
-    source = read_source(config)
     tower = text.build(config.model.embed_dim) if text is not None else None
     if tower is not None:
         embed_dim: int | None = tower.embed_dim
     else:
         embed_dim = data.train.embed_dim if objective.needs_text else None
-    normalization = source.normalization if source else None
-    encoder = build_encoder(config.model, objective, embed_dim, tower, normalization)
-    model = TrainedModel(encoder, objective)
-    start = fill(model, source, config) if source else None
+    model, start = begin_model(config, objective, embed_dim, tower)
     for shard_set in (data.train, data.val):
         if shard_set is not None and config.data.image_features:
-            expect_features_of(encoder, config, shard_set)
+            expect_features_of(model.encoder, config, shard_set)
     return model, start
 
 

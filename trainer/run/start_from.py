@@ -16,9 +16,12 @@ from core.errors import ConfigError
 from trainer.checkpoint.folder import load_latest, resolve_checkpoint
 from trainer.checkpoint.weights import read_weights
 from trainer.config import TrainConfig
+from trainer.models.build import build_encoder
 from trainer.models.config import SUFFIXES
+from trainer.models.texts.tower import TextTower
 from trainer.models.trained import TrainedModel
 from trainer.models.weights import read_state_dict
+from trainer.objectives.objective import Objective
 from trainer.pictures.normalization import Normalization
 from trainer.run.folder import CHECKPOINTS
 
@@ -69,6 +72,23 @@ class Start:
     def account(self) -> dict[str, Any]:
         """The same for the journal."""
         return {"path": str(self.path), "parts": dict(self.taken), "left": dict(self.left)}
+
+
+def begin_model(
+    config: TrainConfig, objective: Objective, embed_dim: int | None, text_encoder: TextTower | None = None
+) -> tuple[TrainedModel, Start | None]:
+    """The model with the weights that the run begins with, and what was taken where `start_from` counts.
+
+    Args:
+        embed_dim, text_encoder: as for `build_encoder`.
+
+    Raises:
+        ShardclipError: the recipe's model cannot be built, or its weights cannot be had or do not fit.
+    """
+    source = read_source(config)
+    normalization = source.normalization if source else None
+    model = TrainedModel(build_encoder(config.model, objective, embed_dim, text_encoder, normalization), objective)
+    return model, fill(model, source, config) if source else None
 
 
 def read_source(config: TrainConfig) -> Source | None:
