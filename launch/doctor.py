@@ -27,7 +27,7 @@ from trainer.data.inputs import batch_columns
 from trainer.data.loader import sampled
 from trainer.data.names import TEXT, TOKENS
 from trainer.data.stream import max_in_flight
-from trainer.run.recipe_encoder import recipe_encoder
+from trainer.run.start_from import begin_model
 from trainer.samplers.slices import steps_per_epoch
 from trainer.trackers.wandb_tracker import choose_mode
 
@@ -157,9 +157,9 @@ def check_frozen_tower(config: TrainConfig) -> Iterator[Finding]:
     """A tower that is frozen over unchanged pictures computes the same in every epoch; stored outputs are its own."""
     if config.data.image_features:
         train = _open_training_set(config)
-        model = recipe_encoder(config, train)
+        model, _ = begin_model(config, train)
         for shard_set in (train, *_open_validation_set(config)):
-            expect_features_of(model, config, shard_set)
+            expect_features_of(model.encoder, config, shard_set)
         yield Finding("ok", f"{config.data.image_features} was made by this tower")
         return
     if config.model.freeze != "tower" or config.augment.changes_pictures:
@@ -175,9 +175,10 @@ def check_frozen_tower(config: TrainConfig) -> Iterator[Finding]:
 
 def check_weights(config: TrainConfig) -> Iterator[Finding]:
     """The tower's pretrained weights can be had here."""
-    model = recipe_encoder(config, _open_training_set(config))
-    count = sum(p.numel() for p in model.parameters()) / 1e6
-    yield Finding("ok", f"{config.model.tower} with weights {config.model.weights}: {count:.1f} M parameters")
+    model, start = begin_model(config, _open_training_set(config))
+    count = sum(p.numel() for p in model.encoder.parameters()) / 1e6
+    weights = str(start) if start else f"weights {config.model.weights}"
+    yield Finding("ok", f"{config.model.tower}, {count:.1f} M parameters: {weights}")
 
 
 def check_memory(config: TrainConfig) -> Iterator[Finding]:

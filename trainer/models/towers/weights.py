@@ -17,24 +17,25 @@ Shapes = dict[str, tuple[int, ...]]
 TO_BE_A_PATH = "(a path has a '/' or ends in .pth)"  # in sentences about a name that is none
 
 
-def read_state_dict(path: Path) -> Mapping[str, Tensor]:
+def read_state_dict(path: Path, key: str = "model.weights") -> Mapping[str, Tensor]:
     """The tensors of a `.pth`, `.pt` or `.safetensors` file; no code in it is run.
+
+    Args:
+        key: of the recipe, for the sentence of an error.
 
     Raises:
         WeightsError: it is missing, damaged, or holds anything else.
     """
     if not path.is_file():
-        raise WeightsError(f"model.weights: there is no file {path}; give the path of the tower's state dict.")
+        raise WeightsError(f"{key}: there is no file {path}; give the path of the tower's state dict.")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0]
-        raise WeightsError(f"model.weights: {path} is damaged or holds more than tensors ({reason}).") from error
+        raise WeightsError(f"{key}: {path} is damaged or holds more than tensors ({reason}).") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         held = f"keys {', '.join(map(str, list(state)[:3]))}" if isinstance(state, Mapping) else type(state).__name__
-        raise WeightsError(
-            f"model.weights: {path} is no state dict of tensors (it holds {held}); save the model's own."
-        )
+        raise WeightsError(f"{key}: {path} is no state dict of tensors (it holds {held}); save the model's own.")
     return state
 
 
