@@ -77,7 +77,8 @@ def rebuild_encoder(identity: Mapping[str, Any]) -> Encoder:
     image_encoder = ImageEncoder(tower.module, *dims, dropout=0.0, frozen_until="nothing")
     normalization = Normalization(tuple(identity["mean"]), tuple(identity["std"]))
     text_encoder = rebuild_text(identity["text"]) if identity["text"] else None
-    return Encoder(image_encoder, text_encoder, normalization, identity["keeps_head"], identity).eval()
+    encoder = Encoder(image_encoder, text_encoder, normalization, identity["keeps_head"], identity)
+    return encoder.to(memory_format=torch.channels_last).eval()
 
 
 def build_tower(tower: str, weights: str, image_size: int) -> Tower:
