@@ -20,6 +20,7 @@ from core.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 _NULL = ("", "null", "none", "~")
+_NULL_TEXT = ("null", "~")  # where text is wanted: "" and "none" are words there, as in weights: none
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -96,6 +97,8 @@ def convert(value: Any, declared: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise _wrong_type(where, value, "`key: value` lines")
         return from_mapping(declared, value, where)  # type: ignore[arg-type]
+    if _is_null(value, declared):
+        return _nothing(declared, origin, where)
     if origin in (tuple, list) or declared in (tuple, list):
         return _convert_sequence(value, args, where)
     if origin in (dict, Mapping) or declared in (dict, Mapping):
@@ -181,7 +184,7 @@ def _is_required(f: dataclasses.Field[Any]) -> bool:
 
 
 def _convert_union(value: Any, args: tuple[Any, ...], where: str) -> Any:
-    if type(None) in args and (value is None or (isinstance(value, str) and value.lower() in _NULL)):
+    if type(None) in args and _is_null(value):
         return None
     problem: ConfigError | None = None
     for declared in (a for a in args if a is not type(None)):
@@ -190,6 +193,22 @@ def _convert_union(value: Any, args: tuple[Any, ...], where: str) -> Any:
         except ConfigError as error:
             problem = problem or error
     raise problem or _wrong_type(where, value, "null")
+
+
+def _is_null(value: Any, declared: Any = None) -> bool:
+    """Whether a recipe says that there is no value; `declared` is the type of one that is needed."""
+    return value is None or (isinstance(value, str) and value.lower() in (_NULL_TEXT if declared is str else _NULL))
+
+
+def _nothing(declared: Any, origin: Any, where: str) -> Any:
+    """What no value means where one is declared: an empty list or mapping, or an error."""
+    if origin in (tuple, list) or declared in (tuple, list):
+        args = get_args(declared)
+        if not args or args[-1] is Ellipsis or origin is list:
+            return ()
+    if origin in (dict, Mapping) or declared in (dict, Mapping):
+        return {}
+    raise ConfigError(f"{where} has no value: {_spoken(declared)} is needed. Give one, or leave the line out.")
 
 
 def _convert_literal(value: Any, args: tuple[Any, ...], where: str) -> Any:

@@ -42,16 +42,27 @@ class ImageEncoder:
     fingerprint: str  # of the weights: features of equal fingerprints belong together
 
     @property
-    def text_encoder(self) -> TextEncoderSpec:
-        """The frozen encoder whose embeddings it was trained against."""
-        return TextEncoderSpec(**self.identity["text_encoder"])
+    def compares_text(self) -> bool:
+        """Whether it was trained to be compared with captions."""
+        return self.objective.needs_text
 
     @property
-    def text_name(self) -> str:
-        """What embeds captions, for people."""
+    def text_encoder(self) -> TextEncoderSpec | None:
+        """The frozen encoder whose embeddings it was trained against; None where there was none."""
+        spec = self.identity["text_encoder"]
+        return TextEncoderSpec(**spec) if spec else None
+
+    @property
+    def text_name(self) -> str | None:
+        """What embeds captions, for people; None where captions played no part."""
         if trained := self.identity["model"]["text"]:
             return f"{trained['encoder']['name']}, trained with the pictures"
-        return str(self.text_encoder) if self.identity["text_encoder"] else "none"
+        return str(self.text_encoder) if self.text_encoder else None
+
+    @property
+    def logit_scale(self) -> float:
+        """1 / temperature of probabilities; 1 where the objective learns none."""
+        return float(self.scalars.get("scale", 1.0))
 
 
 def load_encoder(checkpoint: Path, device: torch.device) -> ImageEncoder:
@@ -88,6 +99,7 @@ def open_same_text(encoder: ImageEncoder, urls: Sequence[str], cache_dir: Path |
     if encoder.model.text_encoder is not None:
         return ShardSet.open(urls, cache_dir)
     trained = encoder.text_encoder
+    assert trained is not None, "the checkpoint compares captions"
     stored = [load_manifest(url).text_encoder for url in urls]
     if all(spec == trained for spec in stored):
         return ShardSet.open(urls, cache_dir, text="")

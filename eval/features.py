@@ -15,20 +15,32 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from core.distributed import all_gather_rows
+from core.distributed import all_gather_rows, gather_objects
 from core.errors import DamagedError, DataError, StorageError
 from core.shard_set import ShardSet
 from core.storage import publish_bytes
-from eval.metrics import FeatureSet
+from eval.metrics import FeatureSet, check_rows
 from trainer.data.batch import Batch
 from trainer.data.inputs import evaluation_inputs
 from trainer.data.names import IMAGE_ID, TEXT
+from trainer.data.prefetch import to_device
 from trainer.models.encoder import Encoder
 from trainer.objectives.engine import blocked_loss
 from trainer.objectives.objective import IMAGE, Objective, Rows, Tensors
 
 _CAPTIONS_AT_ONCE = 256  # through a trained text tower
 Autocast = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Features of a shard set's pictures: samples that show one image are one row.
+
+    `images` `(N, D)` float32, unit length. `samples` `(N,)`: the sample that each row was read from, in their order.
+    """
+
+    images: np.ndarray
+    samples: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +54,11 @@ class Extracted:
     samples: np.ndarray
     captions: np.ndarray
     logit_scale: float
+
+    @property
+    def pictures(self) -> Pictures:
+        """Without the captions."""
+        return Pictures(self.features.images, self.samples)
 
 
 def extract(
@@ -67,40 +84,53 @@ def extract(
     Raises:
         DataError: NaN features, or a sample that was not read exactly once.
     """
-    was_training = encoder.training
-    encoder.eval()
-    images, texts, counts, samples = [], [], [], []
-    with torch.no_grad():
-        for batch in batches:
-            with autocast():
-                image_features = encoder.image_features(evaluation_inputs(batch, normalize, device))
-            images.append(image_features.float())
-            own_texts, own_counts = _texts(encoder, shard_set, batch, device)
-            texts.append(own_texts)
-            counts.append(own_counts)
-            samples.append(batch.samples)
-            progress(len(batch))
-    encoder.train(was_training)
-    width, text_type = encoder.describe()["embed_dim"], torch.float16 if encoder.text_encoder is None else torch.float32
-    return _assemble(
-        shard_set,
-        _gather(images, device, (0, width), torch.float32),
-        _gather(texts, device, (0, width), text_type),
-        _gather(counts, device, (0,), torch.int64),
-        _gather(samples, device, (0,), torch.int64),
-        logit_scale,
-    )
+    texts: list[Tensor] = []
+    counts: list[Tensor] = []
+
+    def keep_captions(batch: Batch) -> None:
+        own_texts, own_counts = _texts(encoder, shard_set, batch, device)
+        texts.append(own_texts)
+        counts.append(own_counts)
+
+    images, samples = _forward(encoder, normalize, batches, device, autocast, progress, keep_captions)
+    _expect_each_once(samples, np.arange(len(shard_set)))
+    text_type = torch.float16 if encoder.text_encoder is None else torch.float32
+    all_texts = _gather(texts, device, (0, images.shape[1]), text_type)
+    return _assemble(shard_set, images, all_texts, _gather(counts, device, (0,), torch.int64), samples, logit_scale)
 
 
-def _texts(encoder: Encoder, shard_set: ShardSet, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Features of all captions of a batch, and how many each sample has: stored ones, or the trained tower's."""
-    if encoder.text_encoder is None:
-        stored = batch.ragged(TEXT)
-        return stored.values, stored.counts
-    captions = [shard_set.captions(sample) for sample in batch.samples.tolist()]
-    flat = [caption for own in captions for caption in own]
-    features = encoder.text_encoder.embed_texts(flat, device, _CAPTIONS_AT_ONCE)
-    return torch.from_numpy(features), torch.tensor([len(own) for own in captions])
+def extract_pictures(
+    encoder: Encoder,
+    normalize: Callable[[Tensor], Tensor],
+    shard_set: ShardSet,
+    batches: Iterable[Batch],
+    samples: np.ndarray | None = None,
+    *,
+    device: torch.device,
+    autocast: Autocast = nullcontext,
+    progress: Callable[[int], None] = lambda num_samples: None,
+) -> Pictures:
+    """The same of pictures alone (collective).
+
+    Args:
+        samples: those of the batches, in order; of a damaged one its substitute counts. None: the whole set.
+
+    Raises:
+        DataError: NaN features, or a sample that was not read exactly once.
+    """
+    images, read = _forward(encoder, normalize, batches, device, autocast, progress, lambda batch: None)
+    if samples is None:
+        _expect_each_once(read, np.arange(len(shard_set)))
+    check_rows(images, "image")
+    served, row = np.unique(read, return_index=True)
+    first = _merge_same_images(shard_set.image_ids(served))[1]
+    return Pictures(images[row[first]], served[first])
+
+
+def has_pair_loss(objective: Objective) -> bool:
+    """Whether pictures and captions are all that the objective needs for its loss."""
+    compares_pairs = set(objective.features) == {IMAGE, TEXT} and set(objective.columns) <= {IMAGE_ID}
+    return compares_pairs and not objective.initial_state(1)
 
 
 def mean_pair_loss(
@@ -110,7 +140,7 @@ def mean_pair_loss(
 
     Args:
         image_ids: `(N,)` of the image rows, as the shard set gives them.
-        objective: of images and captions.
+        objective: one that `has_pair_loss`.
         scalars: of the objective.
         batch_size: the loss grows with it, so it should be the one trained with; a ragged rest is left out, and a set
             that is smaller is one batch.
@@ -133,16 +163,20 @@ def mean_pair_loss(
     return float(np.mean(losses))
 
 
-def save_features(extracted: Extracted, path: Path, encoder: str, shards: str) -> None:
+def save_features(extracted: Extracted | Pictures, path: Path, encoder: str, shards: str) -> None:
     """Publish the features with the fingerprint of the image encoder and of the shard set they are from."""
-    tensors = {
-        "images": extracted.features.images,
-        "texts": extracted.features.texts,
-        "image_of_text": extracted.features.image_of_text,
-        "samples": extracted.samples,
-        "captions": extracted.captions,
-    }
-    metadata = {"encoder": encoder, "shards": shards, "logit_scale": json.dumps(extracted.logit_scale)}
+    metadata = {"encoder": encoder, "shards": shards}
+    if isinstance(extracted, Pictures):
+        tensors = {"images": extracted.images, "samples": extracted.samples}
+    else:
+        metadata["logit_scale"] = json.dumps(extracted.logit_scale)
+        tensors = {
+            "images": extracted.features.images,
+            "texts": extracted.features.texts,
+            "image_of_text": extracted.features.image_of_text,
+            "samples": extracted.samples,
+            "captions": extracted.captions,
+        }
     publish_bytes(save(tensors, {**metadata, "sha256": _digest(tensors, metadata)}), path)
 
 
@@ -150,7 +184,7 @@ def load_features(path: Path, encoder: str | None = None, shards: str | None = N
     """Read features back; `encoder` and `shards`, where given, must be those they were saved with.
 
     Raises:
-        DataError: the features are of another encoder or another shard set.
+        DataError: the features are of another encoder or another shard set, or of pictures alone.
         DamagedError: the file is not as it was written, or no feature file.
     """
     try:
@@ -168,6 +202,8 @@ def load_features(path: Path, encoder: str | None = None, shards: str | None = N
             raise DataError(
                 f"{path}: its {what} is {metadata.get(what)}, {expected} is needed. Run `shardclip eval` again."
             )
+    if "texts" not in tensors:
+        raise DataError(f"{path}: holds features of pictures alone: its encoder was trained without captions.")
     features = FeatureSet(tensors["images"], tensors["texts"], tensors["image_of_text"])
     return Extracted(features, tensors["samples"], tensors["captions"], json.loads(metadata["logit_scale"]))
 
@@ -180,10 +216,56 @@ def _digest(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> s
     return digest.hexdigest()
 
 
+def _forward(
+    encoder: Encoder,
+    normalize: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    device: torch.device,
+    autocast: Autocast,
+    progress: Callable[[int], None],
+    keep: Callable[[Batch], None],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features `(n, D)` of all ranks' pictures, and the samples `(n,)` they are of; `keep` is shown every batch."""
+    was_training = encoder.training
+    encoder.eval()
+    images, samples = [], []
+    with torch.no_grad():
+        # Not `.to(device)` here: workers write a batch's memory again once it is dropped, which must be after its copy.
+        for batch in to_device(iter(batches), device):
+            with autocast():
+                image_features = encoder.image_features(evaluation_inputs(batch, normalize))
+            images.append(image_features.float())
+            samples.append(batch.samples)
+            keep(batch)
+            progress(len(batch))
+    encoder.train(was_training)
+    width = max(gather_objects(images[0].shape[1] if images else 0))  # a rank may have had no batch at all
+    return _gather(images, device, (0, width), torch.float32), _gather(samples, device, (0,), torch.int64)
+
+
+def _texts(encoder: Encoder, shard_set: ShardSet, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Features of all captions of a batch, and how many each sample has: stored ones, or the trained tower's."""
+    if encoder.text_encoder is None:
+        stored = batch.ragged(TEXT)
+        return stored.values, stored.counts
+    captions = [shard_set.captions(sample) for sample in batch.samples.tolist()]
+    flat = [caption for own in captions for caption in own]
+    features = encoder.text_encoder.embed_texts(flat, device, _CAPTIONS_AT_ONCE)
+    return torch.from_numpy(features), torch.tensor([len(own) for own in captions])
+
+
 def _gather(parts: list[Tensor], device: torch.device, empty: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:
     """Rows of all ranks; a rank may have had no batch at all."""
     rows = torch.cat([torch.as_tensor(part) for part in parts]) if parts else torch.zeros(empty)
     return all_gather_rows(rows.to(device=device, dtype=dtype)).cpu().numpy()
+
+
+def _expect_each_once(samples: np.ndarray, wanted: np.ndarray) -> None:
+    if not np.array_equal(np.sort(samples), wanted):
+        raise DataError(
+            f"{len(samples)} samples were read, {len(np.unique(samples))} of them distinct; the set has"
+            f" {len(wanted)}. Every sample counts once: this is a fault of the loader, please report it."
+        )
 
 
 def _assemble(
@@ -195,11 +277,6 @@ def _assemble(
     logit_scale: float,
 ) -> Extracted:
     order = np.argsort(samples, kind="stable")
-    if not np.array_equal(samples[order], np.arange(len(shard_set))):
-        raise DataError(
-            f"{len(samples)} samples were read, {len(np.unique(samples))} of them distinct; the set has"
-            f" {len(shard_set)}. Every sample counts once: this is a fault of the loader, please report it."
-        )
     row_of_sample, first_sample = _merge_same_images(shard_set.image_ids(np.arange(len(shard_set))))
     sample_of_text = np.repeat(samples, num_captions)
     text_order = np.argsort(sample_of_text, kind="stable")

@@ -12,9 +12,17 @@ import numpy as np
 import xxhash
 
 from core.errors import DataError
+from trainer.telemetry.names import (
+    AP_DEPTH,
+    IMAGE_TO_TEXT,
+    MEAN_AP,
+    MEAN_RANK,
+    MEDIAN_RANK,
+    RECALL_KS,
+    TEXT_TO_IMAGE,
+    recall,
+)
 
-RECALL_KS = (1, 5, 10)
-AP_DEPTH = 10  # mAP@10
 _UNIT_TOLERANCE = 1e-2  # float16 embeddings are off by 1e-3; a forgotten normalisation by far more
 _BLOCK_BYTES = 32 * 2**20  # one block of similarities
 _OWN_BLOCK = 4096  # pairs of an image and its own text that are multiplied at a time
@@ -42,8 +50,8 @@ class FeatureSet:
         object.__setattr__(self, "texts", np.ascontiguousarray(self.texts, dtype=np.float32))
         object.__setattr__(self, "image_of_text", np.asarray(self.image_of_text).astype(np.int64, casting="same_kind"))
         _check_shapes(self.images, self.texts, self.image_of_text)
-        _check_rows(self.images, "image")
-        _check_rows(self.texts, "text")
+        check_rows(self.images, "image")
+        check_rows(self.texts, "text")
         without = np.flatnonzero(self.captions_per_image() == 0)
         if len(without):
             raise DataError(
@@ -100,17 +108,17 @@ def summarise(ranks: Ranks, ks: Sequence[int] = RECALL_KS) -> dict[str, dict[str
     """The figures of both directions under the names used in `results.json` and wandb; recall and mAP are 0 to 1."""
     own_rank = ranks.text_to_image
     precisions = {
-        "image_to_text": ranks.average_precision,
-        "text_to_image": np.where(own_rank <= AP_DEPTH, 1.0 / own_rank, 0.0),
+        IMAGE_TO_TEXT: ranks.average_precision,
+        TEXT_TO_IMAGE: np.where(own_rank <= AP_DEPTH, 1.0 / own_rank, 0.0),
     }
     return {
-        direction: {f"recall@{k}": recall_at_k(direction_ranks, k) for k in ks}
+        direction: {recall(k): recall_at_k(direction_ranks, k) for k in ks}
         | {
-            "median_rank": median_rank(direction_ranks),
-            "mean_rank": float(np.mean(direction_ranks)),
-            f"map@{AP_DEPTH}": float(np.mean(precisions[direction])),
+            MEDIAN_RANK: median_rank(direction_ranks),
+            MEAN_RANK: float(np.mean(direction_ranks)),
+            MEAN_AP: float(np.mean(precisions[direction])),
         }
-        for direction, direction_ranks in (("image_to_text", ranks.image_to_text), ("text_to_image", own_rank))
+        for direction, direction_ranks in ((IMAGE_TO_TEXT, ranks.image_to_text), (TEXT_TO_IMAGE, own_rank))
     }
 
 
@@ -291,7 +299,8 @@ def _check_shapes(images: np.ndarray, texts: np.ndarray, image_of_text: np.ndarr
         )
 
 
-def _check_rows(rows: np.ndarray, kind: str) -> None:
+def check_rows(rows: np.ndarray, kind: str) -> None:
+    """Raise where a row is not of unit length."""
     squared = np.einsum("rd,rd->r", rows, rows)
     broken = np.flatnonzero(~np.isfinite(squared))
     if len(broken):

@@ -129,8 +129,8 @@ def evaluate(recipe: Recipe, overrides: Overrides = None) -> None:
 
     Example: shardclip eval configs/eval/coco2014_val.yaml checkpoint=runs/coco2014_resnet50
     """
-    from eval.run import EvalConfig
-    from eval.run import evaluate as run
+    from eval.config import EvalConfig
+    from eval.evaluate import evaluate as run
 
     run(load_config(EvalConfig, recipe, overrides or []), console)
 
@@ -141,7 +141,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder that `eval` ha
 
     Example: shardclip report runs/coco2014_resnet50
     """
-    from eval.report import write_report
+    from eval.report.page import write_report
 
     console.print(f"report: {write_report(run)}")
 

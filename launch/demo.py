@@ -13,7 +13,8 @@ from rich.table import Table
 
 from core.config import load_config
 from core.errors import ConfigError
-from eval.run import EvalConfig, evaluate
+from eval.config import EvalConfig
+from eval.evaluate import evaluate
 from launch.launcher import launch_training
 from shard_builder.build import build_shards
 from shard_builder.config import BuildConfig

@@ -18,18 +18,21 @@ from rich.table import Table
 from core.columns import column_names, column_url, load_head
 from core.errors import ShardclipError
 from core.shard_set import ShardSet
+from eval.validation import plan_validation, validation_columns
 from trainer.config import TrainConfig
 from trainer.data.buffers import buffer_bytes
-from trainer.data.columns import BatchColumns
-from trainer.data.feature_column import expect_features_of
+from trainer.data.columns import BatchColumns, most_captions
+from trainer.data.feature_column import default_column_name, expect_features_of
 from trainer.data.inputs import batch_columns
 from trainer.data.loader import sampled
+from trainer.data.names import TEXT, TOKENS
 from trainer.data.stream import max_in_flight
-from trainer.run.start_from import begin_model
+from trainer.run.recipe_model import recipe_model
 from trainer.samplers.slices import steps_per_epoch
 from trainer.trackers.wandb_tracker import choose_mode
 
 GIB = 2**30
+_WIDEST_CROP, _LEAST_JITTER = 0.5, 0.3  # weaker ones leave two views too much alike (Chen et al. 2020, fig. 5)
 
 
 @dataclass(frozen=True)
@@ -58,22 +61,64 @@ def check_shards(config: TrainConfig) -> Iterator[Finding]:
     steps = steps_per_epoch(len(train), config.global_batch_size, max(1, torch.cuda.device_count()))
     dropped = len(train) - steps * config.global_batch_size
     yield Finding("ok", f"{len(train):,} training samples, {steps:,} steps an epoch, {dropped:,} left over in each")
-    yield Finding("ok", f"caption embeddings: {train.text_encoder}, width {train.embed_dim}")
-    if config.data.val:
-        validation = ShardSet.open(config.data.val, config.data.cache_dir, config.data.text)
-        if validation.text_encoder != train.text_encoder:
+    compares_stored = config.build_objective().needs_text and config.build_text() is None
+    if compares_stored:
+        yield Finding("ok", f"caption embeddings: {train.text_encoder}, width {train.embed_dim}")
+    for validation in _open_validation_set(config):
+        if compares_stored and validation.text_encoder != train.text_encoder:
             what = (
                 f"validation captions come from {validation.text_encoder}, training captions from {train.text_encoder}"
             )
             yield Finding("error", what, "Build both sets with one text_encoder.")
         else:
-            yield Finding("ok", f"{len(validation):,} validation samples of the same encoder")
+            same = " of the same encoder" if compares_stored else ""
+            yield Finding("ok", f"{len(validation):,} validation samples{same}")
+
+
+def check_validation(config: TrainConfig) -> Iterator[Finding]:
+    """What training will be followed by, and what names its best checkpoint."""
+    objective = config.build_objective()
+    if not config.data.val:
+        what = "recall" if objective.needs_text else "k-NN accuracy"
+        yield Finding("warning", "no validation shards", f"Set data.val, or {what} is not followed.")
+        return
+    train, (validation,) = _open_training_set(config), _open_validation_set(config)
+    plan = plan_validation(validation, train, objective, config)
+    yield Finding("ok", f"validation measures {', '.join(plan.metrics)}; the best checkpoint: {config.best_by}")
+    if plan.gallery:
+        of = int((plan.gallery.labels.numbers >= 0).sum())
+        yield Finding("ok", f"k-NN looks among {len(plan.gallery.samples):,} of {of:,} labelled training samples")
+    elif plan.labels:
+        what = "the training set has no labels: k-NN looks among the validation samples, each without itself"
+        yield Finding("warning", what, f"`shardclip column labels {' '.join(config.data.train)}`.")
+
+
+def check_views(config: TrainConfig) -> Iterator[Finding]:
+    """Two views of a picture must differ in more than what is easily undone, or comparing them teaches nothing."""
+    objective = config.build_objective()
+    if objective.views < 2:
+        return
+    augment = config.augment
+    weak = []
+    if augment.crop_scale[0] > _WIDEST_CROP:
+        weak.append(f"crops keep at least {100 * augment.crop_scale[0]:.0f} % of a picture")
+    if augment.jitter < _LEAST_JITTER:
+        weak.append(f"colours change with probability {augment.jitter:g}")
+    if weak:
+        yield Finding(
+            "warning",
+            f"{config.objective.name} compares {objective.views} views of each picture, but {' and '.join(weak)}",
+            "Set augment.crop_scale=0.08,1 augment.jitter=0.8 augment.grayscale=0.2, as SimCLR does.",
+        )
     else:
-        yield Finding("warning", "no validation shards", "Set data.val, or recall is not followed.")
+        yield Finding("ok", f"{objective.views} views of each picture, by crops and colours")
 
 
 def check_columns(config: TrainConfig) -> Iterator[Finding]:
-    """What is known of the samples beside the shards, and whether it still speaks of them."""
+    """What is known of the samples beside the shards, whether it still speaks of them, and what the objective needs."""
+    for name in config.build_objective().columns:
+        if name in config.data.columns:  # the others are in every batch
+            yield from _check_needed(config, name, config.data.columns[name])
     for url in [*config.data.train, *config.data.val]:
         own = ShardSet.open(url, config.data.cache_dir).fingerprint
         heads = []
@@ -99,10 +144,12 @@ def check_sampler(config: TrainConfig) -> Iterator[Finding]:
     what = f"sampler {config.data.sampler.name}: {int((visits > 0).sum()):,} samples in the first epoch"
     yield Finding("ok", f"{what}, at most {int(visits.max(initial=0))} times")
     objective = config.build_objective()
-    columns = batch_columns(objective, config.data.columns, None, config.data.image_features)
+    text = config.build_text()
+    tokens = text.tokens if text is not None else None
+    columns = batch_columns(objective, config.data.columns, tokens, config.data.image_features)
     BatchColumns(columns, "drawn").open(train)
-    for validation in _open_validation_set(config):  # needs no more than it measures
-        BatchColumns(batch_columns(objective, {}, None, config.data.image_features), "all").open(validation)
+    for validation in _open_validation_set(config):
+        BatchColumns(validation_columns(objective, config), "all").open(validation)
     yield Finding("ok", f"batches carry image_id, {', '.join(columns)}")
 
 
@@ -110,7 +157,7 @@ def check_frozen_tower(config: TrainConfig) -> Iterator[Finding]:
     """A tower that is frozen over unchanged pictures computes the same in every epoch; stored outputs are its own."""
     if config.data.image_features:
         train = _open_training_set(config)
-        model, _ = begin_model(config, config.build_objective(), train.embed_dim)
+        model, _ = recipe_model(config, train)
         for shard_set in (train, *_open_validation_set(config)):
             expect_features_of(model.encoder, config, shard_set)
         yield Finding("ok", f"{config.data.image_features} was made by this tower")
@@ -122,13 +169,13 @@ def check_frozen_tower(config: TrainConfig) -> Iterator[Finding]:
         "warning",
         f"the frozen tower sees the same pictures in each of {config.epochs} epochs and computes the same of them",
         f"`shardclip column features {sets} recipe=` this recipe, then set "
-        f"data.image_features=features.{config.model.tower}",
+        f"data.image_features={default_column_name(config.model.tower)}",
     )
 
 
 def check_weights(config: TrainConfig) -> Iterator[Finding]:
     """The tower's pretrained weights can be had here."""
-    model, start = begin_model(config, config.build_objective(), _open_training_set(config).embed_dim)
+    model, start = recipe_model(config, _open_training_set(config))
     count = sum(p.numel() for p in model.encoder.parameters()) / 1e6
     weights = str(start) if start else f"weights {config.model.weights}"
     yield Finding("ok", f"{config.model.tower}, {count:.1f} M parameters: {weights}")
@@ -136,9 +183,8 @@ def check_weights(config: TrainConfig) -> Iterator[Finding]:
 
 def check_memory(config: TrainConfig) -> Iterator[Finding]:
     """The largest block of logits, and memory for the loader's buffers."""
-    block = config.build_objective().block_size or config.global_batch_size
-    logits = block * config.global_batch_size * 4
-    yield Finding("ok", f"logits: blocks of {block} x {config.global_batch_size}, {logits / GIB:.2f} GiB at a time")
+    rows, columns = logits_block(config)
+    yield Finding("ok", f"logits: blocks of {rows:,} x {columns:,}, {rows * columns * 4 / GIB:.2f} GiB at a time")
     if config.data.image_features:
         return  # no picture is read
     ranks = max(1, torch.cuda.device_count())
@@ -150,6 +196,21 @@ def check_memory(config: TrainConfig) -> Iterator[Finding]:
     repair = "Lower data.prefetch or global_batch_size." if needed > free / 2 else ""
     what = f"loader buffers of all ranks: about {needed / GIB:.2f} GiB of {free / GIB:.1f} GiB free memory"
     yield Finding("warning" if repair else "ok", what, repair)
+
+
+def logits_block(config: TrainConfig) -> tuple[int, int]:
+    """Rows and columns of the largest matrix that the objective compares at once.
+
+    Columns are the global batch: every view of a picture, or every caption (of the training set's most).
+    """
+    objective, size = config.build_objective(), config.global_batch_size
+    own = size // max(1, torch.cuda.device_count())
+    rows = min(objective.block_size or own, own)
+    per_sample = objective.views
+    if objective.all_captions:
+        text = config.build_text()
+        per_sample = most_captions(_open_training_set(config), {TOKENS: text.tokens} if text else {TEXT: ""})
+    return rows, size * per_sample
 
 
 def check_cores(config: TrainConfig) -> Iterator[Finding]:
@@ -203,6 +264,8 @@ CHECKS: tuple[Callable[[TrainConfig], Iterator[Finding]], ...] = (
     check_device,
     check_shards,
     check_columns,
+    check_validation,
+    check_views,
     check_sampler,
     check_weights,
     check_frozen_tower,
@@ -211,6 +274,17 @@ CHECKS: tuple[Callable[[TrainConfig], Iterator[Finding]], ...] = (
     check_imaging,
     check_wandb,
 )
+
+
+def _check_needed(config: TrainConfig, name: str, column: str) -> Iterator[Finding]:
+    """A column without which the objective cannot say which samples belong together."""
+    head = _open_training_set(config).column(column).head
+    who = f"{config.objective.name} needs '{name}'"
+    if head.per != "sample" or np.dtype(head.dtype).kind != "i":
+        what = f"{who}: column {column} is {head.kind} ({head.dtype} a {head.per}), a number for each sample is needed"
+        yield Finding("error", what, f"Name a column of labels or topics in data.columns.{name}.")
+    else:
+        yield Finding("ok", f"{who}: column {column} ({head.kind})")
 
 
 def _open_training_set(config: TrainConfig) -> ShardSet:

@@ -85,8 +85,9 @@ def train_worker(
     from trainer.run.opening import open_run
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    _register_small_tower()
+    register_small_tower()
     validation._draw = _draw_nothing
+    validation._draw_neighbours = _draw_no_neighbours
     if plant is not None:
         plant()
 
@@ -202,11 +203,18 @@ def _draw_nothing(extracted: Any, ranks: Any, shard_set: Any, run_dir: Path, ste
     return "val/retrieval", path, "nothing"
 
 
-def _register_small_tower() -> None:
+def _draw_no_neighbours(examples: Any, run_dir: Path, step: int) -> tuple[str, Path, str]:
+    path = run_dir / "pictures" / f"val-neighbours-{step:08d}.jpg"
+    publish_bytes(b"", path)
+    return "val/neighbours", path, "nothing"
+
+
+def register_small_tower() -> None:
+    """Let recipes and checkpoints of this process name it."""
     from torchvision.models._api import register_model  # no public name leads to it
 
-    from trainer.models import tower
+    from trainer.models.towers import torchvision as family
 
-    if "small" not in tower.TOWERS:
+    if "small" not in family.NAMES:
         register_model("small")(_SmallTower)
-        tower.TOWERS = (*tower.TOWERS, "small")
+        family.NAMES = (*family.NAMES, "small")

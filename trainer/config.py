@@ -20,6 +20,8 @@ from trainer.pictures.config import AugmentConfig
 from trainer.samplers import SAMPLERS
 from trainer.trackers.tracker import TrackingConfig
 
+BEST_BY = "auto"
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -63,6 +65,7 @@ class TrainConfig:
     log_every: int = 50  # steps
     eval_every: int = 0  # steps; 0: after every epoch
     eval_batch_size: int = 256  # images per process
+    best_by: str = BEST_BY  # the metric of the best checkpoint; auto: mean of the six recalls, or k-NN accuracy
     checkpoint_every: int = 0  # steps; 0: after every epoch
     keep_last: int = 3  # checkpoints, beside the best one
     resume: str = "auto"  # auto: go on where run_dir stands, or start; no: a new folder only; or a checkpoint in it

@@ -55,6 +55,18 @@ def test_overrides_reach_nested_keys_and_choices(tmp_path: Path) -> None:
     assert load_config(Config, path, ["loss=siglip"]).loss == Choice("siglip")  # another part: no inherited options
 
 
+@pytest.mark.parametrize("nothing", ["null", "~", "none", ""])
+def test_no_value_is_an_empty_list_and_never_one_of_that_name(tmp_path: Path, nothing: str) -> None:
+    path = recipe(tmp_path, f"run_dir: a\nshards: {nothing}\noptim: {{steps: {nothing}}}\n")
+    config = load_config(Config, path)
+    assert config.shards == () and config.optim.steps is None
+    assert load_config(Config, path, [f"shards={nothing}"]).shards == ()
+
+
+def test_none_is_a_word_where_text_is_wanted(tmp_path: Path) -> None:
+    assert load_config(Config, recipe(tmp_path, "run_dir: a\nname: none\n")).name == "none"  # as in weights: none
+
+
 def test_the_resolved_config_reads_back_equal(tmp_path: Path) -> None:
     config = Config(Path("runs/a"), shards=("x",), loss=Choice("infonce", {"label_smoothing": 0.1}))
     again = load_config(Config, recipe(tmp_path, dump_yaml(config)))
@@ -77,6 +89,12 @@ def test_the_resolved_config_reads_back_equal(tmp_path: Path) -> None:
         ("run_dir: a\nrun_dir: b", "key 'run_dir' stands twice"),
         ("run_dir: [a", "not valid YAML"),
         ("- a", "a recipe is a list of `key: value` lines"),
+        ("run_dir: null", "run_dir has no value: a path is needed."),
+        ("run_dir:", "run_dir has no value: a path is needed."),
+        ("run_dir: a\nname: null", "name has no value: text is needed. Give one, or leave the line out."),
+        ("run_dir: a\nshards: [x, null]", "shards[1] has no value: text is needed."),
+        ("run_dir: a\noptim: {lr: ~}", "lr has no value: a number is needed."),
+        ("run_dir: a\noptim: {betas: null}", "betas has no value"),
     ],
 )
 def test_a_wrong_recipe_is_named(tmp_path: Path, text: str, sentence: str) -> None:

@@ -7,60 +7,155 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from column_folders import add_column
 from shard_sets import make_shard_set
 from torch import nn
-from trainer.losses import InfoNCE
 
+from core.config import Choice
+from core.errors import ConfigError
 from core.shard_set import ShardSet
+from eval.evaluations.knn import knn_is_right
+from eval.features import extract
 from eval.metrics import retrieval_ranks, summarise
 from eval.validation import make_validation
 from trainer.config import DataConfig, TrainConfig
 from trainer.data.loader import EvalLoader
 
+CPU = torch.device("cpu")
+
+
+class PixelEncoder(nn.Module):
+    text_encoder = None
+
+    def image_features(self, images):
+        pixels = nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)[:, :8]
+        return nn.functional.normalize(pixels, dim=-1)
+
 
 class PixelModel(nn.Module):
-    def forward(self, images):
-        pixels = nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)[:, :8]
-        return nn.functional.normalize(pixels, dim=-1), torch.tensor(10.0)
+    """What a validation asks of a `TrainedModel`."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = PixelEncoder()
+
+    def scalars(self):
+        return {"scale": torch.tensor(10.0)}
 
 
 def normalize(images):
     return images.float() / 255 - 0.5
 
 
-def validate(url, run_dir, times=1):
+def validate(val, train, run_dir, times=1, **settings):
     config = TrainConfig(
-        run_dir=Path(run_dir), data=DataConfig((url,), (url,), num_workers=0), global_batch_size=6, eval_batch_size=4
+        run_dir=Path(run_dir),
+        data=DataConfig((train,), (val,), num_workers=0),
+        global_batch_size=6,
+        eval_batch_size=4,
+        **settings,
     )
-    validation = make_validation(ShardSet.open(url), normalize, InfoNCE(), config, Accelerator(cpu=True))
+    sets = ShardSet.open(val), ShardSet.open(train)
+    validation = make_validation(*sets, normalize, config.build_objective(), config, Accelerator(cpu=True))
     for step in range(times):
         measured = validation(PixelModel(), step)
     return dict(measured.metrics), measured.score, [str(path) for _, path, _ in measured.pictures]
 
 
+def pixels_of(url):
+    shard_set = ShardSet.open(url)
+    loader = EvalLoader(shard_set, batch_size=50)
+    return extract(PixelEncoder(), normalize, shard_set, loader, logit_scale=10.0, device=CPU)
+
+
+def labelled(folder, count, classes=("cat", "dog"), **options):
+    """A set whose classes are drawn at random, the last sample without one."""
+    url = make_shard_set(folder, count, num_captions=1, **options)
+    labels = np.random.default_rng(count).integers(0, len(classes), count).astype("<i4")
+    labels[-1] = -1
+    add_column(url, "labels", labels, classes=classes)
+    return url, labels
+
+
+PICTURES_ALONE = {"objective": Choice("nt_xent")}
+
+
 def test_a_validation_measures_what_an_evaluation_would(tmp_path):
     url = make_shard_set(tmp_path / "val", 11, num_captions=3)
-    metrics, score, pictures = validate(url, tmp_path / "run", times=2)
-    from eval.features import extract
-
-    shard_set = ShardSet.open(url)
-    loader = EvalLoader(shard_set, batch_size=11)
-    found = extract(PixelModel(), normalize, shard_set, loader, device=torch.device("cpu"))
-    expected = summarise(retrieval_ranks(found.features))
+    metrics, score, pictures = validate(url, url, tmp_path / "run", times=2)
     recalls = []
-    for direction, figures in expected.items():
+    for direction, figures in summarise(retrieval_ranks(pixels_of(url).features)).items():
         for name, value in figures.items():
             assert metrics[f"val/{direction}/{name}"] == pytest.approx(value), name
         recalls += [figures[f"recall@{k}"] for k in (1, 5, 10)]
     assert score == pytest.approx(np.mean(recalls))
     assert metrics["val/loss"] > 0
+    assert not [name for name in metrics if "knn" in name]
     assert pictures == [str(tmp_path / "run" / "pictures" / "val-retrieval-00000001.jpg")]
     assert Path(pictures[0]).stat().st_size > 5000
 
 
 def test_two_ranks_get_the_figures_of_one(tmp_path):
     url = make_shard_set(tmp_path / "val", 7, num_captions=[1, 2, 3, 4, 1, 2, 3])
-    alone = validate(url, tmp_path / "alone")
-    for metrics, score, _ in gloo.run(2, validate, url, str(tmp_path / "both")):
+    alone = validate(url, url, str(tmp_path / "alone"))
+    for metrics, score, _ in gloo.run(2, validate, url, url, str(tmp_path / "both")):
         assert score == pytest.approx(alone[1])
         assert metrics == pytest.approx(alone[0])
+
+
+def test_without_captions_the_training_set_is_the_gallery_of_the_validation_set(tmp_path):
+    train, train_labels = labelled(tmp_path / "train", 30, classes=("dog", "cat", "cow"), seed=1)
+    val, labels = labelled(tmp_path / "val", 13)
+    metrics, score, pictures = validate(val, train, tmp_path / "run", **PICTURES_ALONE)
+    gallery, queries = pixels_of(train).features.images[:-1], pixels_of(val).features.images[:-1]
+    in_train = np.array([1, 0])[labels[:-1]]  # the training set names its classes in another order
+    for name, k in (("val/knn/accuracy", 20), ("val/knn1/accuracy", 1)):
+        assert metrics[name] == pytest.approx(knn_is_right(queries, in_train, gallery, train_labels[:-1], k=k).mean())
+    assert set(metrics) == {"val/knn/accuracy", "val/knn1/accuracy"} and score == metrics["val/knn/accuracy"]
+    assert pictures == [str(tmp_path / "run" / "pictures" / "val-neighbours-00000000.jpg")]
+    assert Path(pictures[0]).stat().st_size > 5000
+
+
+def test_without_labels_in_training_each_validation_picture_is_left_out_of_its_own_gallery(tmp_path):
+    train, (val, labels) = make_shard_set(tmp_path / "train", 8), labelled(tmp_path / "val", 13)
+    metrics, _, pictures = validate(val, train, tmp_path / "run", **PICTURES_ALONE)
+    rows = pixels_of(val).features.images[:-1]
+    expected = knn_is_right(rows, labels[:-1], rows, labels[:-1], k=1, leave_one_out=True).mean()
+    assert metrics["val/knn1/accuracy"] == pytest.approx(expected) and Path(pictures[0]).exists()
+
+
+def validate_pictures_alone(val, train, run_dir):
+    return validate(val, train, run_dir, **PICTURES_ALONE)
+
+
+def test_two_ranks_agree_without_captions(tmp_path):
+    (train, _), (val, _) = labelled(tmp_path / "train", 21, seed=1), labelled(tmp_path / "val", 9)
+    alone = validate(val, train, str(tmp_path / "alone"), **PICTURES_ALONE)
+    for found in gloo.run(2, validate_pictures_alone, val, train, str(tmp_path / "both")):
+        assert found[0] == pytest.approx(alone[0])
+        assert found[1] == pytest.approx(alone[1])
+
+
+def test_captions_and_classes_are_both_measured_where_the_best_is_named_by_classes(tmp_path):
+    url, _ = labelled(tmp_path / "val", 12)
+    metrics, score, _ = validate(url, url, tmp_path / "run", best_by="val/knn1/accuracy")
+    assert score == metrics["val/knn1/accuracy"] and "val/image_to_text/recall@1" in metrics and "val/loss" in metrics
+    metrics, score, _ = validate(url, url, tmp_path / "run", best_by="val/loss")
+    assert score == -metrics["val/loss"] and "val/knn/accuracy" not in metrics
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"best_by": "val/image_to_text/recal@1"},
+            "measures no 'val/image_to_text/recal@1'. Did you mean 'val/image_to_",
+        ),
+        ({"best_by": "val/knn/accuracy"}, "has no class labels, and a run of infonce is followed by val/knn/accuracy"),
+        (PICTURES_ALONE, "has no class labels, and a run of nt_xent compares no captions.*or set data.val=\\[\\]"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_the_first_step(tmp_path, settings, sentence):
+    url = make_shard_set(tmp_path / "val", 4)
+    with pytest.raises(ConfigError, match=sentence):
+        validate(url, url, tmp_path / "run", **settings)

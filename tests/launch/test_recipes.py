@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from core.config import load_config
-from eval.run import EvalConfig
+from eval.config import EvalConfig
 from shard_builder.config import BuildConfig
 from trainer.config import TrainConfig
 

@@ -12,17 +12,9 @@ from torchvision.transforms.v2 import functional as tv
 
 from core.errors import ConfigError
 from core.seeding import uniform
-from trainer.pictures.augment import (
-    CLIP,
-    HALF,
-    NORMALIZATIONS,
-    Augment,
-    AugmentConfig,
-    Draw,
-    Normalize,
-    draw,
-    hue_rotation,
-)
+from trainer.pictures.augment import Augment, Draw, Normalize, draw, hue_rotation
+from trainer.pictures.config import AugmentConfig
+from trainer.pictures.normalization import CLIP, HALF, NORMALIZATIONS
 
 STILL = AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0)
 UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # no normalisation: pictures in 0..1
@@ -135,7 +127,7 @@ def test_the_whole_batch_at_once_gives_what_picture_by_picture_gives(monkeypatch
     config = AugmentConfig(jitter=0.8, grayscale=0.2, blur=0.5)
     images, samples = pictures(6, 40), np.arange(6)
     expected = Augment(config, 24, *CLIP, seed=3)(images, 1, samples)
-    monkeypatch.setattr("trainer.augment._images_at_once", lambda device, batch: batch)  # as on a GPU
+    monkeypatch.setattr("trainer.pictures.augment._images_at_once", lambda device, batch: batch)  # as on a GPU
     torch.testing.assert_close(Augment(config, 24, *CLIP, seed=3)(images, 1, samples), expected, atol=1e-5, rtol=0)
 
 
@@ -147,6 +139,9 @@ def test_epochs_seeds_and_samples_each_change_the_picture() -> None:
     assert not torch.equal(first, one(images, 1, np.arange(3)))
     assert not torch.equal(first, Augment(AugmentConfig(), 32, *CLIP, seed=1)(images, 0, np.arange(3)))
     assert not torch.equal(first[0], first[1])
+    second_view = one(images, 0, np.arange(3), view=1)
+    assert all(not torch.equal(a, b) for a, b in zip(first, second_view))
+    assert torch.equal(second_view, one(images, 0, np.arange(3), view=1))
 
 
 def test_crops_keep_the_asked_share_and_shape_and_reach_every_corner() -> None:
@@ -213,7 +208,7 @@ def test_what_has_probability_0_never_happens_and_what_has_1_always(monkeypatch:
     almost_1 = np.float32(1 - 2.0**-24)
     for number in (np.float32(0), almost_1):
         monkeypatch.setattr(
-            "trainer.augment.uniform", lambda *key, number=number: np.full((len(key[2]), key[4]), number)
+            "trainer.pictures.augment.uniform", lambda *key, number=number: np.full((len(key[2]), key[4]), number)
         )
         never = draw(AugmentConfig(flip=0, blur=0, jitter=0, grayscale=1), 0, 0, np.arange(4), 32, 32)
         assert not never.flip.any() and not never.sigma.any() and never.colours is not None

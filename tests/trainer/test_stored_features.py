@@ -17,11 +17,14 @@ from training_runs import last_checkpoint, losses, recipe, train_worker
 from core.config import from_mapping
 from core.errors import ConfigError
 from core.shard_set import ShardSet
-from eval.run import EvalConfig, evaluate
+from eval.config import EvalConfig
+from eval.evaluate import evaluate
 from trainer.config import TrainConfig
 from trainer.data.inputs import evaluation_inputs
 from trainer.data.loader import TrainLoader
-from trainer.models import ContrastiveModel, build_model
+from trainer.models.build import build_encoder
+from trainer.models.encoder import Encoder
+from trainer.objectives.infonce import InfoNCE
 from trainer.pictures.augment import Normalize
 from trainer.trackers.metrics_csv import read_metrics
 
@@ -65,9 +68,10 @@ def test_stored_features_train_the_same_head(tmp_path: Path, weights: Path, worl
     assert max(abs(float(ours[step]) - float(theirs[step])) for step in theirs) < 1e-4 and ours.keys() == theirs.keys()
 
     whole, expected = last_checkpoint(tmp_path / "stored"), last_checkpoint(tmp_path / "pixels")
-    assert whole.model_state.keys() == expected.model_state.keys()  # tower included
-    for name, tensor in expected.model_state.items():
-        torch.testing.assert_close(whole.model_state[name], tensor, atol=1e-4, rtol=1e-3)
+    for part in ("encoder", "objective"):  # tower included
+        assert whole.parts[part].keys() == expected.parts[part].keys()
+        for name, tensor in expected.parts[part].items():
+            torch.testing.assert_close(whole.parts[part][name], tensor, atol=1e-4, rtol=1e-3)
     measured = read_metrics(tmp_path / "stored" / "metrics.csv")[-1].metrics
     config = EvalConfig(tmp_path / "stored" / "latest", (str(tmp_path / "val"),), out=tmp_path / "eval", num_workers=0)
     results = evaluate(config, Console(file=io.StringIO()))  # from pictures
@@ -75,10 +79,10 @@ def test_stored_features_train_the_same_head(tmp_path: Path, weights: Path, worl
         assert results[direction]["recall@1"] == pytest.approx(float(measured[f"val/{direction}/recall@1"]), abs=1e-6)
 
 
-def head_gradients(model: ContrastiveModel, inputs: torch.Tensor) -> list[torch.Tensor]:
+def head_gradients(model: Encoder, inputs: torch.Tensor) -> list[torch.Tensor]:
     model.zero_grad()
-    features, scale = model(inputs)
-    (features * torch.linspace(-1, 1, features.numel()).view_as(features) * scale).sum().backward()
+    features = model({"image": inputs})["image"]
+    (features * torch.linspace(-1, 1, features.numel()).view_as(features)).sum().backward()
     return [parameter.grad for parameter in model.image_encoder.head.parameters() if parameter.grad is not None]
 
 
@@ -87,13 +91,13 @@ def test_gradients_of_the_head_are_those_that_pictures_give(tmp_path: Path, weig
     make_features(values, weights)
     config = from_mapping(TrainConfig, {**values, "model": {**values["model"], "dropout": 0.0}}, "test")
     shard_set = ShardSet.open(config.data.train)
-    model = build_model(config.model, shard_set.embed_dim)
+    model = build_encoder(config.model, InfoNCE(), shard_set.embed_dim, SIZE)
     normalize = Normalize(SIZE, *model.normalization)
     columns = {"text": "", "image_features": COLUMN}
     for batch in TrainLoader(shard_set, global_batch_size=16, columns=columns).epoch(0):
         assert batch.images is not None
         stored = head_gradients(model, batch.column("image_features"))
-        seen = head_gradients(model, evaluation_inputs(batch, normalize, torch.device("cpu")))
+        seen = head_gradients(model, evaluation_inputs(batch, normalize))
         assert len(stored) == len(seen) == 4
         for ours, theirs in zip(stored, seen):
             assert (ours - theirs).norm() <= 1e-5 * theirs.norm()

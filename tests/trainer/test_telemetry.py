@@ -28,13 +28,14 @@ def unit(rows: int, width: int, seed: int = 0) -> Tensor:
     return F.normalize(torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
-def close(telemetry: Telemetry, step: int) -> Window:
+def close(
+    telemetry: Telemetry, step: int, figures: dict[str, Tensor] | None = None, features: dict[str, Tensor] | None = None
+) -> Window:
     return telemetry.close(
         step,
         learning_rates={"tower": 0.1, "head": 0.2},
-        logit_scale=torch.tensor(14.3),
-        image_features=unit(8, 4),
-        text_features=unit(8, 4, 1),
+        figures={"logit_scale": torch.tensor(14.3)} if figures is None else figures,
+        features={"image": unit(8, 4), "text": unit(8, 4, 1)} if features is None else features,
     )
 
 
@@ -62,6 +63,20 @@ def test_a_window_says_how_fast_and_what_it_waited_for() -> None:
     assert metrics["perf/mfu"] == pytest.approx(metrics["perf/images_per_s"] * 1e6 / 1e9)
     assert metrics["train/lr_head"] == 0.2 and metrics["train/logit_scale"] == pytest.approx(14.3)
     assert metrics["train/loss"] == 1.0 and metrics["train/grad_norm"] == 2.0
+
+
+def test_a_window_shows_what_the_objective_shows_and_each_feature_by_name() -> None:
+    telemetry = Telemetry(CPU, flops_per_image=0, peak_flops=None, stability=StabilityConfig())
+    images, others = unit(8, 4), unit(8, 4, 1)
+    run(telemetry, [0.0], work_s=0.0)
+    metrics = close(telemetry, 1, figures={}, features={"image": images, "image2": others}).metrics
+    assert "train/logit_scale" not in metrics
+    assert metrics["train/alignment"] == pytest.approx(float(alignment(images, others)))
+    assert metrics["train/uniformity_image2"] == pytest.approx(math.log(float(uniformity_potential(others))))
+    run(telemetry, [0.0], work_s=0.0)
+    alone = close(telemetry, 2, figures={"samples_of_the_class": torch.tensor(3.5)}, features={"image": images}).metrics
+    assert alone["train/samples_of_the_class"] == 3.5 and "train/alignment" not in alone
+    assert "train/uniformity_image" in alone and "train/uniformity_text" not in alone
 
 
 def test_windows_do_not_mix_and_pauses_and_gaps_do_not_count() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 
 from trainer.data.batch import Batch
@@ -48,8 +47,6 @@ def given_values(batch: Batch, objective: Objective) -> dict[str, Tensor]:
     return {name: batch.column(name) for name in names}
 
 
-def evaluation_inputs(batch: Batch, normalize: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
-    """`(B, 3, S, S)` normalised pictures, or `(B, W)` stored tower outputs, on the device."""
-    if batch.images is None:
-        return batch.column(IMAGE_FEATURES).to(device, non_blocking=True)
-    return normalize(batch.images.to(device, non_blocking=True))
+def evaluation_inputs(batch: Batch, normalize: Callable[[Tensor], Tensor]) -> Tensor:
+    """Of a batch on its device: `(B, 3, S, S)` normalised pictures, or `(B, W)` stored tower outputs."""
+    return batch.column(IMAGE_FEATURES) if batch.images is None else normalize(batch.images)

@@ -156,8 +156,10 @@ class EvalLoader:
     """Every sample exactly once over the ranks, with all its captions, in order; may be iterated again.
 
     Args:
+        samples: only these, `(n,)`; None: all.
         batch_size: of one rank; the last batch has what is left.
         columns, pictures: as for `TrainLoader`; columns per caption are ragged.
+        max_damaged: samples that another one may stand in for, where not every single one counts.
     """
 
     def __init__(
@@ -165,6 +167,7 @@ class EvalLoader:
         shard_set: ShardSet,
         *,
         batch_size: int,
+        samples: np.ndarray | None = None,
         rank: int = 0,
         world_size: int = 1,
         columns: Mapping[str, str] = TEXT_ALONE,
@@ -172,19 +175,20 @@ class EvalLoader:
         num_workers: int = 0,
         prefetch: int = 2,
         pin_memory: bool = False,
+        max_damaged: int = 0,
     ) -> None:
-        samples = rank_slice(len(shard_set), rank, world_size)
-        starts = range(0, len(samples), batch_size)
-        pieces = [samples[start : start + batch_size] for start in starts]
+        wanted = np.arange(len(shard_set)) if samples is None else samples
+        own = wanted[rank_slice(len(wanted), rank, world_size)]
+        pieces = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
         self._plan = [PlannedBatch(0, step, piece, piece) for step, piece in enumerate(pieces)]
         self._stream = BatchStream(
             shard_set,
             BatchColumns(columns, "all"),
-            max_rows=max(1, min(batch_size, len(samples))),
+            max_rows=max(1, min(batch_size, len(own))),
             num_workers=num_workers,
             prefetch=prefetch,
             pin_memory=pin_memory and torch.cuda.is_available(),
-            max_damaged=0,
+            max_damaged=max_damaged,
             pictures=pictures,
         )
 
@@ -192,7 +196,7 @@ class EvalLoader:
         return len(self._plan)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Raises: DamagedError: a sample cannot be used; an evaluation has no substitutes."""
+        """Raises: DamagedError: more than `max_damaged` samples cannot be used."""
         self._stream.start(self._plan)
         for _ in self._plan:
             yield self._stream.take()

@@ -82,7 +82,8 @@ class _ClosedForm(torch.autograd.Function):
         to_rows = to_columns = to_scale = to_bias = None
         if needs_rows or needs_scale:
             unscaled = grad @ columns
-            to_scale = (unscaled * rows).sum() * grad_output
+            if needs_scale:
+                to_scale = (unscaled * rows).sum() * grad_output
             to_rows = unscaled.mul_(ctx.scale * grad_output)
         if needs_columns:
             to_columns = grad.T @ (scaled * grad_output)

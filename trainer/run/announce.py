@@ -9,6 +9,7 @@ from core.distributed import world_size
 from core.shard_set import ShardSet
 from core.storage import exists, join, publish_bytes, read_bytes
 from trainer.run.run import Run, console
+from trainer.telemetry import names
 from trainer.trackers.opening import open_trackers
 from trainer.trackers.wandb_tracker import RunIdentity
 
@@ -21,7 +22,7 @@ def announce(run: Run, train_set: ShardSet, val_set: ShardSet | None, ratios: Ma
     name = RunIdentity(run.folder.run_id, run.folder.name, run.folder.path, to_mapping(config))
     resumed_from = run.start_step or None
     run.trackers = open_trackers(config.tracking, name, resumed_from=resumed_from, say=console.print)
-    checks = {f"check/grad_ratio_{name}": ratio for name, ratio in ratios.items()}
+    checks = {names.grad_ratio(group): ratio for group, ratio in ratios.items()}
     run.trackers.log(checks, run.start_step, run.start_step * config.global_batch_size)
     if run.start_step < run.total_steps:
         run.register(run.start_step, "running")
@@ -36,7 +37,7 @@ def _show_contact_sheets(run: Run) -> None:
         sheet, path = join(url, CONTACT_SHEET), run.folder.path / "pictures" / f"contact-sheet-{number}-00000000.jpg"
         if exists(sheet):
             publish_bytes(read_bytes(sheet), path)
-            run.trackers.log_image("check/contact_sheet", path, url, 0)
+            run.trackers.log_image(names.CONTACT_SHEET, path, url, 0)
 
 
 def _say_what_will_happen(run: Run, train_set: ShardSet, val_set: ShardSet | None, ratios: Mapping[str, float]) -> None:

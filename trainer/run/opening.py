@@ -26,7 +26,7 @@ from core.host_memory import keep_freed_memory
 from core.seeding import derive_seed
 from core.shard_set import ShardSet
 from trainer.checkpoint.folder import Checkpoint, load_checkpoint, load_latest, resolve_checkpoint, set_aside_after
-from trainer.config import TrainConfig
+from trainer.config import BEST_BY, TrainConfig
 from trainer.data.feature_column import expect_features_of
 from trainer.data.inputs import batch_columns
 from trainer.data.ledger import CoverageLedger
@@ -45,9 +45,10 @@ from trainer.pictures.augment import Augment, Normalize
 from trainer.run.announce import announce
 from trainer.run.environment import describe_environment
 from trainer.run.folder import RunFolder, note_failure, open_run_folder, record_event
+from trainer.run.recipe_model import recipe_model
 from trainer.run.rng import seed_generators, set_rng_state
 from trainer.run.run import MakeValidation, Run, console
-from trainer.run.start_from import Start, begin_model
+from trainer.run.start_from import Start
 from trainer.run.state import Holders, RunState, restore, state_of
 from trainer.step.proof import ProofInputs, prove_gradients
 from trainer.telemetry.flops import flops_per_image, peak_flops
@@ -93,12 +94,17 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     objective, text = config.build_objective(), config.build_text()
     data = _open_data(config, objective, text, device, resources)
     seed_generators(config.seed)  # the same initial weights on every rank
-    bare, start = _build_model(config, objective, text, data)
+    bare, start = _build_model(config, data)
     encoder = bare.encoder
     input_shape = _input_shape(config, encoder, data.size)
-    flops = flops_per_image(encoder.image_encoder, input_shape) * objective.views  # before batch norms are replaced
+    flops = flops_per_image(encoder.image_encoder, input_shape) * objective.views
     model, holders = _prepare(config, bare, accelerator)
     identity = _identity(config, encoder, data)
+    mean, std = encoder.normalization
+    normalize = Normalize(data.size, mean, std, config.model.channels_last)
+    validate = None
+    if data.val:
+        validate = make_validation(data.val, data.train, normalize, objective, config, accelerator)
     order = order_identity(data.train, data.loader, config.data.sampler, config.seed)
     environment = describe_environment(world_size())
     folder = _open_folder(config, environment, resources, watch)
@@ -112,8 +118,6 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         holders.model.compile()
     seed_generators(derive_seed(config.seed, "dropout", rank()))
 
-    mean, std = encoder.normalization
-    normalize = Normalize(data.size, mean, std, config.model.channels_last)
     peak = peak_flops(device, accelerator.mixed_precision)
     run = Run(
         config=config,
@@ -127,7 +131,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         objective=objective,
         model=model,
         holders=holders,
-        validate=make_validation(data.val, normalize, objective, config, accelerator) if data.val else None,
+        validate=validate,
         telemetry=Telemetry(device, flops_per_image=flops, peak_flops=peak, stability=StabilityConfig()),
         trackers=RunTrackers(),
         identity={**identity, "config": to_mapping(config)},
@@ -203,16 +207,9 @@ def _expect_whole_chunks(config: TrainConfig) -> None:
         )
 
 
-def _build_model(
-    config: TrainConfig, objective: Objective, text: LiveText | None, data: Data
-) -> tuple[TrainedModel, Start | None]:
+def _build_model(config: TrainConfig, data: Data) -> tuple[TrainedModel, Start | None]:
     """The model as it begins, checked against the stored outputs of its tower where those are read."""
-    tower = text.build(config.model.embed_dim) if text is not None else None
-    if tower is not None:
-        embed_dim: int | None = tower.embed_dim
-    else:
-        embed_dim = data.train.embed_dim if objective.needs_text else None
-    model, start = begin_model(config, objective, embed_dim, tower)
+    model, start = recipe_model(config, data.train)
     for shard_set in (data.train, data.val):
         if shard_set is not None and config.data.image_features:
             expect_features_of(model.encoder, config, shard_set)
@@ -281,8 +278,7 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         cpu=not torch.cuda.is_available(),
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout_s)),
-            # Batch statistics are each rank's own while training; validation and checkpoints take those of rank 0.
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
     )
 
@@ -348,7 +344,9 @@ def _go_on(run: Run, checkpoint: Checkpoint) -> RunState:
     elif is_main():
         console.print(f"{state.world_size} processes before, {world_size()} now: the same batches, dropout drawn anew.")
     run.summary = dict(state.summary)
-    run.start_step, run.best_score, run.earlier_seconds = state.step, state.best_score, state.seconds
+    run.start_step, run.earlier_seconds = state.step, state.seconds
+    if checkpoint.identity.get("config", {}).get("best_by", BEST_BY) == run.config.best_by:
+        run.best_score = state.best_score  # scores by another metric are not to be compared with
     if is_main():
         reason = "the newest checkpoint" if run.config.resume == "auto" else f"resume={run.config.resume}"
         record_event(run.folder.path, "resumed", state.step, path=str(checkpoint.path), reason=reason)

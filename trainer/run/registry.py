@@ -31,6 +31,7 @@ class RegistryLine:
     step: int | str = ""
     image_to_text_recall_at_10: float | str = ""
     text_to_image_recall_at_10: float | str = ""
+    knn_accuracy: float | str = ""  # of validations with labels
     shards: str = ""  # fingerprint of the training set
     commit: str = ""
     hardware: str = ""

@@ -35,6 +35,7 @@ from trainer.run.rng import rng_state
 from trainer.run.state import Holders, RunState, save
 from trainer.step.forward_backward import Chunk, StepResult
 from trainer.step.nonfinite import Buffers, remember, step_if_finite
+from trainer.telemetry import names
 from trainer.telemetry.window import Telemetry
 from trainer.trackers.tracker import Metric, RunTrackers
 
@@ -45,17 +46,21 @@ console = Console(highlight=False, soft_wrap=True)
 class Validation:
     """What was measured on the validation set; `score` decides which checkpoint is the best."""
 
-    metrics: Mapping[str, float]  # keys open with `val/`; the same on every rank
+    metrics: Mapping[str, float]  # by their names in `trainer.telemetry.names`; the same on every rank
     score: float  # higher is better
     pictures: tuple[tuple[str, Path, str], ...] = ()  # key, file in the run folder, caption; on rank 0
 
 
 class MakeValidation(Protocol):
-    """Gives the function that measures a model at a step; collective, since every rank takes its share."""
+    """Gives the function that measures a model at a step; collective, since every rank takes its share.
+
+    Raises:
+        ConfigError: there is nothing to measure, or `best_by` names a metric that will not be measured.
+    """
 
     def __call__(
-        self, shard_set: ShardSet, normalize: Callable[[Tensor], Tensor], objective: Objective, config: TrainConfig,
-        accelerator: Accelerator,
+        self, val_set: ShardSet, train_set: ShardSet, normalize: Callable[[Tensor], Tensor], objective: Objective,
+        config: TrainConfig, accelerator: Accelerator,
     ) -> Callable[[TrainedModel, int], Validation]: ...  # fmt: skip
 
 
@@ -156,7 +161,7 @@ class Run:
             figures=self.objective.figures(result.rows, result.scalars),
             features=_one_of_each(result, self.objective),
         )
-        self.summary |= {"train_loss": window.metrics["train/loss"]}
+        self.summary |= {"train_loss": window.metrics[names.LOSS]}
         self.trackers.log(window.metrics, step, step * self.config.global_batch_size)
         if is_main():
             for instability in window.instabilities:
@@ -268,7 +273,10 @@ class Run:
 
     def register(self, step: int, state: State) -> None:
         """Bring the run's line in the registry up to date."""
-        recall = {key: self.summary.get(f"val/{key}/recall@10", "") for key in ("image_to_text", "text_to_image")}
+        recall = {
+            direction: self.summary.get(names.val(names.of_direction(direction, names.recall(10))), "")
+            for direction in names.DIRECTIONS
+        }
         register_run(
             self.folder.path.parent,
             RegistryLine(
@@ -278,8 +286,9 @@ class Run:
                 started=self.folder.started,
                 hours=round(self.seconds / 3600, 3),
                 step=step,
-                image_to_text_recall_at_10=recall["image_to_text"],
-                text_to_image_recall_at_10=recall["text_to_image"],
+                image_to_text_recall_at_10=recall[names.IMAGE_TO_TEXT],
+                text_to_image_recall_at_10=recall[names.TEXT_TO_IMAGE],
+                knn_accuracy=self.summary.get(names.val(names.KNN), ""),
                 shards=str(self.order_identity["shards"])[:12],
                 commit=str(self.environment["commit"])[:12],
                 hardware=hardware(dict(self.environment)),
@@ -299,17 +308,17 @@ def _one_of_each(result: StepResult, objective: Objective) -> dict[str, Tensor]:
 
 def _line(step: int, total: int, per_epoch: int, metrics: Mapping[str, Metric], eta_s: float) -> str:
     m = dict(metrics.items())
-    scale = f"scale {m['train/logit_scale']:.1f}  " if "train/logit_scale" in m else ""
+    scale = f"scale {m[names.LOGIT_SCALE]:.1f}  " if names.LOGIT_SCALE in m else ""
     return (
-        f"step {step:>6}/{total} epoch {(step - 1) // per_epoch + 1}  loss {m['train/loss']:.4f}  "
-        f"grad {m['train/grad_norm']:.2f}  {scale}{m['perf/images_per_s']:,.0f} images/s  "
-        f"waiting {100 * float(m['perf/wait_share']):.1f} % ({m['perf/verdict']})  {eta_s / 60:.1f} min left"
+        f"step {step:>6}/{total} epoch {(step - 1) // per_epoch + 1}  loss {m[names.LOSS]:.4f}  "
+        f"grad {m[names.GRAD_NORM]:.2f}  {scale}{m[names.IMAGES_PER_S]:,.0f} images/s  "
+        f"waiting {100 * float(m[names.WAIT_SHARE]):.1f} % ({m[names.VERDICT]})  {eta_s / 60:.1f} min left"
     )
 
 
 def _validation_line(step: int, validation: Validation) -> str:
     shown = {
-        key.removeprefix("val/"): value
+        names.within_section(key): value
         for key, value in validation.metrics.items()
         if key.endswith(("loss", "recall@1", "recall@10", "accuracy"))
     }

@@ -16,12 +16,9 @@ from core.errors import ConfigError
 from trainer.checkpoint.folder import load_latest, resolve_checkpoint
 from trainer.checkpoint.weights import read_weights
 from trainer.config import TrainConfig
-from trainer.models.build import build_encoder
 from trainer.models.config import SUFFIXES
-from trainer.models.texts.tower import TextTower
+from trainer.models.towers.weights import read_state_dict
 from trainer.models.trained import TrainedModel
-from trainer.models.weights import read_state_dict
-from trainer.objectives.objective import Objective
 from trainer.pictures.normalization import Normalization
 from trainer.run.folder import CHECKPOINTS
 
@@ -72,23 +69,6 @@ class Start:
     def account(self) -> dict[str, Any]:
         """The same for the journal."""
         return {"path": str(self.path), "parts": dict(self.taken), "left": dict(self.left)}
-
-
-def begin_model(
-    config: TrainConfig, objective: Objective, embed_dim: int | None, text_encoder: TextTower | None = None
-) -> tuple[TrainedModel, Start | None]:
-    """The model with the weights that the run begins with, and what was taken where `start_from` counts.
-
-    Args:
-        embed_dim, text_encoder: as for `build_encoder`.
-
-    Raises:
-        ShardclipError: the recipe's model cannot be built, or its weights cannot be had or do not fit.
-    """
-    source = read_source(config)
-    normalization = source.normalization if source else None
-    model = TrainedModel(build_encoder(config.model, objective, embed_dim, text_encoder, normalization), objective)
-    return model, fill(model, source, config) if source else None
 
 
 def read_source(config: TrainConfig) -> Source | None:
@@ -202,7 +182,7 @@ def _fitting(part: str, source: Source, model: TrainedModel, config: TrainConfig
 
 def _remedy(part: str, config: TrainConfig) -> str:
     if part == TOWER:
-        return "Set model.tower to the tower that it was trained with."
+        return "Set model.tower and image_size as it was trained."
     setting = "model.hidden_dim and model.embed_dim" if part == HEAD else "model.text"
     return f"Set {setting} as it was trained, or take the tower alone: start_parts=tower."
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from core.distributed import all_reduce_max, all_reduce_sum, world_size
+from trainer.telemetry import names
 from trainer.telemetry.health import alignment, uniformity_potential
 from trainer.telemetry.stability import Instability, StabilityConfig, StabilityWatch
 from trainer.trackers.tracker import Metric
@@ -138,14 +139,14 @@ class Telemetry:
         self._sums, self._began = _Sums(), None
         instabilities = self._stability.look(step - len(losses) + 1, losses, grad_norms)
         metrics: dict[str, Metric] = {
-            "train/loss": _finite_mean(losses),
-            "train/grad_norm": _finite_mean(grad_norms),
-            "train/grad_norm_max": max(grad_norms, default=math.nan),
+            names.LOSS: _finite_mean(losses),
+            names.GRAD_NORM: _finite_mean(grad_norms),
+            names.GRAD_NORM_MAX: max(grad_norms, default=math.nan),
             **self._of_objective(figures),
-            **{f"train/lr_{name}": rate for name, rate in learning_rates.items()},
+            **{names.lr(group): rate for group, rate in learning_rates.items()},
             **health,
-            "train/nonfinite_steps": self._stability.num_nonfinite,
-            "train/loss_spikes": self._stability.num_spikes,
+            names.NONFINITE_STEPS: self._stability.num_nonfinite,
+            names.LOSS_SPIKES: self._stability.num_spikes,
             **self._speed(sums, elapsed, len(losses)),
         }
         return Window(metrics, instabilities, self._stability.stop_reason)
@@ -162,7 +163,7 @@ class Telemetry:
             return {}
         local = torch.stack([value.detach().to(self._dtype) for value in figures.values()])
         means = (all_reduce_sum(local) / world_size()).tolist()
-        return {f"train/{name}": mean for name, mean in zip(figures, means)}
+        return {names.train(figure): mean for figure, mean in zip(figures, means)}
 
     def _health(self, features: Mapping[str, Tensor]) -> dict[str, Metric]:
         # Features are unit length and rows are shuffled: the first rows are a fair sample.
@@ -171,8 +172,8 @@ class Telemetry:
         pair = list(some.values())[:2]
         aligned = [alignment(*pair)] if len(pair) == 2 else []
         means = (all_reduce_sum(torch.stack([*potentials, *aligned])) / world_size()).tolist()
-        health: dict[str, Metric] = {"train/alignment": means[-1]} if aligned else {}
-        return health | {f"train/uniformity_{name}": _log(mean) for name, mean in zip(some, means)}
+        health: dict[str, Metric] = {names.ALIGNMENT: means[-1]} if aligned else {}
+        return health | {names.uniformity(name): _log(mean) for name, mean in zip(some, means)}
 
     def _speed(self, sums: _Sums, elapsed: float, num_steps: int) -> dict[str, Metric]:
         waits = wait_parts(sums.host_wait, _device_wait(sums), sums.read, sums.decode, sums.collate)
@@ -185,17 +186,17 @@ class Telemetry:
         per_device = samples / slowest / world_size()
         achieved = per_device * self._flops_per_image
         speed: dict[str, Metric] = {
-            "perf/images_per_s": per_device * world_size(),
-            "perf/images_per_s_per_device": per_device,
-            "perf/step_s": slowest / max(num_steps, 1),
-            "perf/wait_share": sum(shares.values()),
-            **{f"perf/wait_{name}_share": share for name, share in shares.items()},
-            "perf/verdict": verdict(shares),
-            "perf/peak_memory_gib": memory,
-            "perf/tflops_per_device": achieved / 1e12,
+            names.IMAGES_PER_S: per_device * world_size(),
+            names.IMAGES_PER_S_PER_DEVICE: per_device,
+            names.STEP_S: slowest / max(num_steps, 1),
+            names.WAIT_SHARE: sum(shares.values()),
+            **{names.wait_share_of(cause): share for cause, share in shares.items()},
+            names.VERDICT: verdict(shares),
+            names.PEAK_MEMORY_GIB: memory,
+            names.TFLOPS_PER_DEVICE: achieved / 1e12,
         }
         if self._peak_flops is not None:
-            speed["perf/mfu"] = achieved / self._peak_flops
+            speed[names.MFU] = achieved / self._peak_flops
         return speed
 
     def _mark(self) -> torch.cuda.Event | None:

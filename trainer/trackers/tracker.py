@@ -23,7 +23,7 @@ class Tracker(Protocol):
     """Rank 0 owns it. Steps never go down; several calls may name the same step."""
 
     def log(self, metrics: Mapping[str, Metric], step: int, samples_seen: int) -> None:
-        """Names open with their section: `train/loss`, `perf/images_per_s`, `val/...`, `check/...`."""
+        """Metrics are called as `trainer.telemetry.names` says; a name opens with its section."""
 
     def log_image(self, key: str, path: Path, caption: str, step: int) -> None:
         """Show a picture file that stays in the run folder under a name of its own (with the step in it)."""

@@ -21,10 +21,10 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from core.errors import ConfigError
+from trainer.telemetry.names import SECTIONS
 from trainer.trackers.metrics_csv import METRICS, Picture, read_metrics, read_pictures
 from trainer.trackers.tracker import Metric, TrackingConfig
 
-SECTIONS = ("train", "perf", "val", "check")
 _CONNECT_TIMEOUT_S = 3.0
 _KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 

@@ -204,6 +204,19 @@ def test_a_checkpoint_of_another_model_is_refused_with_both_values(tmp_path: Pat
         load_checkpoint(path, {**IDENTITY, "text_encoder": {"name": "minilm"}})
 
 
+def test_a_checkpoint_from_before_towers_had_sizes_is_taken_up_at_its_own(tmp_path: Path) -> None:
+    path = save(tmp_path, 1, identity=IDENTITY)
+
+    def with_size(size: int) -> dict[str, Any]:
+        return {"model": {**IDENTITY["model"], "image_size": size}, "image": {**IDENTITY["image"], "size": size}}
+
+    load_checkpoint(path, with_size(224))
+    with pytest.raises(
+        CheckpointError, match=r"model\.image_size is 224, 96 is needed; image\.size is 224, 96 is needed"
+    ):
+        load_checkpoint(path, with_size(96))
+
+
 def test_the_last_ones_and_the_best_stay(tmp_path: Path) -> None:
     best_steps = {2, 5}
     for step in range(1, 9):

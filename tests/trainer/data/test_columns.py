@@ -20,6 +20,7 @@ from core.seeding import uniform
 from core.shard_index import IMAGE, NPY
 from core.shard_set import ShardSet
 from trainer.config import TrainConfig
+from trainer.data.columns import most_captions
 from trainer.data.ledger import CoverageLedger
 from trainer.data.loader import EvalLoader, TrainLoader
 
@@ -257,3 +258,33 @@ def test_text_must_be_embeddings(url: str) -> None:
         ManifestError, match=r"column 'labels' is labels, caption embeddings are needed. Text columns: none"
     ):
         ShardSet.open(url, text="labels")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_every_caption_comes_filled_up_with_zeros_to_the_most_that_a_sample_has(url: str, num_workers: int) -> None:
+    shard_set = ShardSet.open(url)
+    tokens = with_captions(np.arange(COUNTS.sum() * 6).reshape(-1, 6))
+    columns = {"text": "", "tokens": "tokens", "label": "labels"}
+    loader = TrainLoader(shard_set, global_batch_size=G, columns=columns, all_captions=True, num_workers=num_workers)
+    for batch in loader.epoch(0):
+        text, numbers = batch.column("text"), batch.column("tokens")
+        assert text.shape == (G, 4, 8) and numbers.shape == (G, 4, 6)  # 4 is the most, in every batch
+        for row, sample in enumerate(batch.samples.tolist()):
+            count = int(batch.column("num_captions")[row])
+            assert count == COUNTS[sample] and int(batch.column("label")[row]) == sample % 5
+            assert (text[row, :count].numpy() == shard_set.embeddings(sample)).all()
+            assert numbers[row, :count].tolist() == tokens[sample].tolist()
+            assert not text[row, count:].any() and not numbers[row, count:].any()
+    loader.close()
+
+
+def test_captions_are_counted_by_a_column_where_no_embeddings_are_read(url: str) -> None:
+    columns = {"label": "labels", "tokens": "tokens"}
+    for batch in TrainLoader(ShardSet.open(url), global_batch_size=G, columns=columns, all_captions=True).epoch(0):
+        assert batch.column("num_captions").tolist() == COUNTS[batch.samples.numpy()].tolist()
+        assert batch.column("tokens").shape == (G, 4, 6)
+
+
+def test_the_most_captions_are_counted_over_the_whole_set(url: str) -> None:
+    shard_set = ShardSet.open(url)
+    assert most_captions(shard_set, {"text": ""}) == most_captions(shard_set, {"tokens": "tokens"}) == COUNTS.max()

@@ -5,23 +5,39 @@ from __future__ import annotations
 import torch
 
 from trainer.data.batch import Batch
-from trainer.data.inputs import batch_columns, evaluation_inputs
-
-HOST = torch.device("cpu")
+from trainer.data.inputs import batch_columns, evaluation_inputs, given_values, model_inputs
+from trainer.objectives.infonce import InfoNCE
+from trainer.objectives.nt_xent import NTXent
 
 
 def test_batches_have_captions_named_columns_and_stored_features_where_asked_for() -> None:
-    assert batch_columns({}, None) == {"text": ""}
-    assert batch_columns({"label": "labels"}, "features.x") == {
+    pairs, views = InfoNCE(), NTXent()
+    assert batch_columns(pairs, {}, None, None) == {"text": ""}
+    assert batch_columns(pairs, {"label": "labels"}, None, "features.x") == {
         "text": "",
         "label": "labels",
         "image_features": "features.x",
     }
+    assert batch_columns(pairs, {}, "tokens.clip", None) == {"tokens": "tokens.clip"}
+    assert batch_columns(views, {"label": "labels"}, None, None) == {"label": "labels"}
 
 
 def test_pictures_are_normalised_and_stored_features_are_not() -> None:
     images, features, rows = torch.full((2, 3, 4, 4), 7, dtype=torch.uint8), torch.randn(2, 5), torch.arange(2)
     seen = Batch(images, {"image_features": features}, rows, rows)
-    assert torch.equal(evaluation_inputs(seen, lambda pictures: pictures + 1, HOST), images + 1)
+    assert torch.equal(evaluation_inputs(seen, lambda pictures: pictures + 1), images + 1)
     unseen = Batch(None, {"image_features": features}, rows, rows)
-    assert torch.equal(evaluation_inputs(unseen, lambda pictures: pictures + 1, HOST), features)
+    assert torch.equal(evaluation_inputs(unseen, lambda pictures: pictures + 1), features)
+
+
+def test_each_view_of_a_chunk_is_augmented_by_its_own_number() -> None:
+    def augment(images: torch.Tensor, epoch: int, draws: torch.Tensor, view: int) -> torch.Tensor:
+        return images + 100 * view + draws[:, None, None, None] + 10 * epoch
+
+    images, draws = torch.zeros(4, 3, 2, 2), torch.tensor([5, 6, 7, 8])
+    columns = {"image_id": torch.arange(4), "label": torch.tensor([0, 1, 0, 1]), "tokens": torch.arange(8).view(4, 2)}
+    batch = Batch(images, columns, torch.arange(4), draws, epoch=1)
+    inputs = model_inputs(batch, slice(1, 3), 2, augment)
+    assert inputs["image"][:, 0, 0, 0].tolist() == [16, 17] and inputs["image2"][:, 0, 0, 0].tolist() == [116, 117]
+    assert inputs["text"].tolist() == [[2, 3], [4, 5]]
+    assert set(given_values(batch, NTXent())) == {"image_id"}

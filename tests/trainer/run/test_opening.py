@@ -126,7 +126,7 @@ def test_a_checkpoint_of_before_is_evaluated_and_started_from_but_not_resumed(tm
 
 def model_like(values: dict[str, Any], fill: float) -> TrainedModel:
     config = from_mapping(TrainConfig, values, "test")
-    model = TrainedModel(build_encoder(config.model, config.build_objective(), 8), config.build_objective())
+    model = TrainedModel(build_encoder(config.model, config.build_objective(), 8, 32), config.build_objective())
     for parameter in model.learned.values():
         parameter.data.fill_(fill)
     model.encoder.image_encoder.head[-1].bias.data.fill_(fill)

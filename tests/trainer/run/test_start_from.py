@@ -37,7 +37,8 @@ def config_of(folder: Path, **changes: Any) -> TrainConfig:
 def model_of(config: TrainConfig, embed_dim: int = 8, seed: int = 0) -> TrainedModel:
     torch.manual_seed(seed)
     objective = config.build_objective()
-    return TrainedModel(build_encoder(config.model, objective, embed_dim if objective.needs_text else None), objective)
+    width = embed_dim if objective.needs_text else None
+    return TrainedModel(build_encoder(config.model, objective, width, 32), objective)
 
 
 def trained(config: TrainConfig, seed: int = 7) -> TrainedModel:
@@ -142,10 +143,10 @@ def test_pictures_are_normalised_as_the_weights_know_them(tmp_path: Path) -> Non
         source = read_source(config_of(tmp_path, start_from=start_from, start_parts=parts))
         assert source is not None and source.normalization == expected
     config = config_of(tmp_path)
-    assert build_encoder(config.model, config.build_objective(), 8, None, IMAGENET).normalization == IMAGENET
-    assert build_encoder(config.model, config.build_objective(), 8).normalization == CLIP
+    assert build_encoder(config.model, config.build_objective(), 8, 32, None, IMAGENET).normalization == IMAGENET
+    assert build_encoder(config.model, config.build_objective(), 8, 32).normalization == CLIP
     chosen = config_of(tmp_path, model={"normalize": "clip"})
-    assert build_encoder(chosen.model, chosen.build_objective(), 8, None, IMAGENET).normalization == CLIP
+    assert build_encoder(chosen.model, chosen.build_objective(), 8, 32, None, IMAGENET).normalization == CLIP
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])

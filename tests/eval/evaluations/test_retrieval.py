@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-import eval.retrieval as retrieval
+import eval.evaluations.retrieval as retrieval
 from core.errors import ConfigError, DataError
+from eval.evaluations.retrieval import best_rows, caption_examples, evaluate_retrieval, image_examples, recall_intervals
 from eval.features import Extracted
 from eval.metrics import FeatureSet, retrieval_ranks, summarise
-from eval.retrieval import best_rows, caption_examples, evaluate_retrieval, image_examples, recall_intervals
 
 
 def features_of(num_images, captions, embed_dim=32, noise=1.5, seed=0):

@@ -4,27 +4,36 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import gloo
 import numpy as np
 import pytest
+import torch
+from column_folders import add_column
 from rich.console import Console
 from shard_sets import make_shard_set
+from training_runs import SMALL_TOWER, recipe, register_small_tower, train_worker
 
-import eval.run
+import eval.evaluate
 from core.columns import ColumnHead, ColumnValues, ShardValues, publish_column
 from core.config import Choice, from_mapping
 from core.errors import CheckpointError, ConfigError, DataError, WeightsError
 from core.manifest import TextEncoderSpec, load_manifest, save_manifest
 from core.shard_set import ShardSet
 from core.text_encoders import choice_of
+from eval.config import EvalConfig
 from eval.encoder import load_encoder, text_embedder
+from eval.evaluate import evaluate
 from eval.features import load_features
 from eval.metrics import retrieval_ranks, summarise
-from eval.run import EvalConfig, evaluate
 from trainer.checkpoint.folder import save_checkpoint
-from trainer.models.build import build_model
+from trainer.models.build import build_encoder
 from trainer.models.config import ModelConfig
+from trainer.objectives.infonce import InfoNCE
+from trainer.objectives.nt_xent import NTXent
+from trainer.trackers.metrics_csv import read_metrics
 
 QUIET = Console(quiet=True)
+register_small_tower()
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +44,22 @@ def run_dir(tmp_path_factory):
     return folder
 
 
-def write_run(folder: Path, embed_dim: int = 8) -> None:
-    model = build_model(ModelConfig(tower="shufflenet_v2_x0_5", hidden_dim=16), embed_dim)
+def write_run(folder: Path, embed_dim: int | None = 8, **config) -> None:
+    """With `embed_dim=None` an encoder of pictures alone."""
+    objective = InfoNCE() if embed_dim else NTXent()
+    model = build_encoder(ModelConfig(tower="shufflenet_v2_x0_5", hidden_dim=16), objective, embed_dim, image_size=32)
+    learned = {name: torch.tensor(value) for name, value in objective.parameters().items()}
     mean, std = model.normalization
     save_checkpoint(
         folder / "checkpoints",
-        model_state=model.state_dict(),
+        parts={"encoder": model.state_dict(), "objective": learned},
         optimizer_state={},
         state={"step": 3},
         identity={
             "model": model.describe(),
-            "text_encoder": asdict(TextEncoderSpec("random", "0", embed_dim, "0" * 64)),
+            "text_encoder": asdict(TextEncoderSpec("random", "0", embed_dim, "0" * 64)) if embed_dim else None,
             "image": {"size": 32, "fit": "crop", "mean": list(mean), "std": list(std)},
-            "config": {"global_batch_size": 4},
+            "config": {"global_batch_size": 4, "objective": "infonce" if embed_dim else "nt_xent", **config},
         },
         keep_last=1,
         is_best=True,
@@ -67,7 +79,7 @@ def embedded(monkeypatch):
         rows = np.stack([np.random.default_rng([*text.encode()]).standard_normal(8) for text in texts])
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
-    monkeypatch.setattr(eval.run, "text_embedder", lambda spec, choice, device: embed)
+    monkeypatch.setattr(eval.evaluate, "text_embedder", lambda spec, choice, device: embed)
 
 
 def config_of(run_dir, shards, out, **more):
@@ -81,7 +93,10 @@ def test_an_evaluation_writes_results_pictures_and_one_report(run_dir, shards, t
     written = json.loads((out / "results.json").read_text())
     assert written == results
     features = load_features(out / "features.safetensors", encoder=results["encoder"]).features
-    assert {d: results[d] for d in ("image_to_text", "text_to_image")} == summarise(retrieval_ranks(features))
+    expected = summarise(retrieval_ranks(features))
+    assert {d: results[d] for d in ("image_to_text", "text_to_image")} == expected
+    flat = {f"{direction}/{name}": value for direction, figures in expected.items() for name, value in figures.items()}
+    assert results["figures"] == flat
     assert results["protocol"] == f"full gallery: 12 images x {len(features.texts)} captions"
     assert results["val_loss"]["batch_size"] == 4
     assert [len(query["answers"]) for query in results["queries"]] == [5]
@@ -110,11 +125,108 @@ def test_labelled_shards_give_accuracy_over_their_classes(run_dir, shards, tmp_p
     assert found["num_images"] == 6
     assert np.array(found["confusion"]).sum(axis=1).tolist() == [3, 3]
     assert np.trace(np.array(found["confusion"])) / 6 == pytest.approx(found["top1"])
+    assert results["knn"]["gallery"] == "leave-one-out" and results["knn"]["num_images"] == 6
+    assert 0 <= results["figures"]["knn/accuracy"] <= 1
 
 
 def test_labelled_shards_without_labels_are_refused(run_dir, shards, tmp_path):
     with pytest.raises(DataError, match="has no class labels"):
         evaluate(config_of(run_dir, shards, tmp_path / "out", labelled_shards=(shards,)), QUIET)
+
+
+def classes_of(url, count, classes=("cat", "dog"), unlabelled=()):
+    labels = (np.arange(count) % len(classes)).astype("<i4")
+    labels[list(unlabelled)] = -1
+    add_column(url, "labels", labels, classes=classes)
+
+
+@pytest.fixture
+def pictures_alone(tmp_path):
+    """A run of an objective without captions, and its training set."""
+    train = make_shard_set(tmp_path / "train", 15, seed=4)
+    classes_of(train, 15, ("dog", "cat", "cow"))
+    write_run(tmp_path / "alone", embed_dim=None, data={"train": [train], "columns": {}})
+    return tmp_path / "alone", train
+
+
+def test_an_encoder_of_pictures_alone_is_measured_by_its_neighbours(pictures_alone, shards, tmp_path):
+    run, train = pictures_alone
+    save_manifest(replace(load_manifest(shards), text_encoder=None), shards)  # nobody asks for captions
+    classes_of(shards, 12, unlabelled=[11])
+    out = tmp_path / "out"
+    results = evaluate(config_of(run, shards, out, num_examples=3), QUIET)
+    assert set(results["figures"]) == {"knn/accuracy", "knn1/accuracy"} and results["text_encoder"] is None
+    assert results["knn"]["gallery"] == {"shards": [train], "num_images": 15, "of": 15}
+    assert results["knn"]["num_images"] == 11 and results["knn"]["num_classes"] == 3
+    assert "val_loss" not in results and "image_to_text" not in results
+    example = results["knn"]["neighbours"][0]
+    assert len(example["answers"]) == 5 and {a["is_right"] for a in example["answers"]} <= {True, False}
+    assert all(a["is_right"] == (a["class"] == example["class"]) for a in example["answers"])
+    assert (out / "pictures" / "neighbours.jpg").stat().st_size > 2000
+    html = (out / "report.html").read_text()
+    assert "trained without captions" in html and "the nearest alone" in html and "cow" not in html.split("<h2")[0]
+    with pytest.raises(DataError, match="features of pictures alone"):
+        load_features(out / "features.safetensors")
+
+
+def test_without_its_training_set_an_encoder_is_measured_by_leaving_one_out(pictures_alone, shards, tmp_path):
+    run, train = pictures_alone
+    classes_of(shards, 12)
+    given = evaluate(config_of(run, shards, tmp_path / "a", gallery=(train,)), QUIET)
+    Path(train).rename(tmp_path / "elsewhere")
+    results = evaluate(config_of(run, shards, tmp_path / "b"), QUIET)
+    assert results["knn"]["gallery"] == "leave-one-out"
+    assert "leave-one-out" in (tmp_path / "b" / "report.html").read_text()
+    again = evaluate(config_of(run, shards, tmp_path / "c", gallery=(str(tmp_path / "elsewhere"),)), QUIET)
+    assert again["figures"] == given["figures"]
+
+
+def test_what_an_encoder_of_pictures_alone_cannot_answer_is_refused(pictures_alone, shards, tmp_path):
+    run, _ = pictures_alone
+    with pytest.raises(DataError, match="has no class labels"):
+        evaluate(config_of(run, shards, tmp_path / "out"), QUIET)
+    classes_of(shards, 12)
+    with pytest.raises(ConfigError, match="queries: .* was trained without captions.* Leave queries out"):
+        evaluate(config_of(run, shards, tmp_path / "out", queries=("sport",)), QUIET)
+    bare = make_shard_set(tmp_path / "bare", 5)
+    with pytest.raises(DataError, match="gallery: .*bare has no class labels"):
+        evaluate(config_of(run, shards, tmp_path / "out", gallery=(bare,)), QUIET)
+
+
+def test_training_and_evaluation_report_the_same_loss_and_figures(tmp_path):
+    """Objective, options and scalars come from the checkpoint; the best step's row of metrics.csv is its own."""
+    objective = {"name": "infonce", "label_smoothing": 0.2, "init_temperature": 0.1}
+    values = recipe(tmp_path, model=SMALL_TOWER, objective=objective, best_by="val/loss", precision="no")
+    assert gloo.run(1, train_worker, values) == [0]
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.csv") if "val/loss" in row.metrics]
+    best = min(rows, key=lambda row: row.metrics["val/loss"])
+    results = evaluate(config_of(tmp_path / "run", str(tmp_path / "val"), tmp_path / "out"), QUIET)
+    assert results["checkpoint"] == f"step-{best.step:08d}" and len(rows) == 3
+    assert results["val_loss"]["value"] == pytest.approx(best.metrics["val/loss"], abs=1e-6)
+    assert {f"val/{name}": value for name, value in results["figures"].items()} == pytest.approx(
+        {name: value for name, value in best.metrics.items() if name.startswith("val/") and name != "val/loss"}
+    )
+    plain = {**values, "objective": {**objective, "label_smoothing": 0.0}, "run_dir": tmp_path / "plain"}
+    assert gloo.run(1, train_worker, plain) == [0]  # the option matters to the figure
+    other = [
+        row.metrics["val/loss"] for row in read_metrics(tmp_path / "plain" / "metrics.csv") if "val/loss" in row.metrics
+    ]
+    assert abs(other[0] - rows[0].metrics["val/loss"]) > 1e-3
+
+
+def test_a_run_of_pictures_alone_trains_to_a_checkpoint_that_evaluates_the_same(tmp_path):
+    values = recipe(tmp_path, model=SMALL_TOWER, objective={"name": "nt_xent"}, precision="no")
+    for split, count in (("train", 50), ("val", 12)):
+        classes_of(str(tmp_path / split), count, ("cat", "dog", "cow"))
+    assert gloo.run(1, train_worker, values) == [0]
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.csv") if "val/knn/accuracy" in row.metrics]
+    best = max(rows, key=lambda row: row.metrics["val/knn/accuracy"])  # of equal ones the first
+    results = evaluate(config_of(tmp_path / "run", str(tmp_path / "val"), tmp_path / "out"), QUIET)
+    assert results["checkpoint"] == f"step-{best.step:08d}" and "val/loss" not in best.metrics
+    assert results["figures"]["knn/accuracy"] == pytest.approx(best.metrics["val/knn/accuracy"])
+    assert results["figures"]["knn1/accuracy"] == pytest.approx(best.metrics["val/knn1/accuracy"])
+    registry = (tmp_path / "registry.csv").read_text().splitlines()
+    assert "knn_accuracy" in registry[0]
 
 
 def test_a_run_against_itself_gains_nothing(run_dir, shards, tmp_path):
@@ -176,8 +288,6 @@ def test_a_run_without_a_checkpoint_is_named(shards, tmp_path):
 
 
 def test_weights_that_do_not_fit_their_own_description_are_refused(tmp_path):
-    import torch
-
     write_run(tmp_path / "run")
     path = next((tmp_path / "run" / "checkpoints").iterdir())
     from trainer.checkpoint.folder import load_checkpoint
@@ -185,7 +295,7 @@ def test_weights_that_do_not_fit_their_own_description_are_refused(tmp_path):
     whole = load_checkpoint(path)
     identity = {**whole.identity, "model": {**whole.identity["model"], "hidden_dim": 24}}
     save_checkpoint(
-        tmp_path / "bad" / "checkpoints", model_state=whole.model_state, optimizer_state={}, state={"step": 4},
+        tmp_path / "bad" / "checkpoints", parts=whole.parts, optimizer_state={}, state={"step": 4},
         identity=identity, keep_last=1, is_best=True,
     )  # fmt: skip
     with pytest.raises(CheckpointError, match="its weights do not fit the model it names"):
@@ -231,8 +341,6 @@ def test_a_text_encoder_is_found_again_by_its_name(name, revision, choice):
 
 
 def test_another_build_of_the_text_encoder_is_refused():
-    import torch
-
     spec = TextEncoderSpec("minilm", "other", 384, "1" * 64)
     with pytest.raises(
         WeightsError, match=r"minilm \(53aa.*is found, the checkpoint was trained against minilm \(other"
@@ -241,8 +349,6 @@ def test_another_build_of_the_text_encoder_is_refused():
 
 
 def test_the_packaged_text_encoder_embeds_queries():
-    import torch
-
     from core.text_encoders import TEXT_ENCODERS
 
     spec = TEXT_ENCODERS["minilm"]().spec

@@ -13,9 +13,10 @@ from core.image import decode_into, encode_jpeg
 from core.shard_index import IMAGE
 from core.shard_set import ShardSet
 from core.storage import join, publish_bytes
+from eval.evaluations.evaluation import Subject
+from eval.evaluations.retrieval import best_rows, caption_examples, image_examples, query_answers
 from eval.features import Extracted
 from eval.metrics import Ranks
-from eval.retrieval import caption_examples, image_examples, query_answers
 
 THUMBNAIL_SIZE = 176  # pixels
 RANK_EDGES = (1, 2, 6, 11, 26, 51, 101, 251, 501, 1001, 2501, 5001, 10001)  # bands: 1, 2-5, 6-10, 11-25, ...
@@ -47,15 +48,6 @@ class Shelf:
         """The caption at `{"sample": ..., "place": ...}`."""
         return self._shard_set.captions(caption["sample"])[caption["place"]]
 
-    def label(self, sample: int) -> str | None:
-        """The sample's class, where the source has labels."""
-        label: str | None = self._shard_set.info(sample).get("label")
-        return label
-
-    def labels(self) -> list[str | None]:
-        """The class of every sample."""
-        return [self.label(sample) for sample in range(len(self._shard_set))]
-
 
 def show_retrieval(extracted: Extracted, ranks: Ranks, shelf: Shelf, count: int, k: int = 5) -> dict[str, Any]:
     """Captions and images drawn at random with what each found, as values for `results.json`."""
@@ -85,6 +77,59 @@ def show_queries(
         {"query": query, "answers": _pictures({"answers": answers}, shelf)}
         for query, answers in zip(queries, query_answers(extracted, query_features, k), strict=True)
     ]
+
+
+def show_neighbours(
+    subject: Subject,
+    samples: np.ndarray,
+    classes: Sequence[str],
+    own: Shelf,
+    others: Shelf,
+    *,
+    count: int,
+    k: int = 5,
+) -> list[dict[str, Any]]:
+    """Labelled pictures drawn at random with their nearest neighbours; right are those of the same class.
+
+    Args:
+        samples: `(N,)` of the subject's pictures.
+        own, others: of the subject's set, and of its gallery's.
+    """
+    assert subject.labels is not None
+    labelled = np.flatnonzero(subject.labels >= 0)
+    shown = np.random.default_rng((0, 4)).permutation(labelled)[:count]
+    if subject.gallery is None:
+        found = _own_neighbours(subject.images, shown, labelled, k)
+        gallery_labels, gallery_samples, others = subject.labels, samples, own
+    else:
+        found = best_rows(subject.images[shown], subject.gallery.images, k)
+        gallery_labels, gallery_samples = subject.gallery.labels, subject.gallery.samples
+    return [
+        {
+            "picture": own.picture(int(samples[image])),
+            "class": classes[subject.labels[image]],
+            "answers": [
+                {
+                    "picture": others.picture(int(gallery_samples[row])),
+                    "class": classes[gallery_labels[row]],
+                    "score": round(float(score), 4),
+                    "is_right": bool(gallery_labels[row] == subject.labels[image]),
+                }
+                for row, score in zip(rows, scores, strict=True)
+            ],
+        }
+        for image, rows, scores in zip(shown, *found, strict=True)
+    ]
+
+
+def _own_neighbours(
+    images: np.ndarray, queries: np.ndarray, gallery: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of `images` nearest to some of them, without themselves, and their cosines; both are labelled rows."""
+    similarity = images[queries] @ images[gallery].T
+    similarity[queries[:, None] == gallery] = -np.inf
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, : min(k, len(gallery) - 1)]
+    return gallery[order], np.take_along_axis(similarity, order, axis=1)
 
 
 def show_similarity(extracted: Extracted, shelf: Shelf, count: int, seed: int = 0) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.plots import (
+from eval.report.drawing import (
     DARK,
     LIGHT,
     PictureRow,

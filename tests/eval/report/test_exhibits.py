@@ -9,7 +9,7 @@ from PIL import Image
 from shard_sets import make_shard_set
 
 from core.shard_set import ShardSet
-from eval.exhibits import Shelf
+from eval.report.exhibits import Shelf
 
 
 def test_thumbnails_of_sets_of_two_codecs(tmp_path: Path) -> None:

@@ -12,16 +12,16 @@ from jinja2 import Environment, StrictUndefined
 
 from core.errors import DamagedError, StorageError
 from core.storage import publish_bytes
-from eval.charts import result_charts, training_charts
-from eval.metrics import RECALL_KS
-from eval.plots import DARK, LIGHT, Figure, Theme, png_bytes
-from eval.retrieval import DIRECTIONS
+from eval.report.charts import result_charts, training_charts
+from eval.report.drawing import DARK, LIGHT, Figure, Theme, png_bytes
 from trainer.run.environment import hardware
 from trainer.run.folder import CONFIG, ENVIRONMENT, RUN, read_events
+from trainer.telemetry import names
+from trainer.telemetry.names import DIRECTIONS, RECALL_KS
 from trainer.trackers.metrics_csv import METRICS, Row, read_metrics
 
 RESULTS, REPORT, PICTURES = "results.json", "report.html", "pictures"
-_TEMPLATE = Path(__file__).parent / "templates" / "report.html"
+_TEMPLATE = Path(__file__).parent / "page.html"
 _INSTABILITIES = ("loss spike", "non-finite step")
 _MAX_EVENTS = 40  # listed; all of them lie in events.jsonl
 
@@ -61,6 +61,8 @@ def render(
         results=results,
         title=results.get("run") or (run or {}).get("name") or "shardclip",
         directions=_headline(results),
+        accuracies=_accuracies(results),
+        further=_further_figures(results),
         recall_ks=RECALL_KS,
         charts=charts,
         inline=lambda place: _inline((pictures / place).read_bytes(), "jpeg"),
@@ -68,8 +70,8 @@ def render(
         per_class=_per_class,
         run=run or {},
         facts=_facts(results, rows, events, environment or {}),
-        checks=_last_values(rows, "check/"),
-        final=_last_values(rows, "train/") | _last_values(rows, "perf/"),
+        checks=_last_values(rows, names.CHECK),
+        final=_last_values(rows, names.TRAIN) | _last_values(rows, names.PERF),
         coverage=[event for event in events if "declared" in event],
         instabilities=[event for event in events if event["event"] in _INSTABILITIES],
         events=[_spoken_event(event) for event in events if "declared" not in event][-_MAX_EVENTS:],
@@ -118,18 +120,34 @@ def _headline(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Both directions with their figures and intervals; empty where retrieval was not measured."""
     if "image_to_text" not in results:
         return []
-    names = {"image_to_text": ("Image → text", "find a caption for an image"),
-             "text_to_image": ("Text → image", "find the image of a caption")}  # fmt: skip
+    headings = {"image_to_text": ("Image → text", "find a caption for an image"),
+                "text_to_image": ("Text → image", "find the image of a caption")}  # fmt: skip
     return [
         {
-            "name": names[direction][0],
-            "means": names[direction][1],
+            "name": headings[direction][0],
+            "means": headings[direction][1],
             "key": direction,
             "figures": results[direction],
             "intervals": results["intervals"].get(direction, {}),
         }
         for direction in DIRECTIONS
     ]
+
+
+def _accuracies(results: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """k-NN accuracies with their names; empty where no classes are known."""
+    figures = results.get("figures", {})
+    return [
+        (spoken, figures[name])
+        for name, spoken in ((names.KNN, "20 neighbours"), (names.KNN1, "the nearest alone"))
+        if name in figures
+    ]
+
+
+def _further_figures(results: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """What evaluations measured that has no place of its own in the page."""
+    placed = (names.KNN, names.KNN1, *(f"{direction}/" for direction in DIRECTIONS))
+    return [(name, value) for name, value in results.get("figures", {}).items() if not name.startswith(placed)]
 
 
 def _facts(
@@ -149,7 +167,8 @@ def _facts(
     elif results:
         facts.append(("Hardware", results["hardware"]))
     if results:
-        facts.append(("Text encoder", results["text_encoder"].split(" (")[0]))
+        if results["text_encoder"]:
+            facts.append(("Text encoder", results["text_encoder"].split(" (")[0]))
         facts.append(("Embedding", f"{results['embed_dim']} dimensions"))
         facts.append(("Evaluation", f"{results['seconds']:.0f} s on {results['evaluated'][:10]}"))
     return facts
@@ -159,7 +178,8 @@ def _last_values(rows: Sequence[Row], section: str) -> dict[str, float | int | s
     """The newest value of every metric of a section, under its name without the section."""
     last: dict[str, float | int | str] = {}
     for row in rows:
-        last |= {name.removeprefix(section): value for name, value in row.metrics.items() if name.startswith(section)}
+        own = {name: value for name, value in row.metrics.items() if names.section(name) == section}
+        last |= {names.within_section(name): value for name, value in own.items()}
     return last
 
 

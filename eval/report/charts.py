@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from eval.metrics import RECALL_KS
-from eval.plots import (
+from eval.report.drawing import (
     LIGHT,
     Figure,
     PictureRow,
@@ -24,24 +23,26 @@ from eval.plots import (
     recall_bars,
     similarity_matrix,
 )
-from eval.retrieval import DIRECTIONS
+from trainer.objectives.objective import IMAGE
+from trainer.telemetry import names
+from trainer.telemetry.names import DIRECTIONS, RECALL_KS
 from trainer.trackers.metrics_csv import Row
 
 _HISTORY: tuple[tuple[str, str, str, dict[str, str], bool], ...] = (
     (
         "learning_rate", "Learning rate", "per group of parameters",
-        {"tower": "train/lr_tower", "head": "train/lr_head"}, False,
+        {"tower": names.lr("tower"), "head": names.lr("head")}, False,
     ),
     (
         "data_wait", "Waiting for data", "share of a step that the devices wait, by cause",
-        {"read": "perf/wait_read_share", "decode": "perf/wait_decode_share", "copy": "perf/wait_copy_share"}, True,
+        {cause: names.wait_share_of(cause) for cause in ("read", "decode", "copy")}, True,
     ),
-    ("images_per_s", "Speed", "images per second, all processes together", {"images/s": "perf/images_per_s"}, False),
-    ("gradient_norm", "Gradient norm", "before clipping; mean of each window", {"norm": "train/grad_norm"}, False),
-    ("logit_scale", "Logit scale", "1 / temperature", {"logit scale": "train/logit_scale"}, False),
+    ("images_per_s", "Speed", "images per second, all processes together", {"images/s": names.IMAGES_PER_S}, False),
+    ("gradient_norm", "Gradient norm", "before clipping; mean of each window", {"norm": names.GRAD_NORM}, False),
+    ("logit_scale", "Logit scale", "1 / temperature", {"logit scale": names.LOGIT_SCALE}, False),
     (
         "geometry", "Alignment and uniformity", "of the last batch; lower is better for both (Wang and Isola 2020)",
-        {"alignment": "train/alignment", "uniformity of images": "train/uniformity_image"}, False,
+        {"alignment": names.ALIGNMENT, "uniformity of images": names.uniformity(IMAGE)}, False,
     ),
 )  # fmt: skip  # name, title, note, curves, whether shares
 
@@ -50,7 +51,7 @@ def result_charts(results: Mapping[str, Any], folder: Path, theme: Theme = LIGHT
     """Charts of what was measured, by name; parts that `results` lacks have none. `folder` holds the thumbnails."""
     charts: dict[str, Figure] = {}
     if "image_to_text" in results:
-        recalls = {d: {k: results[d][f"recall@{k}"] for k in RECALL_KS} for d in DIRECTIONS}
+        recalls = {d: {k: results[d][names.recall(k)] for k in RECALL_KS} for d in DIRECTIONS}
         note = f"{results['protocol']}; thin lines: 95 % intervals"
         charts["recall"] = recall_bars(recalls, results["intervals"], note, theme)
         bands = results["rank_bands"]
@@ -76,6 +77,11 @@ def sheets(results: Mapping[str, Any], folder: Path, theme: Theme = LIGHT) -> di
             "Captions and the images they find", "captions drawn at random; green: the caption's own image",
             _rows(examples["captions"], folder), theme,
         )  # fmt: skip
+    if neighbours := results.get("knn", {}).get("neighbours"):
+        figures["neighbours"] = picture_rows(
+            "Pictures and their nearest neighbours", "pictures drawn at random, each first; green: of the same class",
+            [_neighbour_row(example, folder) for example in neighbours], theme,
+        )  # fmt: skip
     for name in ("zero_shot", "zero_shot_labelled"):
         if part := results.get(name):
             figures[name] = _class_sheet(part, folder, theme)
@@ -85,14 +91,23 @@ def sheets(results: Mapping[str, Any], folder: Path, theme: Theme = LIGHT) -> di
 def training_charts(rows: Sequence[Row], theme: Theme = LIGHT) -> dict[str, Figure]:
     """Charts of the run's history, by name; what was never measured has none."""
     charts: dict[str, Figure] = {}
-    losses = _series(rows, {"training": "train/loss", "validation": "val/loss"})
+    losses = _series(rows, {"training": names.LOSS, "validation": names.VAL_LOSS})
     if losses:
         charts["loss"] = curves("Loss", "in nats, over samples seen", losses, theme, marked=["validation"])
-    names = {f"{d.replace('_', ' ')} R@{k}": f"val/{d}/recall@{k}" for k in (10, 1) for d in DIRECTIONS}
-    if recalls := _series(rows, names):
+    shown = {
+        f"{d.replace('_', ' ')} R@{k}": names.val(names.of_direction(d, names.recall(k)))
+        for k in (10, 1)
+        for d in DIRECTIONS
+    }
+    if recalls := _series(rows, shown):
         charts["recall_curves"] = curves(
-            "Recall while training", "on the validation set", recalls, theme, percent=True, marked=list(names)
+            "Recall while training", "on the validation set", recalls, theme, percent=True, marked=list(shown)
         )
+    if accuracies := _series(rows, {"k-NN": names.val(names.KNN), "nearest": names.val(names.KNN1)}):
+        charts["knn_curves"] = curves(
+            "k-NN accuracy while training", "of the frozen features, on the validation set", accuracies, theme,
+            percent=True, marked=("k-NN", "nearest"),
+        )  # fmt: skip
     for chart, title, note, metrics, percent in _HISTORY:
         if found := _series(rows, metrics):
             charts[chart] = curves(title, note, found, theme, percent=percent)
@@ -115,6 +130,16 @@ def _rows(examples: Sequence[Mapping[str, Any]], folder: Path) -> list[PictureRo
         )
         for example in examples
     ]
+
+
+def _neighbour_row(example: Mapping[str, Any], folder: Path) -> PictureRow:
+    answers = example["answers"]
+    return PictureRow(
+        title=example["class"],
+        pictures=[read_picture(folder, found["picture"]) for found in (example, *answers)],
+        notes=["the picture", *(f"{answer['score']:.3f} {answer['class']}" for answer in answers)],
+        is_right=[None, *(answer["is_right"] for answer in answers)],
+    )
 
 
 def _class_sheet(part: Mapping[str, Any], folder: Path, theme: Theme) -> Figure:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from core.errors import ConfigError
-from eval.zero_shot import (
+from eval.evaluations.zero_shot import (
     check_templates,
     class_features,
     class_probabilities,

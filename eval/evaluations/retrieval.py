@@ -4,16 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from core.errors import ConfigError, DataError, did_you_mean
-from eval.features import Extracted
-from eval.metrics import RECALL_KS, FeatureSet, Ranks, bootstrap, retrieval_ranks, summarise
+from eval.evaluations.evaluation import Evaluation, Subject
+from eval.metrics import FeatureSet, Ranks, bootstrap, retrieval_ranks, summarise
+from trainer.telemetry import names
+from trainer.telemetry.names import DIRECTIONS, RECALL_KS
 
-DIRECTIONS = ("image_to_text", "text_to_image")
+if TYPE_CHECKING:
+    from eval.features import Extracted
+
+_FIGURES = (*(names.recall(k) for k in RECALL_KS), names.MEDIAN_RANK, names.MEAN_RANK, names.MEAN_AP)
 COCO_IMAGES, COCO_FOLDS, COCO_CAPTIONS = 5000, 5, 5
+
+
+def measure_retrieval(subject: Subject) -> dict[str, float]:
+    """Every figure of both directions, among all pictures and captions of the set."""
+    found = summarise(subject.ranks)
+    return {names.of_direction(d, figure): value for d in DIRECTIONS for figure, value in found[d].items()}
+
+
+RETRIEVAL = Evaluation(
+    measure_retrieval, figures=tuple(names.of_direction(d, f) for d in DIRECTIONS for f in _FIGURES), needs=("text",)
+)
 
 
 def full_gallery(features: FeatureSet) -> tuple[str, list[FeatureSet]]:
@@ -155,5 +171,5 @@ def _size(features: FeatureSet, kind: str) -> str:
 
 
 def _clipped(gallery: FeatureSet) -> str:
-    beyond = [f"recall@{k}" for k in RECALL_KS if k >= len(gallery.images)]
+    beyond = [names.recall(k) for k in RECALL_KS if k >= len(gallery.images)]
     return f"; with so few images, text_to_image {', '.join(beyond)} cannot fail" if beyond else ""

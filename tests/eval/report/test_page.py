@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from core.errors import DamagedError, StorageError
-from eval.report import write_report
+from eval.report.page import write_report
 from trainer.run.folder import record_event
 from trainer.trackers.metrics_csv import MetricsCsv
 

@@ -1,0 +1,49 @@
+"""Two evaluations of the same shards: ranks kept on disk, and paired intervals of what one gains over the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from core.errors import ConfigError, DataError
+from core.storage import publish_bytes
+from eval.metrics import Ranks, paired_bootstrap
+from trainer.telemetry.names import IMAGE_TO_TEXT, RECALL_KS, TEXT_TO_IMAGE
+
+RANKS = "ranks.safetensors"
+
+
+def save_ranks(ranks: Ranks, image_of_text: np.ndarray, path: Path) -> None:
+    """Publish the rank of every query."""
+    tensors = {
+        IMAGE_TO_TEXT: ranks.image_to_text,
+        TEXT_TO_IMAGE: ranks.text_to_image,
+        "image_of_text": image_of_text,
+    }
+    publish_bytes(save(tensors), path)
+
+
+def gains_over(baseline: Path, ranks: Ranks, image_of_text: np.ndarray) -> dict[str, Any]:
+    """The difference of each recall to that of an earlier evaluation, with its interval.
+
+    Raises:
+        ConfigError: there is no evaluation in the folder.
+        DataError: it is of other shards.
+    """
+    path = baseline / RANKS
+    if not path.exists():
+        raise ConfigError(f"baseline: {path} is missing. Name the folder of an earlier `shardclip eval`.")
+    with safe_open(path, framework="numpy") as file:
+        before = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    if not np.array_equal(before["image_of_text"], image_of_text):
+        raise DataError(f"baseline: {path} is of other shards. Evaluate both runs on the same shards.")
+    gains: dict[str, Any] = {"folder": str(baseline)}
+    for direction, groups in ((IMAGE_TO_TEXT, None), (TEXT_TO_IMAGE, image_of_text)):
+        now = getattr(ranks, direction)
+        pairs = {k: paired_bootstrap(before[direction], now, k, groups) for k in RECALL_KS}
+        gains[direction] = {str(k): vars(interval) for k, interval in pairs.items()}
+    return gains

@@ -1,0 +1,33 @@
+"""Which checkpoint is the best: `best_by` of a training recipe, as a score of what a validation measured."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from core.errors import ConfigError, did_you_mean
+from trainer.config import BEST_BY
+from trainer.telemetry import names
+
+SIX_RECALLS = tuple(
+    names.val(names.of_direction(direction, names.recall(k))) for direction in names.DIRECTIONS for k in names.RECALL_KS
+)
+
+
+def check_best_by(best_by: str, measured: Collection[str]) -> None:
+    """Raise where `best_by` is no metric that the run's validation measures."""
+    if best_by != BEST_BY and best_by not in measured:
+        raise ConfigError(f"best_by: validation measures no '{best_by}'.{did_you_mean(best_by, [BEST_BY, *measured])}")
+
+
+def score(best_by: str, metrics: Mapping[str, float]) -> float:
+    """Higher is better. `auto`: the mean of the six recalls where there is text, else k-NN accuracy.
+
+    VSE++ and its successors take the sum of the recalls, which orders checkpoints in the same way.
+    """
+    if best_by != BEST_BY:
+        return -metrics[best_by] if names.lower_is_better(best_by) else metrics[best_by]
+    if SIX_RECALLS[0] in metrics:
+        return float(np.mean([metrics[name] for name in SIX_RECALLS]))
+    return metrics[names.val(names.KNN)]

@@ -1,0 +1,97 @@
+"""What an evaluation says of classes: by prompts alone (zero-shot), and by labelled neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from eval.evaluations.evaluation import Subject
+from eval.evaluations.zero_shot import EmbedTexts, class_features, class_probabilities, score_labels, spoken_class
+from eval.features import Pictures
+from eval.gallery import GallerySource
+from eval.report.exhibits import Shelf, show_neighbours
+
+
+def zero_shot(
+    pictures: Pictures,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    embed_texts: EmbedTexts,
+    logit_scale: float,
+    shelf: Shelf,
+    count: int,
+) -> dict[str, Any]:
+    """Classes of images that have no labels: shares of each class and `count` examples to judge by eye."""
+    spoken = [spoken_class(name) for name in classes]
+    named = class_features(spoken, templates, embed_texts)
+    probabilities = class_probabilities(pictures.images, named, logit_scale)
+    predicted = np.bincount(probabilities.argmax(axis=1), minlength=len(classes))
+    return {
+        "classes": spoken,
+        "templates": list(templates),
+        "shares": [round(float(share), 4) for share in predicted / predicted.sum()],
+        "examples": _examples(probabilities, pictures.samples, None, shelf, count),
+    }
+
+
+def zero_shot_labelled(
+    pictures: Pictures,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    embed_texts: EmbedTexts,
+    logit_scale: float,
+    shelf: Shelf,
+    count: int,
+) -> dict[str, Any]:
+    """Accuracy over the classes of a labelled set.
+
+    Args:
+        labels: `(N,)` of the pictures; those without a class (-1) are left out.
+    """
+    has_class = labels >= 0
+    labels, images, samples = labels[has_class], pictures.images[has_class], pictures.samples[has_class]
+    spoken = [spoken_class(name) for name in classes]
+    named = class_features(spoken, templates, embed_texts)
+    probabilities = class_probabilities(images, named, logit_scale)
+    return {
+        "classes": spoken,
+        "templates": list(templates),
+        **score_labels(images @ named.T, labels),
+        "examples": _examples(probabilities, samples, labels, shelf, count),
+    }
+
+
+def neighbours(
+    subject: Subject,
+    samples: np.ndarray,
+    classes: Sequence[str],
+    source: GallerySource | None,
+    own: Shelf,
+    others: Shelf,
+    count: int,
+) -> dict[str, Any]:
+    """What k-NN compared with, and `count` examples; its figures stand with all others."""
+    assert subject.labels is not None
+    return {
+        "num_images": int((subject.labels >= 0).sum()),
+        "num_classes": len(classes),
+        "gallery": source.describe() if source else "leave-one-out",
+        "neighbours": show_neighbours(subject, samples, classes, own, others, count=count),
+    }
+
+
+def _examples(
+    probabilities: np.ndarray, samples: np.ndarray, labels: np.ndarray | None, shelf: Shelf, count: int
+) -> list[dict[str, Any]]:
+    shown = np.random.default_rng((0, 3)).permutation(len(probabilities))[:count]
+    return [
+        {
+            "picture": shelf.picture(int(samples[i])),
+            "probabilities": [round(float(p), 4) for p in probabilities[i]],
+            "right": None if labels is None else int(labels[i]),
+        }
+        for i in shown
+    ]

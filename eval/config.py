@@ -1,0 +1,52 @@
+"""The settings of an evaluation; free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from core.config import Choice
+from core.errors import ConfigError
+from eval.evaluations.retrieval import PROTOCOLS
+from eval.evaluations.zero_shot import check_templates, read_lines
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """A recipe of `shardclip eval`."""
+
+    checkpoint: Path  # a run folder (its best checkpoint), RUN/best, RUN/latest or a checkpoint folder
+    shards: tuple[str, ...]  # images with captions: retrieval, queries, unlabelled zero-shot; with labels: k-NN
+    out: Path | None = None  # None: the run folder
+    protocols: tuple[str, ...] = ("full",)  # full, coco-5k, coco-1k-5fold; the first one is the headline
+    queries: tuple[str, ...] = ()  # free text, each shown with the images it finds
+    classes: tuple[str, ...] = ()  # for zero-shot classes of images without labels
+    classes_file: Path | None = None  # or a file with one class per line
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    templates_file: Path | None = None  # or a file with one template per line
+    labelled_shards: tuple[str, ...] = ()  # images with class labels: zero-shot and k-NN accuracy; (): `shards`
+    gallery: tuple[str, ...] = ()  # labelled sets in which k-NN looks; (): what the checkpoint was trained on, if there
+    text_encoder: Choice | None = None  # for queries and classes; None: found by the name that the shards give
+    baseline: Path | None = None  # an earlier evaluation of the same shards: paired intervals of the difference
+    num_examples: int = 6  # random captions and images to show, and twice as many zero-shot pictures
+    loss_batch_size: int | None = None  # of the validation loss; None: the global batch that it was trained with
+    batch_size: int = 256
+    num_workers: int = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["no", "bf16", "fp16"] = "no"  # float32: figures that hold to the last digit
+    cache_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        for protocol in self.protocols:
+            if protocol not in PROTOCOLS:
+                raise ConfigError(f"protocols: unknown protocol '{protocol}'. Known: {', '.join(PROTOCOLS)}.")
+        check_templates(self.all_templates())
+
+    def all_classes(self) -> tuple[str, ...]:
+        """Classes for images without labels."""
+        return read_lines(self.classes_file) if self.classes_file else self.classes
+
+    def all_templates(self) -> tuple[str, ...]:
+        """Prompt templates."""
+        return read_lines(self.templates_file) if self.templates_file else self.templates

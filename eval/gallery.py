@@ -1,0 +1,48 @@
+"""The gallery of a k-NN evaluation: features of labelled pictures of the training set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from core.column_values import united_classes
+from core.shard_set import ShardSet
+from eval.evaluations.evaluation import Gallery
+from eval.evaluations.knn import gallery_samples
+from eval.features import Pictures
+from eval.labels import Labels
+
+
+@dataclass(frozen=True, eq=False)
+class GallerySource:
+    """A labelled training set, and the samples of it that are compared with; their features change with the weights."""
+
+    shard_set: ShardSet
+    labels: Labels
+    samples: np.ndarray  # (G,)
+
+    @classmethod
+    def of(cls, shard_set: ShardSet, labels: Labels) -> GallerySource:
+        """All labelled samples, or 10,000 of them, the same ones every time."""
+        return cls(shard_set, labels, gallery_samples(labels.numbers))
+
+    def gallery(self, pictures: Pictures, classes: tuple[str, ...]) -> Gallery:
+        """The pictures with their classes, numbered as in `classes`."""
+        labels = self.labels.among(classes)[pictures.samples]
+        has_class = labels >= 0  # a damaged sample's substitute may have none
+        return Gallery(pictures.images[has_class], labels[has_class], pictures.samples[has_class])
+
+    def describe(self) -> dict[str, Any]:
+        """For `results.json`."""
+        return {
+            "shards": list(self.shard_set.urls),
+            "num_images": len(self.samples),
+            "of": int((self.labels.numbers >= 0).sum()),
+        }
+
+
+def joint_classes(labels: Labels, source: GallerySource | None) -> tuple[str, ...]:
+    """The classes of a set and its gallery as one list: one name, one class."""
+    return united_classes([labels.classes, source.labels.classes]) if source else labels.classes

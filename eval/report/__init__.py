@@ -1,0 +1,1 @@
+"""What people look at: charts, sheets of pictures, and the one page that holds them all."""

@@ -1,0 +1,102 @@
+"""The doctor asks the objective what it needs, and says what a run would stumble over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from column_folders import add_column
+from shard_sets import make_shard_set
+
+from core.config import from_mapping
+from core.errors import ConfigError
+from core.manifest import load_manifest, save_manifest
+from launch.doctor import (
+    check_columns,
+    check_memory,
+    check_shards,
+    check_validation,
+    check_views,
+    check_weights,
+    logits_block,
+)
+from trainer.config import TrainConfig
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split, count in (("train", 24), ("val", 12)):
+        url = make_shard_set(tmp_path / split, count, num_captions=3, split=split)
+        add_column(url, "labels", (np.arange(count) % 3).astype("<i4"), classes=("a", "b", "c"))
+    return tmp_path
+
+
+def config_of(folder: Path, objective: Any = "nt_xent", **settings: Any) -> TrainConfig:
+    data = {"train": str(folder / "train"), "val": str(folder / "val"), "num_workers": 0, **settings.pop("data", {})}
+    values = {"run_dir": folder / "run", "data": data, "global_batch_size": 8, "objective": objective}
+    return from_mapping(TrainConfig, {**values, "model": {"tower": "shufflenet_v2_x0_5"}, **settings}, "test")
+
+
+def without_captions(folder: Path) -> None:
+    from dataclasses import replace
+
+    for split in ("train", "val"):
+        save_manifest(replace(load_manifest(str(folder / split)), text_encoder=None), str(folder / split))
+
+
+def test_an_objective_of_pictures_alone_is_not_asked_for_captions(folder: Path) -> None:
+    without_captions(folder)
+    config = config_of(folder)
+    findings = [*check_shards(config), *check_weights(config), *check_validation(config)]
+    assert {f.level for f in findings} == {"ok"}
+    said = " ".join(f.what for f in findings)
+    assert "caption" not in said and "validation measures val/knn/accuracy, val/knn1/accuracy" in said
+    assert "k-NN looks among 24 of 24 labelled training samples" in said
+
+
+def test_a_validation_that_measures_nothing_is_refused_and_an_absent_one_is_a_warning(folder: Path) -> None:
+    bare = make_shard_set(folder / "bare", 5)
+    with pytest.raises(ConfigError, match=r"has no class labels, .* set data.val=\[\]"):
+        list(check_validation(config_of(folder, data={"val": bare})))
+    (finding,) = check_validation(config_of(folder, data={"val": ()}))
+    assert finding.level == "warning" and "k-NN accuracy is not followed" in finding.repair
+    (finding,) = check_validation(config_of(folder, "infonce", data={"val": ()}))
+    assert "recall is not followed" in finding.repair
+    unlabelled = config_of(folder, data={"train": bare}, global_batch_size=4)
+    assert [f.level for f in check_validation(unlabelled)] == ["ok", "warning"]
+    with pytest.raises(ConfigError, match="best_by: validation measures no 'val/los'. Did you mean 'val/loss'"):
+        list(check_validation(config_of(folder, "infonce", best_by="val/los")))
+
+
+@pytest.mark.parametrize(
+    ("objective", "block"),
+    [
+        ("infonce", (8, 8)),
+        ({"name": "infonce", "block_size": 4}, (4, 8)),
+        ({"name": "infonce", "captions": "all", "block_size": 0}, (8, 24)),
+        ("nt_xent", (8, 16)),
+        ({"name": "supcon", "views": 1}, (8, 8)),
+    ],
+)
+def test_memory_of_the_logits_counts_views_and_captions(folder: Path, objective: Any, block: tuple[int, int]) -> None:
+    config = config_of(folder, objective, data={"columns": {"label": "labels"}})
+    assert logits_block(config) == block
+    assert f"blocks of {block[0]} x {block[1]}," in next(iter(check_memory(config))).what
+
+
+def test_views_that_hardly_differ_are_a_warning(folder: Path) -> None:
+    (weak,) = check_views(config_of(folder, augment={"crop_scale": (0.9, 1.0)}))
+    assert weak.level == "warning" and "crops keep at least 90 %" in weak.what and "colours change with" in weak.what
+    (strong,) = check_views(config_of(folder, augment={"crop_scale": (0.08, 1.0), "jitter": 0.8}))
+    assert strong.level == "ok"
+    assert list(check_views(config_of(folder, "infonce"))) == []
+
+
+def test_the_column_that_an_objective_needs_is_named(folder: Path) -> None:
+    first = next(iter(check_columns(config_of(folder, "supcon", data={"columns": {"label": "labels"}}))))
+    assert first.level == "ok" and first.what == "supcon needs 'label': column labels (labels)"
+    add_column(str(folder / "train"), "features.x", np.zeros((24, 2), "<f4"))
+    first = next(iter(check_columns(config_of(folder, "supcon", data={"columns": {"label": "features.x"}}))))
+    assert first.level == "error" and "a number for each sample is needed" in first.what

@@ -1,0 +1,94 @@
+"""What every metric is called, in `metrics.csv`, in wandb and in charts: who adds one names it here, and nowhere else.
+
+A name opens with its section. Free of torch, since recipes name metrics (`best_by`).
+"""
+
+from __future__ import annotations
+
+TRAIN, PERF, VAL, CHECK = SECTIONS = ("train", "perf", "val", "check")
+
+
+def train(figure: str) -> str:
+    """A figure of the training batches, as an objective shows it: `train/logit_scale`."""
+    return f"{TRAIN}/{figure}"
+
+
+def perf(figure: str) -> str:
+    """A figure of speed and memory."""
+    return f"{PERF}/{figure}"
+
+
+def val(figure: str) -> str:
+    """A figure of the validation set: `val/image_to_text/recall@10`."""
+    return f"{VAL}/{figure}"
+
+
+def check(figure: str) -> str:
+    """What was looked at before step 1."""
+    return f"{CHECK}/{figure}"
+
+
+LOSS, GRAD_NORM, GRAD_NORM_MAX = train("loss"), train("grad_norm"), train("grad_norm_max")
+NONFINITE_STEPS, LOSS_SPIKES = train("nonfinite_steps"), train("loss_spikes")
+LOGIT_SCALE = train("logit_scale")  # of objectives that have one
+ALIGNMENT = train("alignment")
+
+IMAGES_PER_S, IMAGES_PER_S_PER_DEVICE = perf("images_per_s"), perf("images_per_s_per_device")
+STEP_S, WAIT_SHARE, VERDICT = perf("step_s"), perf("wait_share"), perf("verdict")
+PEAK_MEMORY_GIB, TFLOPS_PER_DEVICE, MFU = perf("peak_memory_gib"), perf("tflops_per_device"), perf("mfu")
+
+IMAGE_TO_TEXT, TEXT_TO_IMAGE = DIRECTIONS = ("image_to_text", "text_to_image")
+RECALL_KS = (1, 5, 10)
+AP_DEPTH = 10  # of mean average precision
+MEDIAN_RANK, MEAN_RANK, MEAN_AP = "median_rank", "mean_rank", f"map@{AP_DEPTH}"
+KNN, KNN1 = "knn/accuracy", "knn1/accuracy"  # of k = 20, or what the gallery has; of the nearest alone
+VAL_LOSS = val("loss")
+VAL_RETRIEVAL, VAL_NEIGHBOURS = val("retrieval"), val("neighbours")  # pictures
+_LOWER_IS_BETTER = ("loss", MEDIAN_RANK, MEAN_RANK)
+
+CONTACT_SHEET = check("contact_sheet")  # pictures
+
+
+def lr(group: str) -> str:
+    """Learning rate of a parameter group."""
+    return train(f"lr_{group}")
+
+
+def uniformity(feature: str) -> str:
+    """Of the features of this name: `train/uniformity_image`."""
+    return train(f"uniformity_{feature}")
+
+
+def wait_share_of(cause: str) -> str:
+    """Share of a step that is spent waiting for read, decode, collate or copy."""
+    return perf(f"wait_{cause}_share")
+
+
+def grad_ratio(group: str) -> str:
+    """What the gradient proof found for a parameter group."""
+    return check(f"grad_ratio_{group}")
+
+
+def recall(k: int) -> str:
+    """The figure's name within a direction."""
+    return f"recall@{k}"
+
+
+def of_direction(direction: str, figure: str) -> str:
+    """A figure of retrieval in one direction, without its section: `image_to_text/recall@10`."""
+    return f"{direction}/{figure}"
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a smaller value of this validation metric is the better one."""
+    return metric.rsplit("/", 1)[-1] in _LOWER_IS_BETTER
+
+
+def section(metric: str) -> str:
+    """What the metric's name opens with."""
+    return metric.split("/", 1)[0]
+
+
+def within_section(metric: str) -> str:
+    """The name without its section."""
+    return metric.split("/", 1)[1]
