@@ -27,7 +27,7 @@ from trainer.data.inputs import batch_columns
 from trainer.data.loader import sampled
 from trainer.data.names import TEXT, TOKENS
 from trainer.data.stream import max_in_flight
-from trainer.run.start_from import begin_model
+from trainer.run.recipe_model import recipe_model
 from trainer.samplers.slices import steps_per_epoch
 from trainer.trackers.wandb_tracker import choose_mode
 
@@ -157,7 +157,7 @@ def check_frozen_tower(config: TrainConfig) -> Iterator[Finding]:
     """A tower that is frozen over unchanged pictures computes the same in every epoch; stored outputs are its own."""
     if config.data.image_features:
         train = _open_training_set(config)
-        model, _ = begin_model(config, train)
+        model, _ = recipe_model(config, train)
         for shard_set in (train, *_open_validation_set(config)):
             expect_features_of(model.encoder, config, shard_set)
         yield Finding("ok", f"{config.data.image_features} was made by this tower")
@@ -175,7 +175,7 @@ def check_frozen_tower(config: TrainConfig) -> Iterator[Finding]:
 
 def check_weights(config: TrainConfig) -> Iterator[Finding]:
     """The tower's pretrained weights can be had here."""
-    model, start = begin_model(config, _open_training_set(config))
+    model, start = recipe_model(config, _open_training_set(config))
     count = sum(p.numel() for p in model.encoder.parameters()) / 1e6
     weights = str(start) if start else f"weights {config.model.weights}"
     yield Finding("ok", f"{config.model.tower}, {count:.1f} M parameters: {weights}")

@@ -27,7 +27,7 @@ def build_encoder(
     embed_dim: int | None,
     image_size: int,
     text_encoder: TextTower | None = None,
-    normalization: Normalization | None = None,
+    of_weights: Normalization | None = None,
 ) -> Encoder:
     """The encoder in float32 on the CPU, in training mode; compiling it and synchronising batch norms is not done here.
 
@@ -35,7 +35,7 @@ def build_encoder(
         embed_dim: width of the captions' embeddings; None where captions play no part.
         image_size: of the pictures that the tower will see, pixels.
         text_encoder: a text tower that is trained with it.
-        normalization: of weights that are filled in later; it counts where the settings say `auto`.
+        of_weights: how the pictures of weights that are filled in later were normalised.
 
     Raises:
         ConfigError: unknown tower or stage, or a tower that cannot have this size.
@@ -44,10 +44,8 @@ def build_encoder(
     tower = build_tower(config.tower, config.weights, image_size)
     if config.sync_batchnorm:
         _expect_plain_batch_norms(tower)
-    if config.normalize == "auto":
-        chosen = tower.normalization or normalization or CLIP
-    else:
-        chosen = NORMALIZATIONS[config.normalize]
+    known = tower.normalization or of_weights or CLIP
+    normalization = known if config.normalize == "auto" else NORMALIZATIONS[config.normalize]
     usual_hidden, usual_width = objective.head_dims or (tower.width, embed_dim)
     hidden_dim, width = config.hidden_dim or usual_hidden, embed_dim or config.embed_dim or usual_width
     assert width, "an objective without captions says how wide its head is"
@@ -55,14 +53,14 @@ def build_encoder(
         "tower": config.tower,
         "hidden_dim": hidden_dim,
         "embed_dim": width,
-        "mean": list(chosen.mean),
-        "std": list(chosen.std),
+        "mean": list(normalization.mean),
+        "std": list(normalization.std),
         "image_size": image_size,
         "keeps_head": objective.keeps_head,
         "text": text_encoder.describe() if text_encoder is not None else None,
     }
     image_encoder = ImageEncoder(tower.module, tower.width, hidden_dim, width, config.dropout, config.freeze)
-    encoder = Encoder(image_encoder, text_encoder, chosen, objective.keeps_head, identity)
+    encoder = Encoder(image_encoder, text_encoder, normalization, objective.keeps_head, identity)
     if config.channels_last:
         encoder = encoder.to(memory_format=torch.channels_last)
     return encoder.train()

@@ -45,9 +45,10 @@ from trainer.pictures.augment import Augment, Normalize
 from trainer.run.announce import announce
 from trainer.run.environment import describe_environment
 from trainer.run.folder import RunFolder, note_failure, open_run_folder, record_event
+from trainer.run.recipe_model import recipe_model
 from trainer.run.rng import seed_generators, set_rng_state
 from trainer.run.run import MakeValidation, Run, console
-from trainer.run.start_from import Start, begin_model
+from trainer.run.start_from import Start
 from trainer.run.state import Holders, RunState, restore, state_of
 from trainer.step.proof import ProofInputs, prove_gradients
 from trainer.telemetry.flops import flops_per_image, peak_flops
@@ -208,7 +209,7 @@ def _expect_whole_chunks(config: TrainConfig) -> None:
 
 def _build_model(config: TrainConfig, data: Data) -> tuple[TrainedModel, Start | None]:
     """The model as it begins, checked against the stored outputs of its tower where those are read."""
-    model, start = begin_model(config, data.train)
+    model, start = recipe_model(config, data.train)
     for shard_set in (data.train, data.val):
         if shard_set is not None and config.data.image_features:
             expect_features_of(model.encoder, config, shard_set)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from core.config import Choice, convert
 from core.distributed import on_main
 from core.errors import ConfigError
-from core.shard_set import ShardSet
 from trainer.checkpoint.folder import load_latest, resolve_checkpoint
 from trainer.checkpoint.weights import read_weights
 from trainer.config import TrainConfig
@@ -22,7 +21,6 @@ from trainer.models.towers.weights import read_state_dict
 from trainer.models.trained import TrainedModel
 from trainer.pictures.normalization import Normalization
 from trainer.run.folder import CHECKPOINTS
-from trainer.run.recipe_encoder import recipe_encoder
 
 TOWER, HEAD, TEXT = "image_encoder.tower.", "image_encoder.head.", "text_encoder."
 _PARTS = {"all": (TOWER, HEAD, TEXT), "tower": (TOWER,), "head": (HEAD,)}
@@ -71,18 +69,6 @@ class Start:
     def account(self) -> dict[str, Any]:
         """The same for the journal."""
         return {"path": str(self.path), "parts": dict(self.taken), "left": dict(self.left)}
-
-
-def begin_model(config: TrainConfig, train_set: ShardSet) -> tuple[TrainedModel, Start | None]:
-    """The model with the weights that the run begins with, and what was taken where `start_from` counts.
-
-    Raises:
-        ShardclipError: the recipe's model cannot be built, or its weights cannot be had or do not fit.
-    """
-    source = read_source(config)
-    normalization = source.normalization if source else None
-    model = TrainedModel(recipe_encoder(config, train_set, normalization), config.build_objective())
-    return model, fill(model, source, config) if source else None
 
 
 def read_source(config: TrainConfig) -> Source | None:
@@ -196,7 +182,7 @@ def _fitting(part: str, source: Source, model: TrainedModel, config: TrainConfig
 
 def _remedy(part: str, config: TrainConfig) -> str:
     if part == TOWER:
-        return "Set model.tower to the tower that it was trained with."
+        return "Set model.tower and image_size as it was trained."
     setting = "model.hidden_dim and model.embed_dim" if part == HEAD else "model.text"
     return f"Set {setting} as it was trained, or take the tower alone: start_parts=tower."
 

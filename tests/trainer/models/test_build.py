@@ -38,13 +38,13 @@ def test_a_description_rebuilds_a_model_of_another_image_size() -> None:
 
 
 def count_as_a_run_does(rank: int = 0) -> list[float]:
-    """The steps of `trainer.open_run` that a CPU can take, before and after batch norms are synchronised."""
+    """The steps of `trainer.run.opening` that a CPU can take, before and after batch norms are synchronised."""
     model = encoder_of(ModelConfig(tower="resnet18", freeze="layer1", hidden_dim=4), embed_dim=4, image_size=32)
-    counts = [flops_per_image(model, (3, 32, 32))]
+    counts = [flops_per_image(model.image_encoder, (3, 32, 32))]
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model.to(memory_format=torch.channels_last)).train()
     modes = [part.training for part in model.modules()]
     assert distributed.is_initialized() and any(isinstance(part, nn.SyncBatchNorm) for part in model.modules())
-    counts.append(flops_per_image(model, (3, 32, 32)))
+    counts.append(flops_per_image(model.image_encoder, (3, 32, 32)))
     assert [part.training for part in model.modules()] == modes
     return counts
 

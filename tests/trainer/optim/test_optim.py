@@ -20,7 +20,7 @@ from trainer.optim.config import OptimConfig
 def build(freeze: str = "nothing", objective: Objective | None = None) -> TrainedModel:
     objective = objective or InfoNCE()
     config = ModelConfig(tower="resnet18", hidden_dim=16, freeze=freeze)
-    return TrainedModel(build_encoder(config, objective, 8, 32), objective)
+    return TrainedModel(build_encoder(config, objective, embed_dim=8, image_size=32), objective)
 
 
 @pytest.fixture(scope="module")

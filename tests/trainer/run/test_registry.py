@@ -11,7 +11,7 @@ from trainer.run.registry import RegistryLine, read_registry, register_run
 def test_the_registry_has_one_line_per_run(tmp_path: Path) -> None:
     register_run(tmp_path, RegistryLine("id1", "first", "running", started="2026-01-01", shards="a, b"))
     register_run(tmp_path, RegistryLine("id2", "second", "running", started="2026-01-02"))
-    line = RegistryLine("id1", "first", "finished", "2026-01-01", 0.5, 100, 0.6, 0.7, "a, b", "c0ffee")
+    line = RegistryLine("id1", "first", "finished", "2026-01-01", 0.5, 100, 0.6, 0.7, shards="a, b", commit="c0ffee")
     register_run(tmp_path, line)
     lines = read_registry(tmp_path)
     assert [known["run_id"] for known in lines] == ["id1", "id2"]

@@ -37,9 +37,8 @@ def config_of(folder: Path, **changes: Any) -> TrainConfig:
 def model_of(config: TrainConfig, embed_dim: int = 8, seed: int = 0) -> TrainedModel:
     torch.manual_seed(seed)
     objective = config.build_objective()
-    return TrainedModel(
-        build_encoder(config.model, objective, embed_dim if objective.needs_text else None, 32), objective
-    )
+    width = embed_dim if objective.needs_text else None
+    return TrainedModel(build_encoder(config.model, objective, width, 32), objective)
 
 
 def trained(config: TrainConfig, seed: int = 7) -> TrainedModel:

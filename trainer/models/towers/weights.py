@@ -64,9 +64,10 @@ def fill(
     ]
     if wrong:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise WeightsError(
-            f"model.weights: {origin} does not fit {tower_name}: {'; '.join(wrong[:3])}{more}.{likely_tower(given)}"
-        )
+        likely = likely_tower(given)
+        if any(name.startswith("image_encoder.") for name in given):
+            likely = f" It is an encoder of a run: take it over with start_from={origin}."
+        raise WeightsError(f"model.weights: {origin} does not fit {tower_name}: {'; '.join(wrong[:3])}{more}.{likely}")
     module.load_state_dict(state)
 
 

@@ -103,11 +103,11 @@ def test_a_size_that_a_tower_cannot_have_is_one_sentence(name: str, size: int, m
 @pytest.mark.parametrize("name", ["test_vit", "test_vit_relpos", "levit_128s"])
 def test_a_transformer_trains_at_the_size_asked_and_is_rebuilt_at_it(name: str) -> None:
     model = encoder_of(ModelConfig(tower=f"timm:{name}", hidden_dim=8), embed_dim=4, image_size=96)
-    features, scale = model(images(96, batch=4))
-    (scale * features[:, 0].sum()).backward()
+    features = model.image_features(images(96, batch=4))
+    features[:, 0].sum().backward()
     again = rebuild_encoder(model.describe())
     again.load_state_dict(model.state_dict())
-    assert torch.equal(again(images(96))[0], model.eval()(images(96))[0])
+    assert torch.equal(again.image_features(images(96)), model.eval().image_features(images(96)))
 
 
 def test_a_file_of_another_size_is_fitted_as_timm_fits_it(tmp_path: Path) -> None:
@@ -249,8 +249,8 @@ def test_frozen_stages_neither_learn_nor_move(tower: str, freeze: str) -> None:
     network = model.image_encoder.tower
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     optimizer = torch.optim.SGD([p for group in model.parameter_groups().values() for p in group], lr=0.1)
-    features, scale = model(images(64, batch=4))
-    (scale * features[:, 0].sum()).backward()
+    features = model.image_features(images(64, batch=4))
+    features[:, 0].sum().backward()
     optimizer.step()
     names = [name for name, _ in network.named_parameters()]
     last = len(names) if freeze == "tower" else max(i for i, n in enumerate(names) if n.startswith("blocks.1.")) + 1
