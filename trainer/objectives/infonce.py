@@ -1,4 +1,4 @@
-"""InfoNCE: symmetric cross-entropy over image-text similarities (van den Oord 2018; as in CLIP: Radford 2021, fig. 3)."""
+"""InfoNCE: symmetric cross-entropy of image-text similarities (van den Oord 2018; CLIP: Radford 2021, fig. 3)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class InfoNCE(Objective):
     """For each row and both directions, over the valid columns j, with target shares q:
 
-    `loss_i = log sum_j exp(s * a_i . c_j) - sum_j q_ij * s * a_i . c_j`. Each direction is averaged over its rows of the
-    global batch, and the loss is the mean of both: `log(N)` nats when the features carry no information.
+    `loss_i = log sum_j exp(s * a_i . c_j) - sum_j q_ij * s * a_i . c_j`. Each direction is averaged over its rows of
+    the global batch, and the loss is the mean of both: `log(N)` nats when the features carry no information.
     """
 
     label_smoothing: float = 0.0  # share of the target spread evenly over all valid columns

@@ -163,8 +163,8 @@ def _expect_relations_to_matter(
         if torch.allclose(loss({**given, name: distinct}), usual, rtol=1e-9, atol=0):
             raise DistributedError(
                 f"objective proof: {type(objective).__name__} asks for '{name}' and gives the same loss, "
-                f"{float(usual):.6g}, whether its values repeat or not: it does not use it. Repair the objective, or take "
-                f"'{name}' out of its columns."
+                f"{float(usual):.6g}, whether its values repeat or not: it does not use it. Repair the objective, or "
+                f"take '{name}' out of its columns."
             )
 
 
@@ -238,8 +238,8 @@ def _expect_same_state(ours: Tensors, theirs: Tensors, tolerance: float) -> None
         error = max(each[name] for each in gather_objects(errors))
         if not error <= tolerance:
             raise DistributedError(
-                f"objective proof: after a step the state '{name}' differs from that of one process by {error:.2g} of it, "
-                f"processes {world_size()}: it is averaged over processes, or made of a rank's own rows. Make it of "
+                f"objective proof: after a step the state '{name}' differs from that of one process by {error:.2g} "
+                f"of it, processes {world_size()}: it is averaged over processes, or made of a rank's own rows. Make it of "
                 "`rows.everywhere` alone."
             )
 

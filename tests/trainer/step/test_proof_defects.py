@@ -20,7 +20,7 @@ from wrong_gathers import (
     ranks_in_reverse_order,
     whole_loss_on_every_rank,
 )
-from wrong_steps import AveragedQueue, Queue, dropped_scalar, ignored_ids, ignored_labels, wrong_ids
+from wrong_steps import AveragedQueue, dropped_scalar, ignored_ids, ignored_labels, wrong_ids
 
 import trainer.step.proof
 from core.errors import DistributedError
