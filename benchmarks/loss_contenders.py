@@ -15,11 +15,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from trainer.losses.infonce import InfoNCE
 
+from benchmarks.loss_before import info_nce
 from benchmarks.measure import take_turns
 from benchmarks.memory import peak_above
 from core.distributed import barrier, rank, world_size
+from trainer.data.names import IMAGE_ID, TEXT
+from trainer.objectives.infonce import InfoNCE
+from trainer.objectives.objective import IMAGE
 from trainer.step.forward_backward import forward_backward
 
 EMBED_DIM = 512
@@ -53,6 +56,16 @@ def make_features(num_pairs: int, device: str) -> Features:
     own = slice(rank() * num_pairs // world_size(), (rank() + 1) * num_pairs // world_size())
     leaves = [x.clone().to(device).requires_grad_() for x in (image[own], text[own], torch.tensor(math.log(1 / 0.07)))]
     return Features(*leaves, torch.arange(num_pairs, device=device)[own])
+
+
+def before_and_now() -> dict[str, Step]:
+    """Our InfoNCE of today and of yesterday, with stored and with trained texts; in one process."""
+    return {
+        "texts stored": _frozen_texts(_ours),
+        "texts stored, before": _frozen_texts(_before),
+        "texts trained": _ours,
+        "texts trained, before": _before,
+    }
 
 
 def contenders(device: str) -> dict[str, Step]:
@@ -136,18 +149,28 @@ def _relative(value: Tensor, reference: Tensor) -> float:
 
 
 class _Given(nn.Module):
-    """Stands where the image encoder stands: its features are there already."""
+    """Stands where the encoder stands: its features are there already."""
 
     def __init__(self, features: Features) -> None:
         super().__init__()
         self._features = features
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return self._features.image, self._features.log_scale.exp()
+    def forward(self, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        trained = {IMAGE: self._features.image, TEXT: self._features.text}
+        features = {name: x for name, x in trained.items() if x.requires_grad}
+        return features, {"scale": self._features.log_scale.exp()}
 
 
 def _ours(features: Features) -> Tensor:
-    return forward_backward(_Given(features), [features.image], features.text, features.groups, InfoNCE()).loss
+    given = {IMAGE_ID: features.groups} | ({} if features.text.requires_grad else {TEXT: features.text})
+    return forward_backward(_Given(features), [dict], given, InfoNCE(), {}).loss
+
+
+def _before(features: Features) -> Tensor:
+    sides = (features.image, features.text)
+    loss = info_nce(*sides, *sides, features.log_scale.exp(), features.groups, features.groups, 0)
+    loss.backward()
+    return loss.detach()
 
 
 def _step(loss_fn: Callable[..., Any]) -> Step:

@@ -85,6 +85,31 @@ ROOMS = {
         tests=("tests/core/test_manifest.py", "tests/core/test_fields.py"),
         mutants=20,
     ),
+    "objectives": Room(
+        files=(
+            "trainer/objectives/closed_form.py",
+            "trainer/objectives/engine.py",
+            "trainer/objectives/infonce.py",
+            "trainer/objectives/negatives.py",
+            "trainer/objectives/nt_xent.py",
+            "trainer/objectives/objective.py",
+            "trainer/objectives/pairs.py",
+            "trainer/objectives/siglip.py",
+            "trainer/objectives/supcon.py",
+        ),
+        tests=("tests/trainer/objectives", "tests/exactness/test_loss_memory.py"),
+        without=("test_the_default_blocks_keep_as_little",),
+        mutants=40,
+    ),
+    "step": Room(
+        files=(
+            "trainer/step/forward_backward.py",
+            "trainer/step/nonfinite.py",
+            "trainer/step/proof.py",
+        ),
+        tests=("tests/trainer/step",),
+        mutants=40,
+    ),
     "fingerprint": Room(
         files=("shard_builder/fingerprint.py", "core/shard_index.py"),
         tests=(

@@ -143,7 +143,7 @@ class InfoNCE(Objective):
             target=self._target(of_captions, no_captions, block),
             left_out=no_captions,
         )
-        total = block.columns[NUM_CAPTIONS].sum()
+        total = block.columns[NUM_CAPTIONS].sum(dtype=captions.dtype)
         there = (places < block.rows[NUM_CAPTIONS][:, None]).flatten()  # (m * C,)
         yield softmax_loss(
             block.rows[TEXT].flatten(0, 1),
@@ -151,7 +151,7 @@ class InfoNCE(Objective):
             scale,
             target=self._target(positive, left_out, block).repeat_interleave(most, 0),
             left_out=left_out.repeat_interleave(most, 0),
-            weights=there * (len(captions) / total).to(captions.dtype),
+            weights=there * (len(captions) / total),
         )
 
 
