@@ -40,6 +40,13 @@ TRIALS = {  # heading -> a program that uses the part, and what it prints
         "print(len(order), (years[order] == 2020).mean() > 0.9)",
         "100 True",
     ),
+    "A metric": (
+        "import numpy as np; from eval.evaluations import figures_of; from eval.evaluations.evaluation import Subject\n"
+        "from eval.best import check_best_by, score; rows = np.eye(4, dtype=np.float32)[[0, 1, 2, 3] * 5]\n"
+        "found = {f'val/{name}': round(value, 6) for name, value in figures_of(Subject(rows)).items()}\n"
+        "check_best_by('val/effective_rank', found); print(found, score('val/effective_rank', found))",
+        "{'val/effective_rank': 4.0} 4.0",
+    ),
     "A text tower": (
         "from core.config import Choice; from core import parts; from trainer.models.texts import TEXTS\n"
         "from trainer.models.texts.rebuild import rebuild_text\n"

@@ -164,6 +164,7 @@ def test_an_encoder_of_pictures_alone_is_measured_by_its_neighbours(pictures_alo
     assert all(a["is_right"] == (a["class"] == example["class"]) for a in example["answers"])
     assert (out / "pictures" / "neighbours.jpg").stat().st_size > 2000
     html = (out / "report.html").read_text()
+    assert "queries=" not in html.split('<h2 id="setup"')[0]  # no remedy that would be refused
     assert "trained without captions" in html and "the nearest alone" in html and "cow" not in html.split("<h2")[0]
     with pytest.raises(DataError, match="features of pictures alone"):
         load_features(out / "features.safetensors")
