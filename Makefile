@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= ../shared/data
 
-.PHONY: setup demo test test-slow test-faults mutants check real peers clean
+.PHONY: setup demo test test-slow test-faults matrix mutants check real peers clean
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt setup.sh
@@ -20,6 +20,9 @@ test-slow: setup  ## the exactness suite in full
 
 test-faults: setup  ## kills, flips, full disks
 	@$(BIN)/python -m pytest -q -m faults
+
+matrix: setup  ## every objective on every path against its paper; the table goes into docs/exactness.md and README.md
+	@PYTHONPATH=tests $(BIN)/python -m gradient_matrix
 
 mutants: setup  ## one-place changes of the product, tried against the tests of their room: an hour
 	@.venv/bin/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[mutants]'

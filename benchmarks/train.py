@@ -185,7 +185,8 @@ def _flops(job: Job) -> float:
     from trainer.telemetry.flops import flops_per_image
 
     config = ModelConfig(tower=job.tower, hidden_dim=2 * job.embed_dim)
-    return flops_per_image(build_model(config, job.embed_dim), (3, job.image_size, job.image_size))
+    model = build_model(config, job.embed_dim, job.image_size)
+    return flops_per_image(model, (3, job.image_size, job.image_size))
 
 
 def _peak(device: str) -> tuple[float, str]:

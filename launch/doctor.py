@@ -22,13 +22,12 @@ from eval.validation import plan_validation, validation_columns
 from trainer.config import TrainConfig
 from trainer.data.buffers import buffer_bytes
 from trainer.data.columns import BatchColumns, most_captions
-from trainer.data.feature_column import expect_features_of
+from trainer.data.feature_column import default_column_name, expect_features_of
 from trainer.data.inputs import batch_columns
 from trainer.data.loader import sampled
 from trainer.data.names import TEXT, TOKENS
 from trainer.data.stream import max_in_flight
-from trainer.models.build import build_encoder
-from trainer.models.encoder import Encoder
+from trainer.run.start_from import begin_model
 from trainer.samplers.slices import steps_per_epoch
 from trainer.trackers.wandb_tracker import choose_mode
 
@@ -158,9 +157,9 @@ def check_frozen_tower(config: TrainConfig) -> Iterator[Finding]:
     """A tower that is frozen over unchanged pictures computes the same in every epoch; stored outputs are its own."""
     if config.data.image_features:
         train = _open_training_set(config)
-        model = _build_encoder(config, train)
+        model, _ = begin_model(config, train)
         for shard_set in (train, *_open_validation_set(config)):
-            expect_features_of(model, config, shard_set)
+            expect_features_of(model.encoder, config, shard_set)
         yield Finding("ok", f"{config.data.image_features} was made by this tower")
         return
     if config.model.freeze != "tower" or config.augment.changes_pictures:
@@ -170,15 +169,16 @@ def check_frozen_tower(config: TrainConfig) -> Iterator[Finding]:
         "warning",
         f"the frozen tower sees the same pictures in each of {config.epochs} epochs and computes the same of them",
         f"`shardclip column features {sets} recipe=` this recipe, then set "
-        f"data.image_features=features.{config.model.tower}",
+        f"data.image_features={default_column_name(config.model.tower)}",
     )
 
 
 def check_weights(config: TrainConfig) -> Iterator[Finding]:
     """The tower's pretrained weights can be had here."""
-    model = _build_encoder(config, _open_training_set(config))
-    count = sum(p.numel() for p in model.parameters()) / 1e6
-    yield Finding("ok", f"{config.model.tower} with weights {config.model.weights}: {count:.1f} M parameters")
+    model, start = begin_model(config, _open_training_set(config))
+    count = sum(p.numel() for p in model.encoder.parameters()) / 1e6
+    weights = str(start) if start else f"weights {config.model.weights}"
+    yield Finding("ok", f"{config.model.tower}, {count:.1f} M parameters: {weights}")
 
 
 def check_memory(config: TrainConfig) -> Iterator[Finding]:
@@ -285,14 +285,6 @@ def _check_needed(config: TrainConfig, name: str, column: str) -> Iterator[Findi
         yield Finding("error", what, f"Name a column of labels or topics in data.columns.{name}.")
     else:
         yield Finding("ok", f"{who}: column {column} ({head.kind})")
-
-
-def _build_encoder(config: TrainConfig, train: ShardSet) -> Encoder:
-    objective, text = config.build_objective(), config.build_text()
-    if text is not None:
-        tower = text.build(config.model.embed_dim)
-        return build_encoder(config.model, objective, tower.embed_dim, tower)
-    return build_encoder(config.model, objective, train.embed_dim if objective.needs_text else None)
 
 
 def _open_training_set(config: TrainConfig) -> ShardSet:

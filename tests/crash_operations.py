@@ -36,15 +36,14 @@ from trainer.checkpoint.folder import (
     set_aside_after,
 )
 from trainer.run.folder import (
-    RegistryLine,
+    flush_events,
     open_run_folder,
     read_events,
-    read_registry,
     record_event,
-    register_run,
     set_state,
     was_stopped,
 )
+from trainer.run.registry import RegistryLine, read_registry, register_run
 from trainer.trackers.metrics_csv import MetricsCsv, read_metrics
 
 LETTERS = "ä" * 100  # of two bytes each: most tears of a line are within one
@@ -114,10 +113,14 @@ def index_one_and_add_one(root: Path) -> None:
 
 
 def save(root: Path, step: int, is_best: bool = False, keep_last: int = 1) -> None:
-    value = torch.full((40, 40), float(step))
+    value = torch.full((20, 20), float(step))
     save_checkpoint(
         root / "run" / "checkpoints",
-        model_state={"w": value},
+        parts={
+            "encoder": {"w": value},
+            "objective": {"logit_scale": value[0, 0], "queue": value},
+            "ema": {"encoder.w": value, "learned.logit_scale": value[0, 0]},
+        },
         optimizer_state={"state": {0: {"m": value}}},
         state={"step": step},
         identity={},
@@ -134,11 +137,20 @@ def save_some(root: Path) -> None:
 
 
 def checkpoints(root: Path) -> list[Any]:
-    """Step and weight of the latest and the best one."""
+    """Step and the values of every part of the latest and the best one."""
     folder = root / "run" / "checkpoints"
     paths = [latest_checkpoint(folder), best_checkpoint(folder)]
     loaded = [load_checkpoint(path) for path in paths if path]
-    return [(checkpoint.step, checkpoint.model_state["w"].unique().tolist()) for checkpoint in loaded]
+    return [
+        (
+            checkpoint.step,
+            {
+                name: torch.cat([x.flatten() for x in part.values()]).unique().tolist()
+                for name, part in checkpoint.parts.items()
+            },
+        )
+        for checkpoint in loaded
+    ]
 
 
 def save_different_ones(root: Path) -> None:
@@ -191,6 +203,22 @@ def run(root: Path) -> None:
 def run_state(root: Path) -> tuple[bool, list[str]]:
     folder = root / "runs" / "a"
     return was_stopped(folder), [event["event"] for event in read_events(folder)]
+
+
+def start(root: Path) -> None:
+    """A run's first start with the weights of another one, up to its first checkpoint; or its next start."""
+    with open_run_folder(root / "run", {"lr": 0.5}, environment={"commit": "0"}, resume="auto") as folder:
+        if latest_checkpoint(folder.checkpoints) is None:
+            record_event(folder.path, "started from", 0, path=LETTERS, parts={"tower": 8}, reason="start_from=other")
+        flush_events(folder.path)
+        save(root, 1)
+
+
+def beginning(root: Path) -> tuple[bool, int]:
+    """Whether the journal says what the run began with, and the step of its latest checkpoint."""
+    latest = latest_checkpoint(root / "run" / "checkpoints")
+    is_told = any(event["event"] == "started from" for event in read_events(root / "run"))
+    return is_told, load_checkpoint(latest).step if latest else 0
 
 
 def publish_column(root: Path) -> None:
@@ -251,6 +279,14 @@ RUN = Operation(
     ends_right=lambda found, new: found[0] and found[1][-3:] == new[1][-3:],
     same_bytes=False,
 )
+START = Operation(
+    "start from",
+    lambda root: None,
+    start,
+    beginning,
+    may_find=lambda found, old, new: found[0] or not found[1],  # no checkpoint whose beginning is not told
+    same_bytes=False,
+)
 COLUMN = Operation(
     "column",
     lambda root: make_shard_set(root / "set", NUM_LABELLED, samples_per_shard=3) and None,
@@ -260,5 +296,6 @@ COLUMN = Operation(
 )
 
 OPERATIONS = (
-    BUILD, ADOPT, ADOPT_AGAIN, CAPTION_CACHE, CHECKPOINT, FIRST_CHECKPOINT, SET_ASIDE, REGISTRY, METRICS, RUN, COLUMN,
+    BUILD, ADOPT, ADOPT_AGAIN, CAPTION_CACHE, CHECKPOINT, FIRST_CHECKPOINT, SET_ASIDE, REGISTRY, METRICS, RUN, START,
+    COLUMN,
 )  # fmt: skip

@@ -57,6 +57,17 @@ TRIALS = {  # heading -> a program that uses the part, and what it prints
         "print(a.shape, abs(a - b).max() < 1e-6, {k: len(v) for k, v in tower.parameter_groups().items()})",
         "(2, 8) True {'text_tower': 1, 'text_head': 2}",
     ),
+    "A tower": (
+        "import torch; from trainer.models.build import build_encoder, rebuild_encoder\n"
+        "from trainer.models.config import ModelConfig; from trainer.objectives.infonce import InfoNCE\n"
+        "model = build_encoder(ModelConfig(tower='patches:16', freeze='0'), InfoNCE(), 8, 32)\n"
+        "again = rebuild_encoder(model.describe()); again.load_state_dict(model.state_dict())\n"
+        "try: build_encoder(ModelConfig(tower='patches:16'), InfoNCE(), 8, 40)\n"
+        "except ValueError as error: said = str(error)[-27:]\n"
+        "features = again.image_features(torch.ones(2, 3, 32, 32))\n"
+        "print(model.image_encoder.tower_dim, len(model.parameter_groups()['tower']), features.shape[1], said)",
+        "64 0 8 Set image_size to 32 or 48.",
+    ),
 }
 
 

@@ -213,8 +213,8 @@ def register_small_tower() -> None:
     """Let recipes and checkpoints of this process name it."""
     from torchvision.models._api import register_model  # no public name leads to it
 
-    from trainer.models import tower
+    from trainer.models.towers import torchvision as family
 
-    if "small" not in tower.TOWERS:
+    if "small" not in family.NAMES:
         register_model("small")(_SmallTower)
-        tower.TOWERS = (*tower.TOWERS, "small")
+        family.NAMES = (*family.NAMES, "small")

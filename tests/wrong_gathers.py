@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trainer.losses.infonce import InfoNCE
 
 import trainer.step.forward_backward
 from core.distributed import all_gather, all_gather_with_grad, rank, world_size
+from trainer.objectives.engine import whole_loss
+from trainer.objectives.objective import Rows
 
 
 def gather_without_gradient() -> None:
@@ -46,7 +47,7 @@ def gradients_summed_instead_of_averaged() -> None:
         loss, result = real(*args)
         return _Scale.apply(loss), result
 
-    trainer.step.forward_backward._gathered_loss = summed  # type: ignore[assignment]
+    trainer.step.forward_backward._gathered_loss = summed
 
 
 def negatives_of_the_own_rank_only() -> None:
@@ -70,13 +71,12 @@ def whole_loss_on_every_rank() -> None:
     gather_with_the_own_rows_gradient_only()
     local_loss = trainer.step.forward_backward._gathered_loss
 
-    def whole_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor, *rest: Any) -> Any:
-        result = local_loss(image_features, text_features, logit_scale, *rest)[1]
-        gathered = trainer.step.forward_backward.all_gather_with_grad(image_features)
+    def of_everything(features: Any, scalars: Any, given: Any, objective: Any, state: Any) -> Any:
+        rows = local_loss(features, scalars, given, objective, state)[1]
         # The scale is seen whole by every rank, so that only the features' gradient is short.
-        return InfoNCE().reference(gathered, result.all_text_features, logit_scale), result
+        return whole_loss(objective, Rows(rows.everywhere, rows.everywhere, 0), scalars, state), rows
 
-    trainer.step.forward_backward._gathered_loss = whole_loss  # type: ignore[assignment]
+    trainer.step.forward_backward._gathered_loss = of_everything
 
 
 WRONG_GATHERS = (

@@ -68,7 +68,9 @@ class TrainConfig:
     best_by: str = BEST_BY  # the metric of the best checkpoint; auto: mean of the six recalls, or k-NN accuracy
     checkpoint_every: int = 0  # steps; 0: after every epoch
     keep_last: int = 3  # checkpoints, beside the best one
-    resume: str = "auto"  # auto: go on where run_dir stands, or start; no: a new folder only; or a checkpoint
+    resume: str = "auto"  # auto: go on where run_dir stands, or start; no: a new folder only; or a checkpoint in it
+    start_from: str | None = None  # at the first start, weights of: a run folder, a checkpoint, or a state dict's file
+    start_parts: Literal["all", "tower", "head"] = "all"  # of start_from
     timeout_s: float = 600.0  # that a collective may wait for all processes
     peer_timeout_s: float = 60.0  # without a sign of life from another process, which is then named; 0: no such watch
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -116,6 +118,7 @@ class TrainConfig:
             )
         if self.data.image_features:
             self._expect_frozen_tower(objective)
+        self._expect_one_beginning()
         for name in ("eval_every", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: a number of steps, or 0 for every epoch.")
@@ -137,6 +140,26 @@ class TrainConfig:
         """
         text = build(TEXTS, self.model.text, "model.text")
         return text if isinstance(text, LiveText) else None
+
+    def _expect_one_beginning(self) -> None:
+        """Raise where a run would go on in another folder, or begin with two sets of weights."""
+        if self.resume not in ("auto", "no"):
+            place = Path(self.resume).resolve()
+            if self.run_dir.resolve() not in (place, *place.parents):
+                raise ConfigError(
+                    f"resume is {self.resume}, which is not in run_dir {self.run_dir}: a run goes on in its own. "
+                    f"Set run_dir to that one, or begin another run with its weights: start_from={self.resume}."
+                )
+        if self.start_from is None and self.start_parts != "all":
+            raise ConfigError(
+                f"start_parts is {self.start_parts}, but nothing is started from. Name a run, a checkpoint or a state "
+                "dict: start_from=..."
+            )
+        if self.start_from is not None and self.model.weights != "none":
+            raise ConfigError(
+                f"start_from is {self.start_from} and model.weights {self.model.weights}: both give the tower its "
+                "weights. Leave one of them out."
+            )
 
     def _expect_columns_of(self, objective: Objective) -> None:
         for name in objective.columns:

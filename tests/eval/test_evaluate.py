@@ -47,7 +47,7 @@ def run_dir(tmp_path_factory):
 def write_run(folder: Path, embed_dim: int | None = 8, **config) -> None:
     """With `embed_dim=None` an encoder of pictures alone."""
     objective = InfoNCE() if embed_dim else NTXent()
-    model = build_encoder(ModelConfig(tower="shufflenet_v2_x0_5", hidden_dim=16), objective, embed_dim)
+    model = build_encoder(ModelConfig(tower="shufflenet_v2_x0_5", hidden_dim=16), objective, embed_dim, image_size=32)
     learned = {name: torch.tensor(value) for name, value in objective.parameters().items()}
     mean, std = model.normalization
     save_checkpoint(

@@ -22,6 +22,7 @@ from core.storage import PARTIAL_PREFIX
 from trainer.checkpoint.folder import best_checkpoint, load_latest, save_checkpoint, step_name
 
 SIZE, BEST_EVERY = (300, 300), 5
+PARTS = {"encoder", "objective", "ema"}
 MOST_CHANGES = 60  # of two saves, about: files opened, written and synced, names made, moved and removed
 PATIENCE_S = 60.0
 
@@ -37,7 +38,7 @@ def save_for_ever(folder: Path, told: Path, plant: Callable[[], None] | None, ch
         value = torch.full(SIZE, float(step))
         save_checkpoint(
             folder,
-            model_state={"w": value},
+            parts={name: {"w": value} for name in PARTS},
             optimizer_state={"state": {0: {"m": value}}},
             state={"step": step},
             identity={},
@@ -72,7 +73,8 @@ def kill_savers(tmp_path: Path, seed: int, kills: int, plant: Callable[[], None]
         step, latest = int(told.read_text() or 0), load_latest(folder)
         assert latest is not None, "no latest checkpoint is left"
         assert latest.step in (step, step + 1) or not step, f"the latest is {latest.step}, told was {step}"
-        assert torch.equal(latest.model_state["w"], torch.full(SIZE, float(latest.step)))
+        expected = torch.full(SIZE, float(latest.step))
+        assert latest.parts.keys() == PARTS and all(torch.equal(part["w"], expected) for part in latest.parts.values())
         best, newest_best = best_checkpoint(folder), latest.step - latest.step % BEST_EVERY
         assert (best is None and not newest_best) or best == folder / step_name(newest_best), f"the best is {best}"
     return torn
@@ -92,21 +94,21 @@ def write_in_place() -> None:
         target.mkdir(parents=True)
         fill(target)
 
-    trainer.checkpoint.publish_folder = publish
+    trainer.checkpoint.folder.publish_folder = publish
 
 
 def remove_before_saving() -> None:
     """As those do who have no disk for one more."""
     import trainer.checkpoint.folder
 
-    real = trainer.checkpoint.publish_folder
+    real = trainer.checkpoint.folder.publish_folder
 
     def publish(fill: Callable[[Path], None], target: Path) -> None:
         for path in target.parent.glob("step-*"):
             path.rename(path.with_name(f"{PARTIAL_PREFIX}{path.name}"))
         real(fill, target)
 
-    trainer.checkpoint.publish_folder = publish
+    trainer.checkpoint.folder.publish_folder = publish
 
 
 @pytest.mark.faults

@@ -96,9 +96,9 @@ def save_manifest_before_a_shard(manifest: Any, url: str) -> None:
         ("core.storage.sync", sync_folders_only, REGISTRY, "neither old nor new"),
         ("core.storage.sync", sync_folders_only, CHECKPOINT, "the reader fails: CheckpointError"),
         ("core.storage.make_folder", make_folder_without_sync, FIRST_CHECKPOINT, "done and lost"),
-        ("trainer.run_folder.publish_bytes", write_in_place, REGISTRY, "neither old nor new"),
-        ("trainer.checkpoint.publish_folder", remove_before_saving, CHECKPOINT, "neither old nor new"),
-        ("trainer.checkpoint.sync", lambda folder: None, CHECKPOINT, "the reader fails: CheckpointError"),
+        ("trainer.run.registry.publish_bytes", write_in_place, REGISTRY, "neither old nor new"),
+        ("trainer.checkpoint.folder.publish_folder", remove_before_saving, CHECKPOINT, "neither old nor new"),
+        ("trainer.checkpoint.folder.sync", lambda folder: None, CHECKPOINT, "the reader fails: CheckpointError"),
         pytest.param(
             "shard_builder.build.save_manifest", save_manifest_before_a_shard, BUILD, "the reader fails: StorageError",
             marks=pytest.mark.faults,

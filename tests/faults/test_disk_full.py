@@ -188,7 +188,7 @@ def test_with_checkpoints_written_in_place_this_suite_turns_red(
         except OSError as error:
             raise cannot_write(target, error) from error
 
-    monkeypatch.setattr("trainer.checkpoint.publish_folder", write_in_place)
+    monkeypatch.setattr("trainer.checkpoint.folder.publish_folder", write_in_place)
     with pytest.raises(AssertionError):
         save_on_a_full_disk(small_disk, 10, random.Random(fault_seed))
 
@@ -218,7 +218,7 @@ def save(folder: Path, step: int) -> None:
     value = torch.full((200, 200), float(step))
     save_checkpoint(
         folder,
-        model_state={"w": value},
+        parts={"encoder": {"w": value}},
         optimizer_state={"state": {0: {"m": value}}},
         state={"step": step},
         identity={},
@@ -228,7 +228,7 @@ def save(folder: Path, step: int) -> None:
 
 
 def is_step(path: Path, step: int) -> bool:
-    return torch.equal(load_checkpoint(path).model_state["w"], torch.full((200, 200), float(step)))
+    return torch.equal(load_checkpoint(path).parts["encoder"]["w"], torch.full((200, 200), float(step)))
 
 
 @pytest.mark.parametrize("trials", [1, pytest.param(12, marks=pytest.mark.faults)])

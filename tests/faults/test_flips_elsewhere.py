@@ -8,7 +8,6 @@ saved features      whoever loads them
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +20,8 @@ from eval.features import Extracted, load_features, save_features
 from eval.metrics import FeatureSet
 from shard_builder.caption_cache import CaptionCache
 from trainer.checkpoint import files as checkpoint_files
-from trainer.checkpoint.folder import load_latest, load_weights, save_checkpoint
+from trainer.checkpoint.folder import load_latest, save_checkpoint
+from trainer.checkpoint.weights import Weights, read_weights
 
 FULL = pytest.mark.faults
 
@@ -33,11 +33,14 @@ def checkpoints(tmp_path: Path) -> Path:
         weights = {"weight": torch.full((4, 4), float(step)), "count": torch.tensor(step)}
         save_checkpoint(
             tmp_path / "checkpoints",
-            model_state=weights,
-            ema_state={name: value + 1 for name, value in weights.items()},
+            parts={
+                "encoder": weights,
+                "objective": {"queue": torch.full((4, 2), float(step))},
+                "ema": {f"encoder.{name}": value + 1 for name, value in weights.items()},
+            },
             optimizer_state={"state": {0: {"step": torch.tensor(float(step))}}, "param_groups": [{"lr": 0.1}]},
             state={"step": step, "epoch": 0},
-            identity={"tower": "resnet50", "trained": step},
+            identity={"model": {"tower": "resnet50"}, "trained": step},
             keep_last=2,
             is_best=step == 1,
         )
@@ -79,14 +82,14 @@ def test_without_hashes_of_checkpoint_files_this_suite_turns_red(
 ) -> None:
     find = in_checkpoints(checkpoints)
     monkeypatch.setattr(checkpoint_files, "read_verified", lambda path, name, entry: (path / name).read_bytes())
-    monkeypatch.setattr("trainer.checkpoint.read_verified", checkpoint_files.read_verified)
+    monkeypatch.setattr("trainer.checkpoint.weights.read_verified", checkpoint_files.read_verified)
     missed = unfound(files_of(checkpoints / "step-00000002"), 60, fault_seed, find)
     assert any("stumbled" not in sentence for sentence in missed), missed
 
 
 def in_checkpoints(folder: Path) -> Finder:
     """Load the latest checkpoint, and the weights of both, as resuming and evaluation do."""
-    whole = {path: load_weights(path) for path in sorted(folder.iterdir())}
+    whole = {path: read_weights(path) for path in sorted(folder.iterdir())}
     assert load_latest(folder) is not None
 
     def find(damage: Damage) -> str | None:
@@ -100,19 +103,21 @@ def in_checkpoints(folder: Path) -> Finder:
             if message and damage.kind != SWAP and str(damage.file) not in message:
                 return f"the message does not name the file: {message}"
             for path, sound in whole.items():
-                if not same_or_refused(path, *sound):
+                if not same_or_refused(path, sound):
                     return "evaluation used what was not written"
         return None
 
     return find
 
 
-def same_or_refused(path: Path, weights: dict[str, torch.Tensor], identity: dict[str, Any]) -> bool:
+def same_or_refused(path: Path, sound: Weights) -> bool:
     try:
-        found, named = load_weights(path)
+        found = read_weights(path)
     except CheckpointError:
         return True
-    return named == identity and all(torch.equal(found[name], weights[name]) for name in weights)
+    if (found.identity, found.fingerprint) != (sound.identity, sound.fingerprint):
+        return False
+    return all(torch.equal(found.encoder[name], tensor) for name, tensor in sound.encoder.items())
 
 
 def in_caption_cache(folder: Path, captions: list[str]) -> Finder:

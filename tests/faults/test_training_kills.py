@@ -26,7 +26,7 @@ import torch
 from holds import Hold, hold_at_change
 from training_runs import NOISY, STEPS_PER_EPOCH, end_state, last_checkpoint, losses, recipe, train_worker
 
-import trainer.run.run
+import trainer.run.state
 from core.storage import PARTIAL_PREFIX
 from trainer.checkpoint.files import damage
 from trainer.checkpoint.folder import latest_checkpoint
@@ -157,7 +157,7 @@ def hold_run(aim: Aim, plant: Plant | None) -> None:
         plant()
     if torch.distributed.get_rank() != 0:
         return
-    log, count, save = Run.log, Run.count, trainer.run.save_checkpoint
+    log, count, save = Run.log, Run.count, trainer.run.state.save_checkpoint
     saves = []
 
     def log_and_tell(run: Run, step: int, *rest: Any) -> None:
@@ -177,7 +177,7 @@ def hold_run(aim: Aim, plant: Plant | None) -> None:
         return save(folder, state=state, **rest)
 
     Run.log, Run.count = log_and_tell, count_and_stop  # type: ignore[method-assign]
-    trainer.run.save_checkpoint = save_and_stop
+    trainer.run.state.save_checkpoint = save_and_stop
 
 
 def wait_for_moment(group: gloo.Group, aim: Aim) -> None:
@@ -259,20 +259,20 @@ def resume_one_step_late() -> None:
 
 
 def resume_without_moments() -> None:
-    import trainer.run.opening
+    import trainer.run.state
 
-    trainer.run.opening._load_optimizer = lambda optimizer, checkpoint: None
+    trainer.run.state._load_optimizer = lambda optimizer, checkpoint: None
 
 
 def save_every_other_time() -> None:
-    import trainer.run.run
+    import trainer.run.state
 
-    real = trainer.run.save_checkpoint
+    real = trainer.run.state.save_checkpoint
 
     def save(folder: Path, *, state: Any, **rest: Any) -> Any:
         return folder if state["step"] % (2 * INTERVAL) else real(folder, state=state, **rest)
 
-    trainer.run.save_checkpoint = save
+    trainer.run.state.save_checkpoint = save
 
 
 def keep_the_lines_of_steps_that_come_again() -> None:
@@ -285,7 +285,7 @@ def keep_the_lines_of_steps_that_come_again() -> None:
 def leave_temporary_folders() -> None:
     import trainer.checkpoint.folder
 
-    trainer.checkpoint.sweep_partials = lambda folder: None
+    trainer.checkpoint.folder.sweep_partials = lambda folder: None
 
 
 AT_A_STEP, IN_A_SAVE = Kill("step", 7, 0.0), Kill("save", 8, 0.0, change=5)

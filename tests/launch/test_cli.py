@@ -86,6 +86,27 @@ def test_mistakes_end_in_one_sentence(
     assert code in (1, 2) and sentence.format(**places) in " ".join(said.split())
 
 
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("objective={{name: infonce, label_smoothing: 2}}", "label_smoothing is 2"),
+        ("start_from={folder}/nowhere", "no checkpoint there"),
+        ("model.weights={folder}/train", "start_from={folder}/train"),
+        ("optim.part_lr={{towr: 1}}", "nothing called 'towr' is trained"),
+    ],
+)
+def test_a_mistake_in_a_training_leaves_no_run_folder(recipe: Path, override: str, sentence: str) -> None:
+    folder = recipe.parent
+    command = [sys.executable, "-m", "launch.cli", "train", str(recipe), "--processes", "1"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    done = subprocess.run(
+        [*command, override.format(folder=folder)], capture_output=True, text=True, env=environment, cwd=folder
+    )
+    assert done.returncode == 2, done.stderr
+    assert sentence.format(folder=folder) in done.stderr and "Traceback" not in done.stderr
+    assert not (folder / "run").exists()
+
+
 def test_verify_names_shard_and_sample(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, recipe: Path
 ) -> None:

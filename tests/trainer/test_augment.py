@@ -208,7 +208,7 @@ def test_what_has_probability_0_never_happens_and_what_has_1_always(monkeypatch:
     almost_1 = np.float32(1 - 2.0**-24)
     for number in (np.float32(0), almost_1):
         monkeypatch.setattr(
-            "trainer.augment.uniform", lambda *key, number=number: np.full((len(key[2]), key[4]), number)
+            "trainer.pictures.augment.uniform", lambda *key, number=number: np.full((len(key[2]), key[4]), number)
         )
         never = draw(AugmentConfig(flip=0, blur=0, jitter=0, grayscale=1), 0, 0, np.arange(4), 32, 32)
         assert not never.flip.any() and not never.sigma.any() and never.colours is not None

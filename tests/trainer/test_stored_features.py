@@ -91,7 +91,7 @@ def test_gradients_of_the_head_are_those_that_pictures_give(tmp_path: Path, weig
     make_features(values, weights)
     config = from_mapping(TrainConfig, {**values, "model": {**values["model"], "dropout": 0.0}}, "test")
     shard_set = ShardSet.open(config.data.train)
-    model = build_encoder(config.model, InfoNCE(), shard_set.embed_dim)
+    model = build_encoder(config.model, InfoNCE(), shard_set.embed_dim, SIZE)
     normalize = Normalize(SIZE, *model.normalization)
     columns = {"text": "", "image_features": COLUMN}
     for batch in TrainLoader(shard_set, global_batch_size=16, columns=columns).epoch(0):

@@ -37,23 +37,6 @@ def test_a_damaged_sample_is_replaced_counted_and_named(tmp_path: Path) -> None:
     assert "train-00002.tar: sample 000000023" in str(sentence) and "max_damaged is 0" in str(sentence)
 
 
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"global_batch_size": 64}, "64"),
-        ({"accumulate": 3}, "accumulate is 3: a process has 8 of the 8 pairs"),
-        ({"optim": {"warmup_steps": 40}}, "optim.warmup_steps is 40, but the run has 12 steps"),
-        ({"model": {"tower": "resnet19"}}, "resnet1"),
-        ({"model": {"tower": "resnet18", "weights": "nowhere/weights.pth", "normalize": "imagenet"}}, "nowhere"),
-        ({"data": {"train": "nowhere"}}, "nowhere: no manifest.json"),
-    ],
-)
-def test_mistakes_end_before_step_1(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
-    (said,) = gloo.run(1, train_worker, recipe(tmp_path, **changes))
-    assert isinstance(said, str) and sentence in said
-    assert not list((tmp_path / "run").glob("checkpoints/*"))
-
-
 def test_a_set_of_another_encoder_is_refused(tmp_path: Path) -> None:
     make_shard_set(tmp_path / "wide", 12, embed_dim=16)
     (said,) = gloo.run(1, train_worker, recipe(tmp_path, data={"val": str(tmp_path / "wide")}))

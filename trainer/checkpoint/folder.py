@@ -215,6 +215,8 @@ def check_identity(found: Mapping[str, Any], expected: Mapping[str, Any], path: 
     """Raise CheckpointError naming the first fields of `expected` that `found` does not have, with both values."""
     wanted = dict(_flat(expected))
     have = dict(_flat({key: found[key] for key in expected if key in found}))
+    if "model.image_size" in wanted and "image.size" in have:  # an older checkpoint says it of the pictures alone
+        have.setdefault("model.image_size", have["image.size"])
     names = [*wanted, *(name for name in have if name not in wanted)]
     differing = [name for name in names if wanted.get(name, "absent") != have.get(name, "absent")]
     if differing:

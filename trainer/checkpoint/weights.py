@@ -13,9 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
+from core.errors import CheckpointError
 from core.storage import sha256_of
-from trainer.checkpoint.files import CheckpointManifest, decoded, read_manifest, read_verified
-from trainer.checkpoint.folder import EMA, ENCODER, OBJECTIVE, OLDER_MODEL, part_file, read_identity
+from trainer.checkpoint.files import REMEDY, CheckpointManifest, decoded, read_manifest, read_verified
+from trainer.checkpoint.folder import EMA, ENCODER, IDENTITY, OBJECTIVE, OLDER_MODEL, part_file, read_identity
 from trainer.checkpoint.tensor_tree import decode_tensors
 
 _SCALE = "logit_scale"  # the only learned scalar of older versions
@@ -47,7 +48,7 @@ def read_weights(path: Path) -> Weights:
         CheckpointError: a file is missing, cut short or altered; names it.
     """
     manifest = read_manifest(path)
-    identity = translated(read_identity(path))
+    identity = translated(read_identity(path), path)
     has_average = part_file(EMA) in manifest.files
     if OLDER_MODEL in manifest.files:
         name = part_file(EMA) if has_average else OLDER_MODEL
@@ -59,12 +60,19 @@ def read_weights(path: Path) -> Weights:
         encoder, learned = (_under(prefix, tensors) for prefix in (_ENCODER_PREFIX, _LEARNED_PREFIX))
         return Weights(path, encoder, learned, identity, sha256_of(path / part_file(EMA)))
     encoder = _read(path, part_file(ENCODER), manifest)
-    learned = _read(path, part_file(OBJECTIVE), manifest) if part_file(OBJECTIVE) in manifest.files else {}
+    objective = _read(path, part_file(OBJECTIVE), manifest) if part_file(OBJECTIVE) in manifest.files else {}
+    learned = {name: tensor for name, tensor in objective.items() if not tensor.ndim}  # the rest is its state
     return Weights(path, encoder, learned, identity, sha256_of(path / part_file(ENCODER)))
 
 
-def translated(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity of any version in today's words."""
+def translated(identity: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """An identity of any version in today's words.
+
+    Raises:
+        CheckpointError: it says nothing of a model.
+    """
+    if "model" not in identity:
+        raise CheckpointError(f"{path / IDENTITY}: has no 'model', so it was written by another version. {REMEDY}")
     config = dict(identity.get("config", {}))
     if "loss" in config:
         config["objective"] = config.pop("loss")

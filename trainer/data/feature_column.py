@@ -70,7 +70,7 @@ def feature_column(
     """A frozen tower's pooled outputs, `<f4` `(W,)`.
 
     Args:
-        name: of the column; default `features.TOWER`.
+        name: of the column; default `features.TOWER`, `features.FAMILY.TOWER`.
         recipe: a training recipe that gives tower, weights, normalize, image_size and precision; options win.
         tower, weights, normalize, image_size, precision: as in a training recipe.
         batch_size: pictures at a time; another one may change the last bit.
@@ -93,7 +93,12 @@ def feature_column(
         return ColumnValues(_parts(work, frozen, batch_size, num_workers), figures={"pictures": len(work.shard_set)})
 
     width = _width(frozen)
-    return ColumnPlan(name or f"{FEATURES}.{options.tower}", FEATURES, "sample", "<f4", (width,), origin, make)
+    return ColumnPlan(name or default_column_name(options.tower), FEATURES, "sample", "<f4", (width,), origin, make)
+
+
+def default_column_name(tower: str) -> str:
+    """Of the column: `features.resnet50`, `features.timm.resnet50`."""
+    return f"{FEATURES}.{tower.replace(':', '.')}"
 
 
 def tower_options(given: dict[str, Any], recipe: Path | None) -> TowerOptions:
@@ -133,10 +138,10 @@ def load_tower(options: TowerOptions, stored_size: int, device: torch.device) ->
     config = ModelConfig(
         tower=options.tower, weights=options.weights, normalize=options.normalize, freeze="tower", channels_last=False
     )
-    model = build_encoder(config, OBJECTIVES["infonce"](), embed_dim=1).eval()  # the head is not used
+    size = options.image_size or stored_size
+    model = build_encoder(config, OBJECTIVES["infonce"](), 1, size).eval()  # the head is not used
     tower = model.image_encoder.tower
     precision = _precision(options.precision, device)
-    size = options.image_size or stored_size
     mean, std = model.normalization
     origin = tower_origin(
         tower, name=options.tower, weights=options.weights, size=size, mean=mean, std=std, precision=precision

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from core.config import Choice
 from core.errors import ConfigError
+
+SUFFIXES = (".pth", ".pt", ".safetensors")  # of state dicts
+_CHECKPOINT = re.compile(r"/(best|latest|step-\d+)/?$")  # what names one, though it may not be there
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,11 @@ class ModelConfig:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}: give a width, or 0 for the usual one.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout is {self.dropout}: it is a probability, from 0 to below 1.")
+        if Path(self.weights).is_dir() or _CHECKPOINT.search(self.weights):
+            raise ConfigError(
+                f"model.weights is the run or checkpoint {self.weights}; it takes published weights of a tower. Begin "
+                f"with what a run has trained: start_from={self.weights} (start_parts=tower for its tower alone)."
+            )
         if is_path(self.weights) and self.normalize == "auto":
             raise ConfigError(
                 f"model.weights is the file {self.weights}, which does not say how its pictures were normalised: "
@@ -45,4 +55,4 @@ class ModelConfig:
 
 def is_path(weights: str) -> bool:
     """Whether `weights` names a file, not one of torchvision's weights."""
-    return "/" in weights or weights.endswith((".pth", ".pt", ".safetensors"))
+    return "/" in weights or weights.endswith(SUFFIXES)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.data.names import TEXT
+from trainer.models.freeze import freeze
 from trainer.models.texts.tower import TextTower
-from trainer.models.tower import freeze
 from trainer.objectives.objective import IMAGE, IMAGE2
 from trainer.pictures.normalization import Normalization
 

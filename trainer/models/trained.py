@@ -16,10 +16,11 @@ class TrainedModel(nn.Module):
 
     def __init__(self, encoder: Encoder, objective: Objective) -> None:
         super().__init__()
-        self.encoder = encoder
         self.objective = objective
         learned = {name: nn.Parameter(torch.tensor(value)) for name, value in objective.parameters().items()}
+        # Before the encoder: the norm over all gradients is summed in this order, and so keeps its last digit.
         self.learned = nn.ParameterDict(learned)
+        self.encoder = encoder
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Features by name (`Encoder.forward`), and the objective's scalars."""

@@ -38,7 +38,7 @@ def whole_loss(objective: Objective, rows: Rows, scalars: Tensors, state: Tensor
     """The same by plain autograd over one block of all rows: what `blocked_loss` has to equal."""
     block = Block(rows.own, rows.everywhere, rows.offset, scalars, state)
     total: Any = sum(objective.terms(block))
-    return total * _weight(objective, rows)
+    return total * _weight(objective, rows, total)
 
 
 class _Blocked(torch.autograd.Function):
@@ -59,7 +59,7 @@ class _Blocked(torch.autograd.Function):
         leaves = {"everywhere": everywhere, "scalars": _leaves("scalars", scalars, names)}
         some = next(x for x in [*rows.own.values(), *scalars.values()] if x.is_floating_point())
         total = torch.zeros((), dtype=some.dtype, device=some.device)
-        weight = _filled(_weight(objective, rows), total)
+        weight = _weight(objective, rows, total)
         num_rows = len(next(iter(rows.own.values())))
         with torch.autocast(some.device.type, enabled=False), torch.enable_grad():
             for part in _row_blocks(num_rows, objective.block_size or num_rows):
@@ -94,15 +94,13 @@ def _leaves(side: str, tensors: Tensors, names: list[tuple[str, str]]) -> dict[s
     return {name: x.detach().requires_grad_((side, name) in names) for name, x in tensors.items()}
 
 
-def _weight(objective: Objective, rows: Rows) -> Any:
-    """1 / number of terms, times the ranks, since DDP divides by them."""
+def _weight(objective: Objective, rows: Rows, like: Tensor) -> Tensor:
+    """1 / number of terms, times the ranks, since DDP divides by them; of the type of `like` and beside it."""
     num_own, num_all = (len(next(iter(side.values()))) for side in (rows.own, rows.everywhere))
-    return (num_all / num_own) / objective.num_terms(rows.everywhere)
-
-
-def _filled(value: Tensor | float, like: Tensor) -> Tensor:
-    """As a scalar beside `like`, without waiting for the device."""
-    return value.to(like.dtype) if isinstance(value, Tensor) else torch.full_like(like, value)
+    # Not divided as a number of its own: that would be rounded to float32. Nor read by the host, who would wait for it.
+    num_terms = objective.num_terms(rows.everywhere)
+    terms = num_terms.to(like.dtype) if isinstance(num_terms, Tensor) else torch.full_like(like, num_terms)
+    return (num_all / num_own) / terms
 
 
 def _exact(tensors: Tensors) -> dict[str, Tensor]:

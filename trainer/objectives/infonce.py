@@ -156,7 +156,13 @@ class InfoNCE(Objective):
 
 
 def _any_caption_alike(block: Block, most: float) -> Tensor:
-    """Bool `(m, N)`: samples with any caption closer than `most` to any of the row's; padding is close to nothing."""
+    """Bool `(m, N)`: samples of which any caption is closer than `most` to any of the row's."""
+    import torch
+
     rows, columns = block.rows[TEXT].detach(), block.columns[TEXT].detach()
-    similarity = rows.flatten(0, 1) @ columns.flatten(0, 1).T
-    return (similarity > most).unflatten(0, rows.shape[:2]).unflatten(2, columns.shape[:2]).any(3).any(1)
+    places = torch.arange(columns.shape[1], device=columns.device)
+    close = rows.flatten(0, 1) @ columns.flatten(0, 1).T > most
+    # What stands behind the last caption is zeros where captions are stored, and a unit vector where a tower made it.
+    close &= (places < block.rows[NUM_CAPTIONS][:, None]).flatten()[:, None]
+    close &= (places < block.columns[NUM_CAPTIONS][:, None]).flatten()
+    return close.unflatten(0, rows.shape[:2]).unflatten(2, columns.shape[:2]).any(3).any(1)

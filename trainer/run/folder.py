@@ -1,23 +1,19 @@
-"""A run's folder: who writes in it, what it was started with, on what machine, and its line in the registry.
+"""A run's folder: who writes in it, what it was started with, on what machine, and what happened.
 
 runs/coco/
   run.json          id, name, state (running, stopped, failed, finished), when it started
   config.yaml       the resolved recipe          environment.json   hardware, versions, commit, command
   metrics.csv       what was measured            events.jsonl       what happened: resumed, spikes, stops
   checkpoints/      results.json                 report.html
-runs/registry.csv   a line per run
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import secrets
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -33,10 +29,8 @@ from core.storage import publish_bytes, sweep_partials
 RUN, CONFIG, ENVIRONMENT, EVENTS, CHECKPOINTS = (
     "run.json", "config.yaml", "environment.json", "events.jsonl", "checkpoints",
 )  # fmt: skip
-REGISTRY = "registry.csv"
 State = Literal["running", "stopped", "failed", "finished"]
 _TRACES = (RUN, CONFIG, "metrics.csv", CHECKPOINTS)
-_REGISTRY_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -57,25 +51,6 @@ class RunFolder:
         return self.path / CHECKPOINTS
 
 
-@dataclass(frozen=True)
-class RegistryLine:
-    """A run's line in `runs/registry.csv`; blank is not known yet."""
-
-    run_id: str
-    name: str
-    state: State
-    started: str = ""
-    hours: float | str = ""
-    step: int | str = ""
-    image_to_text_recall_at_10: float | str = ""
-    text_to_image_recall_at_10: float | str = ""
-    knn_accuracy: float | str = ""  # of validations with labels
-    shards: str = ""  # fingerprint of the training set
-    commit: str = ""
-    hardware: str = ""
-    updated: str = field(default_factory=lambda: _now())
-
-
 @contextmanager
 def open_run_folder(
     path: Path, config: Any, *, environment: Mapping[str, Any], resume: str = "no"
@@ -85,8 +60,8 @@ def open_run_folder(
     Args:
         config: the resolved config (a dataclass or a mapping), saved as `config.yaml`.
         environment: what `describe_environment` returned, saved as `environment.json`.
-        resume: `no` wants a new folder; `auto` continues the run in it, or starts one; a checkpoint of this folder
-            continues this run from there; a checkpoint of another run wants a new folder.
+        resume: `no` wants a new folder; `auto` continues the run in it, or starts one; a checkpoint in it
+            continues it from there.
 
     Raises:
         ConfigError: there is a run in the folder and `resume` does not continue it.
@@ -95,10 +70,9 @@ def open_run_folder(
     with lock(path / ".lock", f"training run {path.name}"):
         sweep_partials(path)
         found = _found_run(path)
-        continues = resume == "auto" or path.resolve() in Path(resume).resolve().parents
-        if found and not (continues and resume != "no"):
+        if found and resume == "no":
             raise ConfigError(_occupied(path, found))
-        run = found or {"run_id": secrets.token_hex(4), "name": path.name, "started": _now()}
+        run = found or {"run_id": secrets.token_hex(4), "name": path.name, "started": now()}
         # First: a folder that holds anything else and no run.json is taken for a stranger's.
         publish_bytes(_as_json({**run, "state": "running"}), path / RUN)
         changes = _save_settings(path, config, environment)
@@ -130,7 +104,7 @@ def was_stopped(run_dir: Path) -> bool:
 def record_event(run_dir: Path, kind: str, step: int | None = None, **details: Any) -> None:
     """Add what happened to `events.jsonl`; the report shows it."""
     at = {} if step is None else {"step": step}
-    append_json(run_dir / EVENTS, {"time": _now(), "event": kind, **at, **details})
+    append_json(run_dir / EVENTS, {"time": now(), "event": kind, **at, **details})
 
 
 def flush_events(run_dir: Path) -> None:
@@ -141,29 +115,6 @@ def flush_events(run_dir: Path) -> None:
 def read_events(run_dir: Path) -> list[dict[str, Any]]:
     """The run's events in order."""
     return read_json_lines(run_dir / EVENTS)
-
-
-def register_run(runs_dir: Path, line: RegistryLine) -> None:
-    """Add or replace the run's line in `runs_dir/registry.csv`, whole, waiting for other runs that do the same."""
-    with _patient_lock(runs_dir / ".registry.lock"):
-        sweep_partials(runs_dir, REGISTRY)  # the lock is the registry's: other files there are not ours
-        lines = [known for known in read_registry(runs_dir) if known["run_id"] != line.run_id]
-        new = {key: str(value) for key, value in asdict(line).items()}
-        ordered = sorted([*lines, new], key=lambda known: known["started"])
-        names = [f.name for f in fields(RegistryLine)]
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, names, restval="", extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(ordered)
-        publish_bytes(buffer.getvalue().encode(), runs_dir / REGISTRY)
-
-
-def read_registry(runs_dir: Path) -> list[dict[str, str]]:
-    """The registry's lines, oldest first."""
-    path = runs_dir / REGISTRY
-    if not path.exists():
-        return []
-    return list(csv.DictReader(io.StringIO(path.read_text())))
 
 
 def _found_run(path: Path) -> dict[str, Any] | None:
@@ -207,27 +158,12 @@ def _save_settings(path: Path, config: Any, environment: Mapping[str, Any]) -> l
 
 def _write_state(run_dir: Path, state: State) -> None:
     known = json.loads((run_dir / RUN).read_text())
-    publish_bytes(_as_json({**known, "state": state, "updated": _now()}), run_dir / RUN)
-
-
-@contextmanager
-def _patient_lock(path: Path) -> Iterator[None]:
-    deadline = time.monotonic() + _REGISTRY_PATIENCE_S
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(lock(path, "the registry of runs"))
-                break
-            except StorageError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
-        yield
+    publish_bytes(_as_json({**known, "state": state, "updated": now()}), run_dir / RUN)
 
 
 def _as_json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -34,7 +34,6 @@ from trainer.data.loader import TrainLoader
 from trainer.data.order_identity import order_difference, order_identity
 from trainer.guard.peer_watch import PeerWatch
 from trainer.guard.signals import StopRequest
-from trainer.models.build import build_encoder
 from trainer.models.encoder import Encoder
 from trainer.models.texts.text import LiveText
 from trainer.models.trained import TrainedModel
@@ -48,6 +47,7 @@ from trainer.run.environment import describe_environment
 from trainer.run.folder import RunFolder, note_failure, open_run_folder, record_event
 from trainer.run.rng import seed_generators, set_rng_state
 from trainer.run.run import MakeValidation, Run, console
+from trainer.run.start_from import Start, begin_model
 from trainer.run.state import Holders, RunState, restore, state_of
 from trainer.step.proof import ProofInputs, prove_gradients
 from trainer.telemetry.flops import flops_per_image, peak_flops
@@ -88,13 +88,16 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     device = accelerator.device
     if device.type == "cpu":
         keep_freed_memory()
+    if config.resume not in ("auto", "no"):
+        on_main(lambda: resolve_checkpoint(Path(config.resume)))  # before a folder is made for it
     objective, text = config.build_objective(), config.build_text()
     data = _open_data(config, objective, text, device, resources)
     seed_generators(config.seed)  # the same initial weights on every rank
-    encoder = _build_encoder(config, objective, text, data)
+    bare, start = _build_model(config, data)
+    encoder = bare.encoder
     input_shape = _input_shape(config, encoder, data.size)
-    flops = flops_per_image(encoder.image_encoder, input_shape) * objective.views  # before batch norms are replaced
-    model, holders = _prepare(config, objective, encoder, accelerator)
+    flops = flops_per_image(encoder.image_encoder, input_shape) * objective.views
+    model, holders = _prepare(config, bare, accelerator)
     identity = _identity(config, encoder, data)
     mean, std = encoder.normalization
     normalize = Normalize(data.size, mean, std, config.model.channels_last)
@@ -136,6 +139,8 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         total_steps=data.total_steps,
     )
     state = _go_on(run, checkpoint) if checkpoint else None
+    if start is not None and checkpoint is None:
+        on_main(lambda: _note_start(run, start))
     epoch, step_in_epoch = divmod(run.start_step, data.loader.steps_per_epoch)
     run.ledger.start(epoch, data.loader.order(epoch), step_in_epoch, state.ledger if state else None)
     on_main(lambda: announce(run, data.train, data.val, ratios))
@@ -201,17 +206,13 @@ def _expect_whole_chunks(config: TrainConfig) -> None:
         )
 
 
-def _build_encoder(config: TrainConfig, objective: Objective, text: LiveText | None, data: Data) -> Encoder:
-    """The encoder, checked against the stored outputs of its tower where those are read."""
-    if text is not None:
-        tower = text.build(config.model.embed_dim)
-        encoder = build_encoder(config.model, objective, tower.embed_dim, tower)
-    else:
-        encoder = build_encoder(config.model, objective, data.train.embed_dim if objective.needs_text else None)
+def _build_model(config: TrainConfig, data: Data) -> tuple[TrainedModel, Start | None]:
+    """The model as it begins, checked against the stored outputs of its tower where those are read."""
+    model, start = begin_model(config, data.train)
     for shard_set in (data.train, data.val):
         if shard_set is not None and config.data.image_features:
-            expect_features_of(encoder, config, shard_set)
-    return encoder
+            expect_features_of(model.encoder, config, shard_set)
+    return model, start
 
 
 def _input_shape(config: TrainConfig, encoder: Encoder, size: int) -> tuple[int, ...]:
@@ -219,17 +220,15 @@ def _input_shape(config: TrainConfig, encoder: Encoder, size: int) -> tuple[int,
     return (encoder.image_encoder.tower_dim,) if config.data.image_features else (3, size, size)
 
 
-def _prepare(
-    config: TrainConfig, objective: Objective, encoder: Encoder, accelerator: Accelerator
-) -> tuple[nn.Module, Holders]:
+def _prepare(config: TrainConfig, model: TrainedModel, accelerator: Accelerator) -> tuple[nn.Module, Holders]:
     """The model on its device, wrapped for several processes, and all that a run goes on from."""
     device = accelerator.device
-    bare = _placed(TrainedModel(encoder, objective), config, device)
+    bare = _placed(model, config, device)
     averaged = AveragedModel(bare, config.optim.ema_decay) if config.optim.ema_decay else None
-    model, optimizer = accelerator.prepare(bare, build_optimizer(bare, config.optim))
-    state = objective.initial_state(encoder.describe()["embed_dim"])
+    wrapped, optimizer = accelerator.prepare(bare, build_optimizer(bare, config.optim))
+    state = bare.objective.initial_state(bare.encoder.describe()["embed_dim"])
     on_device = {name: tensor.to(device) for name, tensor in state.items()}
-    return model, Holders(bare, on_device, averaged, optimizer)
+    return wrapped, Holders(bare, on_device, averaged, optimizer)
 
 
 def _placed(model: TrainedModel, config: TrainConfig, device: torch.device) -> TrainedModel:
@@ -278,8 +277,7 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         cpu=not torch.cuda.is_available(),
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout_s)),
-            # Batch statistics are each rank's own while training; validation and checkpoints take those of rank 0.
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
     )
 
@@ -325,6 +323,13 @@ def _find_checkpoint(
 
 def _path_of(checkpoint: Checkpoint | None) -> Path | None:
     return checkpoint.path if checkpoint else None
+
+
+def _note_start(run: Run, start: Start) -> None:
+    """Say what the run took over, in the journal too; on rank 0."""
+    console.print(str(start))
+    reason = f"start_from={run.config.start_from} start_parts={run.config.start_parts}"
+    record_event(run.folder.path, "started from", 0, reason=reason, **start.account())
 
 
 def _go_on(run: Run, checkpoint: Checkpoint) -> RunState:

@@ -29,7 +29,8 @@ from trainer.models.trained import TrainedModel
 from trainer.objectives.objective import Objective
 from trainer.pictures.augment import Augment
 from trainer.run.environment import hardware
-from trainer.run.folder import RegistryLine, RunFolder, State, flush_events, record_event, register_run, set_state
+from trainer.run.folder import RunFolder, State, flush_events, record_event, set_state
+from trainer.run.registry import RegistryLine, register_run
 from trainer.run.rng import rng_state
 from trainer.run.state import Holders, RunState, save
 from trainer.step.forward_backward import Chunk, StepResult

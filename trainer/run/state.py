@@ -110,6 +110,12 @@ def restore(holders: Holders, checkpoint: Checkpoint, state: RunState) -> None:
     expected = {**learned, **{name: objective.get(name) for name in holders.objective_state}}
     if absent := [name for name, tensor in expected.items() if tensor is None] or [*objective.keys() - expected.keys()]:
         raise CheckpointError(f"{checkpoint.path}: '{absent[0]}' is of another objective. {_REMEDY}")
+    for name, tensor in holders.objective_state.items():
+        if objective[name].shape != tensor.shape:
+            shapes = f"{tuple(objective[name].shape)}, this recipe's is {tuple(tensor.shape)}"
+            raise CheckpointError(
+                f"{checkpoint.path}: the objective's '{name}' is {shapes}. Put objective back. {_REMEDY}"
+            )
     holders.model.encoder.load_state_dict(checkpoint.parts[ENCODER])
     for name, parameter in holders.model.learned.items():
         parameter.data.copy_(learned[name])

@@ -72,6 +72,11 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Features as the loss takes them, whatever a tower computes in."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def _gathered_loss(
     features: Mapping[str, Tensor],
     scalars: Mapping[str, Tensor],
@@ -80,7 +85,7 @@ def _gathered_loss(
     state: Mapping[str, Tensor],
 ) -> tuple[Tensor, Rows]:
     # Before the gather: gradients of near-equal negatives are summed over ranks, which half precision would round off.
-    trained = {name: _at_least_float32(x) for name, x in features.items()}
+    trained = {name: at_least_float32(x) for name, x in features.items()}
     dtype = next(iter(trained.values())).dtype
     own = {**trained, **{name: _like(x, dtype) for name, x in given.items()}}
     # Given values travel as they are stored: caption embeddings at half the bytes.
@@ -120,7 +125,7 @@ def _cached_forward_backward(
             end = start + len(next(iter(part.values())))
             # Its gradient is that of the features times their Jacobian, which is this chunk's part of the loss's.
             products = [
-                (_at_least_float32(x) * grad_features[name][start:end]).sum() for name, x in chunk_features.items()
+                (at_least_float32(x) * grad_features[name][start:end]).sum() for name, x in chunk_features.items()
             ]
             if is_last:
                 products += [chunk_scalars[name] * grad for name, grad in grad_scalars.items()]
@@ -143,10 +148,9 @@ def _features_without_grad(
     features, random_states, scalars = [], [], dict[str, Tensor]()
     for chunk in chunks:
         random_states.append(_random_state(device))
-        inputs = chunk()
         with autocast():
-            chunk_features, scalars = module(inputs)
-        features.append({name: _at_least_float32(x) for name, x in chunk_features.items()})
+            chunk_features, scalars = module(chunk())  # no name for the inputs: it would keep them beside the next ones
+        features.append({name: at_least_float32(x) for name, x in chunk_features.items()})
     for buffer, saved in zip(module.buffers(), buffers, strict=True):
         buffer.copy_(saved)
     return features, {name: x.detach().clone().requires_grad_() for name, x in scalars.items()}, random_states
@@ -161,10 +165,6 @@ def _result(loss: Tensor, rows: Rows, scalars: Mapping[str, Tensor]) -> StepResu
 
 def _like(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if x.is_floating_point() else x
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _no_sync(model: nn.Module) -> AbstractContextManager:

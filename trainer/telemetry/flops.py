@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -34,17 +37,31 @@ def flops_per_image(model: nn.Module, input_shape: tuple[int, ...]) -> float:
 
     Runs on meta tensors: it takes no memory and leaves the model as it was. Pass the bare model (no DDP, no compile).
     The loss and the augmentation are left out, recomputed activations too: MFU is defined on the model's work.
+    Batch norms count nothing, synchronised ones do not synchronise here.
     """
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     meta = {n: t.detach().to("meta").requires_grad_(t.requires_grad) for n, t in tensors.items()}
     num_images = 2  # batch norm in training mode wants more than one value
     inputs = torch.empty(num_images, *input_shape, device="meta", dtype=torch.float32)
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+    with _alone(model), torch.enable_grad(), FlopCounterMode(display=False) as counter:
         output = functional_call(model, meta, (inputs,))
         features = output if isinstance(output, Tensor) else output[0]
         if features.requires_grad:
             features.sum().backward()
     return counter.get_total_flops() / num_images
+
+
+@contextmanager
+def _alone(model: nn.Module) -> Iterator[None]:
+    """Synchronised batch norms refuse meta tensors while they train."""
+    synchronised = [part for part in model.modules() if isinstance(part, nn.SyncBatchNorm) and part.training]
+    for part in synchronised:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in synchronised:
+            part.training = True
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

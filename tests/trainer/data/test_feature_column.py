@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from column_sets import add, adopt_set
+from encoders import encoder_of
 from photo_folders import folder_bytes
 from shard_sets import make_shard_set
 
@@ -20,6 +21,7 @@ from core.image import decode_into
 from core.shard_set import ShardSet
 from trainer.data import feature_column
 from trainer.data.feature_column import state_sha256, tower_origin
+from trainer.models.config import ModelConfig
 
 TOWER = "shufflenet_v2_x0_5"
 
@@ -65,6 +67,16 @@ def test_features_are_the_towers_outputs(tmp_path: Path, weights: Path, options:
     assert len({row.tobytes() for row in rows}) == 23
 
 
+def test_a_timm_towers_features_are_called_by_family_and_name(tmp_path: Path, options: dict[str, Any]) -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed: pip install 'shardclip[timm]'")
+    torch.save(timm.create_model("mobilenetv3_small_050").state_dict(), tmp_path / "whole.pth")
+    url = make_shard_set(tmp_path / "set", 5, size=64)
+    tower = {"tower": "timm:mobilenetv3_small_050", "weights": str(tmp_path / "whole.pth")}
+    (head,) = add("features", url, cache=tmp_path, **{**options, **tower})
+    assert (head.name, head.shape) == ("features.timm.mobilenetv3_small_050", (1024,))
+    assert head.origin["tower"]["name"] == "timm:mobilenetv3_small_050"
+
+
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
 def test_workers_leave_no_trace(tmp_path: Path, options: dict[str, Any], num_workers: int) -> None:
     url = make_shard_set(tmp_path / "set", 23, size=32)
@@ -85,11 +97,10 @@ def test_adopted_sets_need_no_captions_embedded(tmp_path: Path, options: dict[st
 def test_the_origin_is_what_a_training_run_finds_of_its_own_tower(
     tmp_path: Path, weights: Path, options: dict[str, Any]
 ) -> None:
-    from trainer.models import ModelConfig, build_model
-
     url = make_shard_set(tmp_path / "set", 5, size=32)
     (head,) = add("features", url, cache=tmp_path, **options)
-    model = build_model(ModelConfig(TOWER, str(weights), normalize="imagenet", freeze="tower"), embed_dim=8)
+    config = ModelConfig(TOWER, str(weights), normalize="imagenet", freeze="tower")
+    model = encoder_of(config, embed_dim=8, image_size=64)
     mean, std = model.normalization
     found = tower_origin(
         model.image_encoder.tower, name=TOWER, weights=str(weights), size=64, mean=mean, std=std, precision="no"

@@ -18,16 +18,16 @@ from trainer.checkpoint.folder import (
     best_checkpoint,
     load_checkpoint,
     load_latest,
-    load_weights,
     read_identity,
     save_checkpoint,
 )
 from trainer.checkpoint.tensor_tree import dump_json
+from trainer.checkpoint.weights import read_weights
 
 READERS: list[Callable[[Path], Any]] = [
     read_manifest,
     load_checkpoint,
-    load_weights,
+    read_weights,
     read_identity,
     lambda path: load_latest(path.parent),
     lambda path: best_checkpoint(path.parent),
@@ -38,11 +38,14 @@ READERS: list[Callable[[Path], Any]] = [
 def checkpoint(tmp_path: Path) -> Path:
     return save_checkpoint(
         tmp_path,
-        model_state={"weight": torch.ones(2)},
+        parts={
+            "encoder": {"weight": torch.ones(2)},
+            "objective": {"logit_scale": torch.ones(())},
+            "ema": {"encoder.weight": torch.zeros(2), "learned.logit_scale": torch.zeros(())},
+        },
         optimizer_state={"state": {0: {"step": torch.tensor(1.0)}}},
-        ema_state={"weight": torch.zeros(2)},
         state={"step": 7, "epoch": 0},
-        identity={"embed_dim": 8},
+        identity={"model": {"embed_dim": 8}},
         keep_last=1,
         is_best=True,
     )
@@ -63,7 +66,7 @@ def test_a_manifest_without_a_field_is_read_or_refused(checkpoint: Path) -> None
     path = checkpoint / "manifest.json"
     body = body_of(path, "sha256")
     before = read_manifest(checkpoint)
-    needed = {"model.safetensors", "optimizer.safetensors", "state.json", "model.json"}
+    needed = {"encoder.safetensors", "optimizer.safetensors", "state.json", "model.json"}
     for place, changed in without_each_field(body):
         path.write_bytes(sign_checkpoint(changed))
         is_read = [read_or_refused(read, checkpoint) for read in READERS]
@@ -99,7 +102,7 @@ def load_is_refused(checkpoint: Path, name: str | int) -> bool:
         ("optimizer.safetensors", save_tensors({"a": torch.ones(1)})),
         ("optimizer.safetensors", save_tensors({}, {"tree": '{"$tensor": "a"}'})),
         ("optimizer.safetensors", b"short"),
-        ("model.safetensors", b"no tensors at all"),
+        ("encoder.safetensors", b"no tensors at all"),
         ("ema.safetensors", b""),
     ],
 )

@@ -1,30 +1,10 @@
-"""Torchvision's image classifiers as towers: built by name, last layer off, frozen up to a stage."""
+"""Freezing a tower up to a stage."""
 
 from __future__ import annotations
 
-import torchvision
 from torch import nn
 
 from core.errors import ConfigError, did_you_mean
-
-# GoogLeNet and Inception end in several outputs while training; SqueezeNet has no linear layer to take off.
-_NO_TOWERS = ("googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1")
-TOWERS = tuple(name for name in torchvision.models.list_models(module=torchvision.models) if name not in _NO_TOWERS)
-
-
-def build_tower(name: str) -> tuple[nn.Module, int, str]:
-    """A freshly initialised tower.
-
-    Returns:
-        The network up to its pooled features, their width, and the name of the linear layer that was taken off.
-    """
-    if name not in TOWERS:
-        raise ConfigError(f"model.tower: torchvision has no image classifier '{name}'.{did_you_mean(name, TOWERS)}")
-    tower = torchvision.models.get_model(name, weights=None)
-    last_name, last = [(n, m) for n, m in tower.named_modules() if isinstance(m, nn.Linear)][-1]
-    parent_name, _, child_name = last_name.rpartition(".")
-    setattr(tower.get_submodule(parent_name), child_name, nn.Identity())
-    return tower, last.in_features, last_name
 
 
 def stages(tower: nn.Module) -> list[str]:
@@ -35,7 +15,8 @@ def stages(tower: nn.Module) -> list[str]:
         names = []
         for name, child in module.named_children():
             size = sum(p.numel() for p in child.parameters())
-            if size > 0.9 * total and list(child.children()):  # the one part that holds nearly everything: look inside
+            # Look inside the one part that holds nearly everything, and inside a sequence of stages.
+            if (size > 0.9 * total and list(child.children())) or _holds_stages(child):
                 names += split(child, f"{prefix}{name}.")
             elif size:
                 names.append(prefix + name)
@@ -64,6 +45,11 @@ def freeze(tower: nn.Module, until: str) -> list[str]:
     for name in names[:last]:
         tower.get_parameter(name).requires_grad_(False)
     return [name for name, module in tower.named_modules() if _is_frozen(module)]
+
+
+def _holds_stages(module: nn.Module) -> bool:
+    sequence, children = (nn.Sequential, nn.ModuleList), list(module.children())
+    return isinstance(module, sequence) and len(children) > 1 and all(isinstance(child, sequence) for child in children)
 
 
 def _is_frozen(module: nn.Module) -> bool:

@@ -21,7 +21,6 @@ from trainer.checkpoint.folder import (
     latest_checkpoint,
     load_checkpoint,
     load_latest,
-    load_weights,
     read_identity,
     resolve_checkpoint,
     save_checkpoint,
@@ -34,13 +33,16 @@ IDENTITY = {"model": {"tower": "resnet50", "embed_dim": 384}, "image": {"size": 
 
 
 def save(folder: Path, step: int, *, keep_last: int = 100, is_best: bool = False, **given: Any) -> Path:
-    parts: dict[str, Any] = {
-        "model_state": {"weight": torch.full((4, 4), float(step)), "count": torch.tensor(step)},
+    values: dict[str, Any] = {
+        "parts": {
+            "encoder": {"weight": torch.full((4, 4), float(step)), "count": torch.tensor(step)},
+            "objective": {"logit_scale": torch.tensor(float(step)), "queue": torch.full((3, 2), float(step))},
+        },
         "optimizer_state": {"state": {0: {"step": torch.tensor(float(step))}}, "param_groups": [{"lr": 0.1}]},
         "state": {"step": step, "epoch": 0},
         "identity": IDENTITY,
     }
-    return save_checkpoint(folder, **{**parts, **given}, keep_last=keep_last, is_best=is_best)
+    return save_checkpoint(folder, **{**values, **given}, keep_last=keep_last, is_best=is_best)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -87,7 +89,7 @@ def test_an_optimizer_comes_back_bit_for_bit_and_goes_on_as_if_unbroken(name: st
     model = make_model()
     optimizer = OPTIMIZERS[name](model.parameters())
     train(model, optimizer, 3)
-    path = save(tmp_path, 3, model_state=model.state_dict(), optimizer_state=optimizer.state_dict())
+    path = save(tmp_path, 3, parts={"encoder": model.state_dict()}, optimizer_state=optimizer.state_dict())
     expected_state = decode_tree(encode_tree(optimizer.state_dict()))
     assert same(expected_state, optimizer.state_dict())
     expected = train(model, optimizer, 3, seed=1)
@@ -95,7 +97,7 @@ def test_an_optimizer_comes_back_bit_for_bit_and_goes_on_as_if_unbroken(name: st
     loaded = load_checkpoint(path)
     assert same(loaded.optimizer_state, expected_state)
     resumed = make_model()
-    resumed.load_state_dict(loaded.model_state)
+    resumed.load_state_dict(loaded.parts["encoder"])
     resumed_optimizer = OPTIMIZERS[name](resumed.parameters())
     resumed_optimizer.load_state_dict(loaded.optimizer_state)
     assert train(resumed, resumed_optimizer, 3, seed=1) == expected
@@ -127,17 +129,27 @@ def test_random_generators_go_on_where_they_were() -> None:
     assert draw() == expected
 
 
-def test_tied_weights_and_averaged_weights_are_kept(tmp_path: Path) -> None:
-    weight = torch.randn(3, 3)
-    path = save(tmp_path, 1, model_state={"a": weight, "b": weight}, ema_state={"a": weight + 1, "b": weight})
+def test_every_part_has_a_file_of_its_own_and_comes_back(tmp_path: Path) -> None:
+    weight, tied = torch.randn(3, 3), torch.randn(2, 2, dtype=torch.float64)
+    parts = {
+        "encoder": {"a": tied, "b": tied},
+        "objective": {"logit_scale": torch.tensor(2.5), "queue": weight.T},
+        "ema": {"encoder.a": weight, "learned.logit_scale": torch.tensor(2.0)},
+        "teacher": {"half": weight.half()},  # a part that no version knows yet
+    }
+    path = save(tmp_path, 1, parts=parts)
+    files = {"state.json", "model.json", "manifest.json", "optimizer.safetensors"}
+    assert {file.name for file in path.iterdir()} == files | {f"{name}.safetensors" for name in parts}
     loaded = load_checkpoint(path)
-    assert torch.equal(loaded.model_state["a"], weight) and torch.equal(loaded.model_state["b"], weight)
-    weights, identity = load_weights(path)
-    assert torch.equal(weights["a"], weight + 1) and identity == IDENTITY == read_identity(path)
+    assert loaded.parts.keys() == parts.keys() and read_identity(path) == loaded.identity == IDENTITY
+    for name, tensors in parts.items():
+        assert loaded.parts[name].keys() == tensors.keys()
+        for key, tensor in tensors.items():
+            assert loaded.parts[name][key].dtype == tensor.dtype and torch.equal(loaded.parts[name][key], tensor)
 
 
 def test_every_flipped_bit_and_every_shortened_or_missing_file_is_named(tmp_path: Path) -> None:
-    path = save(tmp_path, 1, ema_state={"weight": torch.ones(2)})
+    path = save(tmp_path, 1, parts={name: {"weight": torch.ones(2)} for name in ("encoder", "objective", "ema")})
     draw = random.Random(0)
     for file in sorted(path.iterdir()):
         whole = file.read_bytes()
@@ -163,7 +175,7 @@ def test_a_damaged_latest_is_not_stepped_over_and_the_way_out_is_named(tmp_path:
     for step in (1, 2, 3):
         save(tmp_path, step)
     flip(tmp_path / "step-00000003" / "optimizer.safetensors")
-    flip(tmp_path / "step-00000002" / "model.safetensors")
+    flip(tmp_path / "step-00000002" / "encoder.safetensors")
     with pytest.raises(CheckpointError) as caught:
         load_latest(tmp_path)
     assert "step-00000003/optimizer.safetensors: damaged" in str(caught.value)
@@ -190,6 +202,19 @@ def test_a_checkpoint_of_another_model_is_refused_with_both_values(tmp_path: Pat
     )
     with pytest.raises(CheckpointError, match=r"text_encoder\.name is absent, minilm is needed"):
         load_checkpoint(path, {**IDENTITY, "text_encoder": {"name": "minilm"}})
+
+
+def test_a_checkpoint_from_before_towers_had_sizes_is_taken_up_at_its_own(tmp_path: Path) -> None:
+    path = save(tmp_path, 1, identity=IDENTITY)
+
+    def with_size(size: int) -> dict[str, Any]:
+        return {"model": {**IDENTITY["model"], "image_size": size}, "image": {**IDENTITY["image"], "size": size}}
+
+    load_checkpoint(path, with_size(224))
+    with pytest.raises(
+        CheckpointError, match=r"model\.image_size is 224, 96 is needed; image\.size is 224, 96 is needed"
+    ):
+        load_checkpoint(path, with_size(96))
 
 
 def test_the_last_ones_and_the_best_stay(tmp_path: Path) -> None:
@@ -221,7 +246,7 @@ def test_saving_a_step_twice_keeps_the_first_and_replaces_a_damaged_one(tmp_path
     path = save(tmp_path, 1)
     written = path.stat().st_ino
     assert save(tmp_path, 1) == path and path.stat().st_ino == written
-    flip(path / "model.safetensors")
+    flip(path / "encoder.safetensors")
     save(tmp_path, 1)
     assert damage(path) is None and (tmp_path / "set-aside-0-step-00000001").is_dir()
 
@@ -238,7 +263,7 @@ def test_a_failed_save_leaves_the_older_ones_and_no_litter(tmp_path: Path, monke
     save(tmp_path, 1)
 
     def full_disk(folder: Path, files: dict[str, bytes]) -> None:
-        (folder / "model.safetensors").write_bytes(files["model.safetensors"][:10])
+        (folder / "encoder.safetensors").write_bytes(files["encoder.safetensors"][:10])
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "write_files", full_disk)

@@ -1,9 +1,8 @@
-"""Run folders: one writer, no run overwritten by another, changes shown, a registry that many may write."""
+"""Run folders: one writer, no run overwritten by another, changes shown."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,9 @@ from core.errors import ConfigError, DamagedError, StorageError
 from core.journal import append_json, append_line, cut_torn_line, read_json_lines, read_lines
 from trainer.run.environment import describe_environment, git_state, hardware
 from trainer.run.folder import (
-    RegistryLine,
     open_run_folder,
     read_events,
-    read_registry,
     record_event,
-    register_run,
     set_state,
 )
 
@@ -49,13 +45,12 @@ def test_a_run_is_continued_under_its_id_and_changes_are_shown(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("state", "words"), [("finished", "a finished run"), (None, "a run that was cut off")])
-@pytest.mark.parametrize("resume", ["no", "elsewhere/checkpoints/step-00000001"])
-def test_a_folder_with_a_run_is_not_started_afresh(tmp_path: Path, state: str | None, words: str, resume: str) -> None:
+def test_a_folder_with_a_run_is_not_started_afresh(tmp_path: Path, state: str | None, words: str) -> None:
     with open_run_folder(tmp_path, CONFIG, environment={}) as run:
         if state:
             set_state(run, "finished")
     with pytest.raises(ConfigError, match=rf"holds {words} .*resume=auto"):
-        with open_run_folder(tmp_path, CONFIG, environment={}, resume=resume):
+        with open_run_folder(tmp_path, CONFIG, environment={}, resume="no"):
             pass
 
 
@@ -78,32 +73,6 @@ def test_a_second_writer_is_told_who_the_first_is(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match="in use by training run a .process"):
             with open_run_folder(tmp_path / "a", CONFIG, environment={}, resume="auto"):
                 pass
-
-
-def test_the_registry_has_one_line_per_run(tmp_path: Path) -> None:
-    register_run(tmp_path, RegistryLine("id1", "first", "running", started="2026-01-01", shards="a, b"))
-    register_run(tmp_path, RegistryLine("id2", "second", "running", started="2026-01-02"))
-    line = RegistryLine("id1", "first", "finished", "2026-01-01", 0.5, 100, 0.6, 0.7, "a, b", "c0ffee")
-    register_run(tmp_path, line)
-    lines = read_registry(tmp_path)
-    assert [known["run_id"] for known in lines] == ["id1", "id2"]
-    assert lines[0]["state"] == "finished" and lines[0]["shards"] == "a, b" and lines[0]["hours"] == "0.5"
-
-
-def _register(runs_dir: Path, number: int) -> None:
-    for step in range(5):
-        register_run(runs_dir, RegistryLine(f"id{number}", f"run{number}", "running", str(number), step=step))
-
-
-def test_runs_that_write_the_registry_together_lose_no_line(tmp_path: Path) -> None:
-    fork = multiprocessing.get_context("fork")
-    workers = [fork.Process(target=_register, args=(tmp_path, number)) for number in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
-    assert [(line["run_id"], line["step"]) for line in read_registry(tmp_path)] == [(f"id{n}", "4") for n in range(4)]
 
 
 def test_events_outlive_a_torn_line(tmp_path: Path) -> None:
@@ -146,7 +115,7 @@ def test_a_run_killed_while_it_was_opened_for_the_first_time_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("trainer.run_folder.dump_yaml", killed)
+        patch.setattr("trainer.run.folder.dump_yaml", killed)
         with open_run_folder(tmp_path, CONFIG, environment={}, resume="auto"):
             pass
     with open_run_folder(tmp_path, CONFIG, environment={}, resume="auto") as run:

@@ -1,0 +1,177 @@
+"""Planted defects of every known kind are named by the proof, on every rank, with their likely cause."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gloo
+import pytest
+import torch
+from tiny_model import EMBED_DIM, IMAGE_SIZE, TinyModel
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from wrong_gathers import (
+    gather_scaled_by_world_size,
+    gather_with_the_own_rows_gradient_only,
+    gather_without_gradient,
+    negatives_of_the_own_rank_only,
+    offset_of_the_first_rank,
+    ranks_in_reverse_order,
+    whole_loss_on_every_rank,
+)
+from wrong_steps import AveragedQueue, dropped_scalar, ignored_ids, ignored_labels, wrong_ids
+
+import trainer.step.proof
+from core.errors import DistributedError
+from trainer.objectives.infonce import InfoNCE
+from trainer.objectives.nt_xent import NTXent
+from trainer.objectives.objective import Objective
+from trainer.objectives.siglip import SigLIP
+from trainer.objectives.supcon import SupCon
+from trainer.step.proof import ProofInputs, prove_gradients
+
+INPUTS = ProofInputs((3, IMAGE_SIZE, IMAGE_SIZE), EMBED_DIM)
+
+
+def sentence_of(
+    objective: Objective, accumulate: int = 1, plant: Callable[[], None] | None = None, is_bare: bool = False
+) -> str:
+    """The sentence of the error, in a process of a group."""
+    if plant is not None:
+        plant()
+    model = TinyModel(objective, is_noisy=True)
+    wrapped = model if is_bare else DistributedDataParallel(model)
+    try:
+        ratios = prove_gradients(wrapped, objective, objective.initial_state(EMBED_DIM), INPUTS, accumulate=accumulate)
+    except DistributedError as error:
+        return str(error)
+    return f"passed with {ratios}"
+
+
+def step_whose_loss_is(factor: float) -> None:
+    real = trainer.step.proof.forward_backward
+
+    def scaled(*args: Any) -> Any:
+        return real(*args, backward=lambda loss: (factor * loss).backward())
+
+    trainer.step.proof.forward_backward = scaled  # type: ignore[assignment]
+
+
+def doubled() -> None:
+    step_whose_loss_is(2.0)
+
+
+def thirded() -> None:
+    step_whose_loss_is(1 / 3)
+
+
+def tripled() -> None:
+    step_whose_loss_is(3.0)
+
+
+def never_arriving() -> None:
+    step_whose_loss_is(0.0)
+
+
+def not_a_number() -> None:
+    step_whose_loss_is(float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("plant", "accumulate", "cause"),
+    [
+        (gather_without_gradient, 1, "direction is wrong too"),
+        (gather_without_gradient, 2, "direction is wrong too"),
+        (gather_with_the_own_rows_gradient_only, 2, "direction is wrong too"),
+        (gather_scaled_by_world_size, 1, "direction is wrong too"),
+        (negatives_of_the_own_rank_only, 1, "direction is wrong too"),
+        (ranks_in_reverse_order, 1, "direction is wrong too"),
+        (offset_of_the_first_rank, 2, "direction is wrong too"),
+        (wrong_ids, 1, "direction is wrong too"),
+        (
+            whole_loss_on_every_rank,
+            1,
+            "probably gathered features pass no gradient back to the processes they came from",
+        ),
+        (doubled, 1, "probably gradients are summed over processes instead of averaged"),
+        (thirded, 3, "probably the loss is divided by the number of chunks"),
+        (tripled, 3, "probably each chunk counts as a batch of its own"),
+        (never_arriving, 1, "no gradient arrives at all"),
+        (not_a_number, 1, "it is not finite"),
+    ],
+)
+def test_a_planted_defect_is_named_on_every_rank(plant: Callable[[], None], accumulate: int, cause: str) -> None:
+    first, second = gloo.run(2, sentence_of, InfoNCE(), accumulate, plant)
+    assert first == second
+    assert first.startswith("gradient proof: the gradient of 'tower' has "), first
+    assert cause in first and "Repair the gather or the step before training." in first
+
+
+@pytest.mark.parametrize("objective", [NTXent(), SupCon()], ids=lambda o: type(o).__name__)
+def test_a_gather_without_gradient_is_seen_by_objectives_of_pictures(objective: Objective) -> None:
+    first, second = gloo.run(2, sentence_of, objective, 1, gather_without_gradient)
+    assert first == second and first.startswith("gradient proof: the gradient of "), first
+
+
+def test_a_model_without_ddp_is_caught() -> None:
+    first, second = gloo.run(2, sentence_of, InfoNCE(), 1, None, True)
+    assert "direction is wrong" in first and first == second
+
+
+def test_a_scalar_that_gets_no_gradient_is_caught() -> None:
+    first, second = gloo.run(2, sentence_of, SigLIP(), 1, dropped_scalar)
+    assert first == second and first.startswith("gradient proof: the gradient of 'logit_bias' has 0 times")
+
+
+def test_the_sentence_says_group_ratio_and_cause() -> None:
+    [sentence, _] = gloo.run(2, sentence_of, InfoNCE(), 1, whole_loss_on_every_rank)
+    assert sentence == (
+        "gradient proof: the gradient of 'tower' has 0.5 times the length of what one process gives and differs "
+        "from it by 0.5 of it (at most 0.001), processes 2, chunks 1: probably gathered features pass no gradient back "
+        "to the processes they came from. Repair the gather or the step before training."
+    )
+
+
+def test_a_state_that_differs_between_ranks_is_caught() -> None:
+    first, second = gloo.run(2, sentence_of, AveragedQueue())
+    assert first == second and first.startswith("objective proof: after a step the state 'queue' differs"), first
+    assert "Make it of `rows.everywhere` alone." in first
+    assert gloo.run(1, sentence_of, AveragedQueue())[0].startswith("passed")  # alone, the average is the queue
+
+
+@pytest.mark.parametrize(
+    ("objective", "plant", "sentence"),
+    [
+        (InfoNCE(), ignored_ids, "InfoNCE asks for 'image_id' and gives the same loss"),
+        (SupCon(), ignored_labels, "SupCon asks for 'label' and gives the same loss"),
+    ],
+)
+def test_a_relation_that_does_not_matter_is_caught(
+    objective: Objective, plant: Callable[[], None], sentence: str
+) -> None:
+    [said] = gloo.run(1, sentence_of, objective, 2, plant)
+    assert said.startswith(f"objective proof: {sentence}, ") and "take" in said and "out of its columns" in said
+
+
+class HalfPrecisionModel(TinyModel):
+    def forward(self, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(inputs)
+
+
+def test_rounding_is_told_from_a_wrong_gradient() -> None:
+    with pytest.raises(DistributedError, match="only rounded, as when a part of the model computes in half precision"):
+        prove_gradients(HalfPrecisionModel(), InfoNCE(), {}, INPUTS, accumulate=3)
+
+
+def test_the_loss_itself_is_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = trainer.step.proof.forward_backward
+
+    def with_another_value(*args: Any) -> Any:
+        result = real(*args)
+        return type(result)(result.loss * 1.5, result.rows, result.scalars)
+
+    monkeypatch.setattr(trainer.step.proof, "forward_backward", with_another_value)
+    with pytest.raises(DistributedError, match="gradient proof: the loss has 1.5 times the length"):
+        prove_gradients(TinyModel(), InfoNCE(), {}, INPUTS)
