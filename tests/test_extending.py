@@ -40,6 +40,17 @@ TRIALS = {  # heading -> a program that uses the part, and what it prints
         "print(len(order), (years[order] == 2020).mean() > 0.9)",
         "100 True",
     ),
+    "An objective": (
+        f"import sys; sys.path.append({str(ROOT / 'tests')!r})\n"
+        "from core import parts; from core.config import Choice; from trainer.objectives import OBJECTIVES\n"
+        "objective = parts.build(OBJECTIVES, Choice('hinge', {'margin': 0.5}), 'objective')\n"
+        "assert 'torch' not in sys.modules\n"
+        "from tiny_model import TinyModel; from trainer.step.proof import ProofInputs, prove_gradients\n"
+        "inputs = ProofInputs((3, 4, 4), given_text=6)\n"
+        "ratios = prove_gradients(TinyModel(objective), objective, {}, inputs, accumulate=3)\n"
+        "print({name: round(ratio, 3) for name, ratio in ratios.items()})",
+        "{'tower': 1.0, 'head': 1.0}",
+    ),
 }
 
 
