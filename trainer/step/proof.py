@@ -239,8 +239,8 @@ def _expect_same_state(ours: Tensors, theirs: Tensors, tolerance: float) -> None
         if not error <= tolerance:
             raise DistributedError(
                 f"objective proof: after a step the state '{name}' differs from that of one process by {error:.2g} "
-                f"of it, processes {world_size()}: it is averaged over processes, or made of a rank's own rows. Make it "
-                "of `rows.everywhere` alone."
+                f"of it, processes {world_size()}: it is averaged over processes, or made of a rank's own rows. Make "
+                "it of `rows.everywhere` alone."
             )
 
 
