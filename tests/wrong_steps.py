@@ -35,15 +35,16 @@ def wrong_ids() -> None:
 
 def ignored_ids() -> None:
     """The objective asks for ids and takes every row for another image."""
-    _blind(InfoNCE, IMAGE_ID)
+    blind(InfoNCE, IMAGE_ID)
 
 
 def ignored_labels() -> None:
     """The objective asks for labels and takes every row for a class of its own."""
-    _blind(SupCon, LABEL)
+    blind(SupCon, LABEL)
 
 
-def _blind(objective: type[Objective], name: str) -> None:
+def blind(objective: type[Objective], name: str) -> None:
+    """Let an objective take every row's value of a column for another one."""
     real = objective.terms
     objective.terms = lambda self, block: real(self, _with_distinct(block, name))  # type: ignore[method-assign]
 

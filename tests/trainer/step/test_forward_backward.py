@@ -256,3 +256,19 @@ def test_both_views_are_trained() -> None:
 def test_unwrap_gives_the_bare_model() -> None:
     model = TinyModel()
     assert unwrap(model) is model
+
+
+def test_rows_of_a_second_rank_begin_behind_those_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    other, batch = make_batch(ROWS, seed=2), make_batch(ROWS)
+    first, _ = TinyModel()(other.inputs)
+    elsewhere = [first[IMAGE].detach(), *other.given.values()]  # in the order of the gathers
+    module = "trainer.step.forward_backward"
+    monkeypatch.setattr(f"{module}.rank", lambda: 1)
+    for name in ("all_gather", "all_gather_with_grad"):
+        monkeypatch.setattr(f"{module}.{name}", lambda x: torch.cat([elsewhere.pop(0).to(x.dtype), x]))
+    given = {name: x.half() if x.is_floating_point() else x for name, x in batch.given.items()}
+    result = forward_backward(TinyModel(), batch.chunks(1), given, InfoNCE(), {})
+    assert result.rows.offset == ROWS
+    assert result.rows.everywhere[IMAGE][ROWS:].equal(result.rows.own[IMAGE])
+    assert result.rows.everywhere[TEXT].dtype == torch.float32 and len(result.rows.everywhere[TEXT]) == 2 * ROWS
+    assert result.rows.everywhere[IMAGE_ID].tolist() == [*other.given[IMAGE_ID].tolist(), *given[IMAGE_ID].tolist()]

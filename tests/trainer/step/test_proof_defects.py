@@ -8,6 +8,7 @@ from typing import Any
 import gloo
 import pytest
 import torch
+import wrong_steps
 from tiny_model import EMBED_DIM, IMAGE_SIZE, TinyModel
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -20,13 +21,13 @@ from wrong_gathers import (
     ranks_in_reverse_order,
     whole_loss_on_every_rank,
 )
-from wrong_steps import AveragedQueue, dropped_scalar, ignored_ids, ignored_labels, wrong_ids
+from wrong_steps import AveragedQueue, Queue, dropped_scalar, ignored_ids, ignored_labels, wrong_ids
 
 import trainer.step.proof
 from core.errors import DistributedError
 from trainer.objectives.infonce import InfoNCE
 from trainer.objectives.nt_xent import NTXent
-from trainer.objectives.objective import Objective
+from trainer.objectives.objective import Objective, Rows
 from trainer.objectives.siglip import SigLIP
 from trainer.objectives.supcon import SupCon
 from trainer.step.proof import ProofInputs, prove_gradients
@@ -175,3 +176,69 @@ def test_the_loss_itself_is_compared_too(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(trainer.step.proof, "forward_backward", with_another_value)
     with pytest.raises(DistributedError, match="gradient proof: the loss has 1.5 times the length"):
         prove_gradients(TinyModel(), InfoNCE(), {}, INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("factor", "says"),
+    [
+        (1 / 3, "0.3333 times the length of what one process gives and differs from it by 0.67 of it (at most 0.001), "
+         "processes 1, chunks 3: probably the loss is divided by the number of chunks."),
+        (3.0, "differs from it by 2 of it (at most 0.001), processes 1, chunks 3: probably each chunk counts as a "
+         "batch of its own."),
+        (0.0, "differs from it by 1 of it (at most 0.001), processes 1, chunks 3: no gradient arrives at all."),
+        (float("nan"), "chunks 3: it is not finite, or the reference is zero."),
+        (-1.0, "chunks 3: its direction is wrong too"),
+        (1.02, "chunks 3: it is only rounded"),
+    ],
+)  # fmt: skip
+def test_a_step_that_is_scaled_is_named_in_one_process(
+    factor: float, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = trainer.step.proof.forward_backward
+
+    def scaled(*args: Any) -> Any:
+        return real(*args, backward=lambda loss: (factor * loss).backward())
+
+    monkeypatch.setattr(trainer.step.proof, "forward_backward", scaled)
+    with pytest.raises(DistributedError) as error:
+        prove_gradients(TinyModel(), InfoNCE(), {}, INPUTS, accumulate=3)
+    assert str(error.value).startswith("gradient proof: the gradient of 'tower' has ") and says in str(error.value)
+
+
+@pytest.mark.parametrize("factor", [1.0009, 0.9991])
+def test_what_is_within_the_tolerance_passes(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = trainer.step.proof.forward_backward
+
+    def scaled(*args: Any) -> Any:
+        return real(*args, backward=lambda loss: (factor * loss).backward())
+
+    monkeypatch.setattr(trainer.step.proof, "forward_backward", scaled)
+    ratios = prove_gradients(TinyModel(), InfoNCE(), {}, INPUTS)
+    assert ratios == {name: pytest.approx(factor, abs=1e-5) for name in ("tower", "head", "logit_scale")}
+    with pytest.raises(DistributedError):
+        prove_gradients(TinyModel(), InfoNCE(), {}, INPUTS, tolerance=5e-4)
+
+
+class Forgetful(Queue):
+    """Keeps nothing in its second step, as where what comes after the first one was never looked at."""
+
+    def next_state(self, rows: Rows, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        is_ours = rows.own is not rows.everywhere
+        kept = super().next_state(rows, state)
+        return {**kept, "queue": kept["queue"] * 0} if is_ours and bool((state["ids"] >= 0).any()) else kept
+
+
+def test_a_state_that_goes_wrong_in_the_second_step_is_caught() -> None:
+    objective = Forgetful()
+    with pytest.raises(DistributedError, match="after a step the state 'queue' differs from that of one process by 1 "):
+        prove_gradients(TinyModel(objective), objective, objective.initial_state(EMBED_DIM), INPUTS)
+
+
+@pytest.mark.parametrize(("objective", "name"), [(InfoNCE(), "image_id"), (SupCon(), "label")])
+def test_a_relation_that_does_not_matter_is_caught_in_one_process(
+    objective: Objective, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(objective), "terms", type(objective).terms)
+    wrong_steps.blind(type(objective), name)
+    with pytest.raises(DistributedError, match=f"asks for '{name}' and gives the same loss"):
+        prove_gradients(TinyModel(objective), objective, {}, INPUTS, accumulate=2)
