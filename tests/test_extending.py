@@ -40,7 +40,6 @@ TRIALS = {  # heading -> a program that uses the part, and what it prints
         "print(len(order), (years[order] == 2020).mean() > 0.9)",
         "100 True",
     ),
-<<<<<<< HEAD
     "A metric": (
         "import numpy as np; from eval.evaluations import figures_of; from eval.evaluations.evaluation import Subject\n"
         "from eval.best import check_best_by, score; rows = np.eye(4, dtype=np.float32)[[0, 1, 2, 3] * 5]\n"
@@ -68,7 +67,7 @@ TRIALS = {  # heading -> a program that uses the part, and what it prints
         "features = again.image_features(torch.ones(2, 3, 32, 32))\n"
         "print(model.image_encoder.tower_dim, len(model.parameter_groups()['tower']), features.shape[1], said)",
         "64 0 8 Set image_size to 32 or 48.",
-=======
+    ),
     "An objective": (
         f"import sys; sys.path.append({str(ROOT / 'tests')!r})\n"
         "from core import parts; from core.config import Choice; from trainer.objectives import OBJECTIVES\n"
@@ -79,7 +78,6 @@ TRIALS = {  # heading -> a program that uses the part, and what it prints
         "ratios = prove_gradients(TinyModel(objective), objective, {}, inputs, accumulate=3)\n"
         "print({name: round(ratio, 3) for name, ratio in ratios.items()})",
         "{'tower': 1.0, 'head': 1.0}",
->>>>>>> objtests
     ),
 }
 

@@ -240,15 +240,9 @@ def _expect_same_state(ours: Tensors, theirs: Tensors, tolerance: float) -> None
         error = max(each[name] for each in gather_objects(errors))
         if not error <= tolerance:
             raise DistributedError(
-<<<<<<< HEAD
                 f"objective proof: after a step the state '{name}' differs from that of one process by {error:.2g} of "
                 f"it, processes {world_size()}: it is averaged over processes, or made of a rank's own rows. Make it "
                 "of `rows.everywhere` alone."
-=======
-                f"objective proof: after a step the state '{name}' differs from that of one process by {error:.2g} "
-                f"of it, processes {world_size()}: it is averaged over processes, or made of a rank's own rows. Make "
-                "it of `rows.everywhere` alone."
->>>>>>> objtests
             )
 
 
