@@ -59,7 +59,7 @@ def recipe(tmp_path: Path) -> Path:
             "unknown key 'warmup_step' in OptimConfig. Did you mean 'warmup_st",
         ),
         (["train", "{recipe}", "optim.lr=fast"], "lr is 'fast': a number is needed."),
-        (["train", "{recipe}", "loss=infonse"], "loss: unknown name 'infonse'. Did you mean 'infonce'?"),
+        (["train", "{recipe}", "objective=infonse"], "objective: unknown name 'infonse'. Did you mean 'infonce'?"),
         (["verify", "{folder}"], "no manifest.json, so no shard set is there"),
         (["preview", "{folder}/train", "--query", "zebra"], "no caption contains 'zebra'"),
         (["report", "{folder}"], "{folder}"),
