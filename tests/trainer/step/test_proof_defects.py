@@ -242,3 +242,14 @@ def test_a_relation_that_does_not_matter_is_caught_in_one_process(
     wrong_steps.blind(type(objective), name)
     with pytest.raises(DistributedError, match=f"asks for '{name}' and gives the same loss"):
         prove_gradients(TinyModel(objective), objective, {}, INPUTS, accumulate=2)
+
+
+@pytest.mark.parametrize("other", [(0.9, 0.1), (1.0, 0.02), (0.5, float("nan"))])
+def test_the_rank_that_is_furthest_off_decides(other: tuple[float, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    good = {"tower": (1.0005, 0.0005)}
+    for ranks in ([good, {"tower": other}, good], [{"tower": other}, good, good]):
+        monkeypatch.setattr(trainer.step.proof, "gather_objects", lambda figures, ranks=ranks: ranks)
+        with pytest.raises(DistributedError, match=f"'tower' has {other[0]:g} times"):
+            trainer.step.proof._worst_over_ranks(good, 1e-3, 1)
+    monkeypatch.setattr(trainer.step.proof, "gather_objects", lambda figures: [{"tower": (1.0, 1e-5)}, good])
+    assert trainer.step.proof._worst_over_ranks(good, 1e-3, 1) == good
