@@ -189,6 +189,7 @@ def test_the_loss_itself_is_compared_too(monkeypatch: pytest.MonkeyPatch) -> Non
         (float("nan"), "chunks 3: it is not finite, or the reference is zero."),
         (-1.0, "chunks 3: its direction is wrong too"),
         (1.02, "chunks 3: it is only rounded"),
+        (4.0, "chunks 3: only its length is wrong, as where something is multiplied or divided once too often."),
     ],
 )  # fmt: skip
 def test_a_step_that_is_scaled_is_named_in_one_process(
