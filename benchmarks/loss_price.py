@@ -1,7 +1,7 @@
 """What one engine for all objectives costs InfoNCE, against the loss before it: `python -m benchmarks.loss_price`.
 
 Time and most memory of forward and backward as the trainer calls it, with stored and with trained texts. One process,
-two threads; both take turns, pair by pair. Processor time stands beside the clock's, since that of a machine with other
+one thread; both take turns, pair by pair. Processor time stands beside the clock's, since that of a machine with other
 work on it says little. Random unit features of 512 numbers, float32.
 """
 
@@ -24,7 +24,7 @@ KINDS = ("time", "processor time")
 
 
 def main() -> None:
-    pin(2)
+    pin()
     comparisons = [comparison for size in SIZES for texts in TEXTS for comparison in _measure(size, texts)]
     publish("loss_price", comparisons, ["shardclip", "torch"])
 
@@ -32,7 +32,7 @@ def main() -> None:
 def _measure(size: int, texts: str) -> list[Comparison]:
     """A table of each kind of time, and one of memory."""
     before = f"{texts}, before"
-    input = f"{size:,} pairs x 512, float32, one process, two threads"
+    input = f"{size:,} pairs x 512, float32, one process on one core"
     found = _apart("time", size, texts)
     memory = {name: [_apart("memory", size, name)["peak_bytes"] / 2**20] for name in (texts, before)}
     comparisons = [
@@ -76,7 +76,7 @@ def _worker(task: str, size: int, name: str) -> None:
         step(features)
         return time.perf_counter() - began[0], time.process_time() - began[1]
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     steps, features = before_and_now(), make_features(size, "cpu")
     if task == "memory":
         steps[name](make_features(8, "cpu"))  # loads code

@@ -283,6 +283,8 @@ def _likely_cause(ratio: float, error: float, accumulate: int) -> str:
         return "probably " + ", or ".join(causes)
     if error < 0.05:
         return "it is only rounded, as when a part of the model computes in half precision"
+    if is_only_scaled:
+        return "only its length is wrong, as where something is multiplied or divided once too often"
     return "its direction is wrong too, as when only a part of the gathered features pass their gradient back"
 
 

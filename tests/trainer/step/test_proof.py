@@ -237,3 +237,26 @@ def test_negatives_that_hardly_count_do_not_make_ids_look_unused(positives: Any)
     objective = SigLIP(positives)
     inputs = ProofInputs(PICTURE, 512)
     assert set(prove_gradients(Wide(objective), objective, {}, inputs)) == groups_of(objective)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_rank_takes_its_own_slice_in_as_many_chunks_as_the_run(
+    accumulate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the second of three processes, whose step is not made: nobody is there to gather from."""
+    sizes, given = [], []
+
+    def noting(model: Any, chunks: Any, values: Any, *rest: Any) -> Any:
+        sizes.extend(len(chunk()[IMAGE]) for chunk in chunks)
+        given.append(values[IMAGE_ID].tolist())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.step.proof, "rank", lambda: 1)
+    monkeypatch.setattr(trainer.step.proof, "world_size", lambda: 3)
+    monkeypatch.setattr(trainer.step.proof, "forward_backward", noting)
+    with pytest.raises(KeyboardInterrupt):
+        prove_gradients(TinyModel(), InfoNCE(), {}, inputs_of(InfoNCE(), False), accumulate=accumulate)
+    assert sizes == [3] * accumulate
+    num_rows = 9 * accumulate
+    ids = [row * 2 // 3 % (num_rows // 2) for row in range(num_rows)]
+    assert given == [ids[3 * accumulate : 6 * accumulate]]

@@ -189,6 +189,7 @@ def test_the_loss_itself_is_compared_too(monkeypatch: pytest.MonkeyPatch) -> Non
         (float("nan"), "chunks 3: it is not finite, or the reference is zero."),
         (-1.0, "chunks 3: its direction is wrong too"),
         (1.02, "chunks 3: it is only rounded"),
+        (4.0, "chunks 3: only its length is wrong, as where something is multiplied or divided once too often."),
     ],
 )  # fmt: skip
 def test_a_step_that_is_scaled_is_named_in_one_process(
@@ -242,3 +243,14 @@ def test_a_relation_that_does_not_matter_is_caught_in_one_process(
     wrong_steps.blind(type(objective), name)
     with pytest.raises(DistributedError, match=f"asks for '{name}' and gives the same loss"):
         prove_gradients(TinyModel(objective), objective, {}, INPUTS, accumulate=2)
+
+
+@pytest.mark.parametrize("other", [(0.9, 0.1), (1.0, 0.02), (0.5, float("nan"))])
+def test_the_rank_that_is_furthest_off_decides(other: tuple[float, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    good = {"tower": (1.0005, 0.0005)}
+    for ranks in ([good, {"tower": other}, good], [{"tower": other}, good, good]):
+        monkeypatch.setattr(trainer.step.proof, "gather_objects", lambda figures, ranks=ranks: ranks)
+        with pytest.raises(DistributedError, match=f"'tower' has {other[0]:g} times"):
+            trainer.step.proof._worst_over_ranks(good, 1e-3, 1)
+    monkeypatch.setattr(trainer.step.proof, "gather_objects", lambda figures: [{"tower": (1.0, 1e-5)}, good])
+    assert trainer.step.proof._worst_over_ranks(good, 1e-3, 1) == good
