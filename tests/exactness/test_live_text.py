@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 from tiny_text_models import saved, word_pieces
-from training_runs import SMALL_TOWER, _register_small_tower, end_state, last_checkpoint, losses, recipe, train_worker
+from training_runs import SMALL_TOWER, end_state, last_checkpoint, losses, recipe, register_small_tower, train_worker
 
 from eval.encoder import load_encoder
 from launch.columns import column
@@ -72,7 +72,7 @@ def test_a_stopped_run_goes_on_at_any_number_of_processes(tmp_path: Path, bert: 
 def test_what_was_trained_is_kept_and_embeds_texts(tmp_path: Path, bert: Path) -> None:
     values = live(tmp_path, bert, "run", epochs=1)
     assert gloo.run(1, train_worker, values) == [0]
-    _register_small_tower()
+    register_small_tower()
     trained = last_checkpoint(tmp_path / "run").parts["encoder"]
     encoder = load_encoder(tmp_path / "run" / "latest", torch.device("cpu"))
     tower = encoder.model.text_encoder
