@@ -80,13 +80,16 @@ class _ClosedForm(torch.autograd.Function):
         rows, scaled, columns, grad = ctx.saved_tensors
         needs_rows, needs_columns, needs_scale, needs_bias = ctx.needs_input_grad[:4]
         to_rows = to_columns = to_scale = to_bias = None
-        if needs_rows or needs_scale:
+        if needs_columns:
+            to_columns = grad.T @ (scaled * grad_output)
+        if needs_rows or (needs_scale and to_columns is None):
             unscaled = grad @ columns
             if needs_scale:
                 to_scale = (unscaled * rows).sum() * grad_output
-            to_rows = unscaled.mul_(ctx.scale * grad_output)
-        if needs_columns:
-            to_columns = grad.T @ (scaled * grad_output)
+            to_rows = unscaled.mul_(ctx.scale * grad_output) if needs_rows else None
+        elif needs_scale:
+            # The same sum from the other side: where rows are given, as stored captions are, a product is saved.
+            to_scale = (to_columns * columns).sum() / ctx.scale
         if needs_bias:
             to_bias = grad.sum() * grad_output
         return to_rows, to_columns, to_scale, to_bias, None

@@ -23,6 +23,7 @@ from trainer.objectives.supcon import SupCon
 
 EVERY: list[Objective] = [
     InfoNCE(),
+    InfoNCE(0.1),
     InfoNCE(0.1, "multi", 0.5),
     InfoNCE(captions="all"),
     InfoNCE(0.1, "multi", 0.5, "all"),
