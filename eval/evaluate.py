@@ -237,7 +237,8 @@ def _of_classes(
         "figures": {**figures_of(subject), **results["figures"]},
         "knn": {**urls, **shown},
     }
-    if isinstance(found, Extracted):
+    # A column of labels that was added later does not ask for the text encoder.
+    if isinstance(found, Extracted) and (config.labelled_shards or labelled.shard_set.classes):
         more["zero_shot_labelled"] = urls | zero_shot_labelled(
             pictures, labelled.labels.numbers[pictures.samples], labelled.labels.classes, config.all_templates(),
             work.embed_texts, found.logit_scale, own, 2 * config.num_examples,
@@ -250,7 +251,7 @@ def _labelled_set(work: Evaluating, shard_set: ShardSet) -> LabelledSet | None:
     config, trained_on = work.config, work.encoder.identity["config"].get("data", {})
     own = work.open(config.labelled_shards) if config.labelled_shards else shard_set
     labels = labels_of(own, _column_there(trained_on, own.urls))
-    if labels is None:
+    if labels is None or not (labels.numbers >= 0).any():
         if config.labelled_shards or not work.encoder.compares_text:
             raise DataError(
                 f"{own.urls[0]}: has no class labels. Build it with the image_folder reader, with labels in its jsonl, "
@@ -264,7 +265,7 @@ def _labelled_set(work: Evaluating, shard_set: ShardSet) -> LabelledSet | None:
     gallery_labels = labels_of(gallery, _column_there(trained_on, urls))
     if gallery_labels is None and config.gallery:
         raise DataError(f"gallery: {urls[0]} has no class labels. Add them with `shardclip column labels`.")
-    return LabelledSet(own, labels, GallerySource.of(gallery, gallery_labels) if gallery_labels else None)
+    return LabelledSet(own, labels, GallerySource.of(gallery, gallery_labels, own) if gallery_labels else None)
 
 
 def _column_there(trained_on: Mapping[str, Any], urls: Sequence[str]) -> str:

@@ -24,9 +24,15 @@ class GallerySource:
     samples: np.ndarray  # (G,)
 
     @classmethod
-    def of(cls, shard_set: ShardSet, labels: Labels) -> GallerySource:
-        """All labelled samples, or 10,000 of them, the same ones every time."""
-        return cls(shard_set, labels, gallery_samples(labels.numbers))
+    def of(cls, shard_set: ShardSet, labels: Labels, queries: ShardSet) -> GallerySource | None:
+        """All labelled samples, or 10,000 of them, the same ones every time; None where no one is left.
+
+        Pictures that are measured themselves take no part: each would find itself, and its own class.
+        """
+        measured = queries.image_ids(np.arange(len(queries)))
+        is_measured = np.isin(shard_set.image_ids(np.arange(len(shard_set))), measured)
+        samples = gallery_samples(np.where(is_measured, -1, labels.numbers))
+        return cls(shard_set, labels, samples) if len(samples) else None
 
     def gallery(self, pictures: Pictures, classes: tuple[str, ...]) -> Gallery:
         """The pictures with their classes, numbered as in `classes`."""
@@ -39,7 +45,7 @@ class GallerySource:
         return {
             "shards": list(self.shard_set.urls),
             "num_images": len(self.samples),
-            "of": int((self.labels.numbers >= 0).sum()),
+            "of": int((self.labels.numbers >= 0).sum()),  # with a class
         }
 
 

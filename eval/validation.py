@@ -65,7 +65,7 @@ def plan_validation(
     if not objective.needs_text or config.best_by in of_labels:
         column = label_column(config.data.columns, train_set.urls)
         labels, train_labels = labels_of(val_set, column), labels_of(train_set, column)
-        source = GallerySource.of(train_set, train_labels) if labels and train_labels else None
+        source = GallerySource.of(train_set, train_labels, val_set) if labels and train_labels else None
         if labels is None:
             what = "compares no captions" if not objective.needs_text else f"is followed by {config.best_by}"
             raise ConfigError(

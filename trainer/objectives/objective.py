@@ -123,7 +123,10 @@ class Objective:
 
 def check_temperature(name: str, temperature: float, max_logit_scale: float) -> None:
     """Raise where a learned temperature starts outside of what it is clamped to."""
-    if temperature <= 0 or 1 / temperature > max_logit_scale:
+    if max_logit_scale < 1:
+        raise ConfigError(f"{name}: max_logit_scale is {max_logit_scale}: give at least 1, as 100.")
+    if not 1 / max_logit_scale <= temperature <= 1:
         raise ConfigError(
-            f"{name}: init_temperature is {temperature}: give at least 1 / max_logit_scale = {1 / max_logit_scale:g}."
+            f"{name}: init_temperature is {temperature}: give at least 1 / max_logit_scale = {1 / max_logit_scale:g}, "
+            "and at most 1."
         )

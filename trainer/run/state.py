@@ -135,6 +135,6 @@ def _load_optimizer(optimizer: Any, checkpoint: Checkpoint) -> None:
             f"optim back. {_REMEDY}"
         )
     settings = [{name: value for name, value in group.items() if name != "params"} for group in now]
-    optimizer.load_state_dict(checkpoint.optimizer_state)
-    for group, ours in zip(optimizer.param_groups, settings):
-        group.update(ours)
+    # Before loading: where a step count lies depends on whether its group is fused.
+    groups = [{**group, **ours} for group, ours in zip(was, settings, strict=True)]
+    optimizer.load_state_dict({**checkpoint.optimizer_state, "param_groups": groups})

@@ -140,8 +140,12 @@ class LiveText(ABC):
         """
         from trainer.models.texts.tower import TextTower
 
-        if self.hidden_dim and not embed_dim:
-            raise ConfigError(f"text tower: hidden_dim is {self.hidden_dim}, but with embed_dim 0 there is no head.")
+        for option, asks in (("train", self.train == HEAD), ("hidden_dim", self.hidden_dim), ("dropout", self.dropout)):
+            if asks and not embed_dim:
+                raise ConfigError(
+                    f"text tower: {option} is {getattr(self, option)}, but with embed_dim 0 there is no head. Set "
+                    "model.embed_dim to the width of the shared space, or leave it out."
+                )
         loaded = self.load()
         identity = {
             "kind": self.kind,
