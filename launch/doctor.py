@@ -119,6 +119,9 @@ def check_columns(config: TrainConfig) -> Iterator[Finding]:
     for name in config.build_objective().columns:
         if name in config.data.columns:  # the others are in every batch
             yield from _check_needed(config, name, config.data.columns[name])
+    if (text := config.build_text()) is not None:
+        text.check_tokens(_open_training_set(config).column(text.tokens).head)
+        yield Finding("ok", f"{text.tokens} was made by the tokenizer of the text tower {text.kind}")
     for url in [*config.data.train, *config.data.val]:
         own = ShardSet.open(url, config.data.cache_dir).fingerprint
         heads = []

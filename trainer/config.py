@@ -91,6 +91,7 @@ class TrainConfig:
             ("keep_last", 1),
             ("eval_batch_size", 1),
             ("max_steps", 1),
+            ("image_size", 1),
         ):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}: at least {least} is needed.")
@@ -110,6 +111,8 @@ class TrainConfig:
                     f"data.columns: '{name}' is a name that batches have of their own. Name the column under data.text "
                     "or data.image_features, or choose another name."
                 )
+        if self.best_by != BEST_BY and not self.data.val:
+            raise ConfigError(f"best_by is {self.best_by}, but data.val is empty: nothing is measured. Set data.val.")
         self._expect_columns_of(objective)
         if text is None and objective.needs_text and self.model.embed_dim:
             raise ConfigError(

@@ -47,9 +47,19 @@ def test_labels_of_an_older_set_are_read_from_its_samples(url, monkeypatch):
         labels_of(ShardSet.open(url))
 
 
-def test_one_name_is_one_class_in_the_set_and_its_gallery(url):
+def test_what_is_measured_is_no_part_of_the_gallery(url, tmp_path):
+    shard_set, labels = ShardSet.open(url), Labels(np.array([0, 1, 1, -1, 0, 1]), ("cat", "dog"))
+    assert GallerySource.of(shard_set, labels, shard_set) is None  # leave-one-out takes its place
+    some = ShardSet.open(make_shard_set(tmp_path / "some", 2))  # shows the first two images of the other
+    assert shard_set.image_ids(np.arange(2)).tolist() == some.image_ids(np.arange(2)).tolist()
+    assert GallerySource.of(shard_set, labels, some).samples.tolist() == [2, 4, 5]
+
+
+def test_one_name_is_one_class_in_the_set_and_its_gallery(url, tmp_path, monkeypatch):
     ours = Labels(np.array([0, 1, -1]), ("dog", "cow"))
-    theirs = GallerySource.of(ShardSet.open(url), Labels(np.array([0, 1, 1, -1, 0, 1]), ("cat", "dog")))
+    others = ShardSet.open(make_shard_set(tmp_path / "others", 8))
+    monkeypatch.setattr(others, "image_ids", lambda samples: np.arange(len(samples), dtype=np.uint64))
+    theirs = GallerySource.of(ShardSet.open(url), Labels(np.array([0, 1, 1, -1, 0, 1]), ("cat", "dog")), others)
     classes = joint_classes(ours, theirs)
     assert classes == ("dog", "cow", "cat") and joint_classes(ours, None) == ("dog", "cow")
     assert ours.among(classes).tolist() == [0, 1, -1]

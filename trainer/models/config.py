@@ -23,7 +23,7 @@ class ModelConfig:
         "max_logit_scale": "it is an option of the objective now: objective: {name: infonce, max_logit_scale: ...}",
     }
 
-    tower: str = "resnet50"  # any torchvision classifier by name
+    tower: str = "resnet50"  # of torchvision by name; timm:NAME
     weights: str = "none"  # "none", a torchvision name such as "IMAGENET1K_V2", or the path of a state dict
     hidden_dim: int = 0  # between the head's two layers; 0: what the objective asks for, else as wide as the tower
     embed_dim: int = 0  # of the head's output; 0: as the captions' embeddings, or what the objective asks for

@@ -78,8 +78,7 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        # In place: they are as large as the features, and this is their only use.
-        return None, None, None, None, None, *(grad.mul_(grad_output) for grad in ctx.saved_tensors)
+        return None, None, None, None, None, *(grad * grad_output for grad in ctx.saved_tensors)
 
 
 def _add_gradients(term: Tensor, wanted: list[Tensor], grads: list[Tensor], weight: Tensor) -> None:

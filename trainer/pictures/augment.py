@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from core.seeding import uniform
 from trainer.pictures.config import AugmentConfig
-from trainer.pictures.resample import Taps, blur_taps, channels_behind, resample, resize_taps
+from trainer.pictures.resample import Taps, blur_taps, channels_behind, resample, resize_taps, sent
 
 
 class Augment:
@@ -124,7 +125,7 @@ class _Output:
         batch, device = len(images), images.device
         shape = (batch, 3, self.size, self.size)
         out = torch.empty(shape, device=device, memory_format=self._memory_format)
-        scale, shift = self._scale.to(device), self._shift.to(device)
+        scale, shift = self._scale, self._shift = self._scale.to(device), self._shift.to(device)  # they stay there
         top, left, height, width = drawn.box.unbind(1)
         rows, columns = resize_taps(top, height, self.size), resize_taps(left, width, self.size, drawn.flip)
         at_once = _images_at_once(device, batch)
@@ -133,7 +134,7 @@ class _Output:
             some = drawn.part(part)
             pictures = self._moved(images[part], some, rows.part(part), columns.part(part))
             if some.colours is not None:
-                pictures = _recoloured(pictures, some.colours.to(device))
+                pictures = _recoloured(pictures, sent(some.colours, device))
             normalized = torch.addcmul(shift, pictures.flatten(2), scale).view_as(pictures)
             out[part] = normalized.permute(0, 3, 1, 2)
         return out
@@ -210,10 +211,15 @@ def hue_rotation(angle: np.ndarray) -> np.ndarray:
 def _recoloured(pictures: Tensor, colours: Tensor) -> Tensor:
     """`pictures` `(b, S, S, 3)` through their colour maps `(b, 3, 4)`, cut to 0..255 once, at the end."""
     planes = pictures.permute(0, 3, 1, 2).flatten(2)  # (b, 3, S * S)
-    mean_grey = planes.mean(dim=2) @ torch.tensor(_GREY, dtype=torch.float32, device=planes.device)  # (b,)
+    mean_grey = planes.mean(dim=2) @ _grey(planes.device)  # (b,)
     added = colours[:, :, 3:] * mean_grey[:, None, None]  # contrast turns around the mean grey
     mixed = torch.baddbmm(added, colours[:, :, :3], planes).clamp_(0, 255)
     return mixed.unflatten(2, pictures.shape[1:3]).permute(0, 2, 3, 1).contiguous()
+
+
+@cache
+def _grey(device: torch.device) -> Tensor:
+    return torch.tensor(_GREY, dtype=torch.float32, device=device)
 
 
 def _tensor(array: np.ndarray) -> Tensor:

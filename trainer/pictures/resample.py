@@ -92,6 +92,11 @@ def _weighted_sum(lines: Tensor, taps: Taps) -> Tensor:
     """Lines `(B, N, L)` to `(B, S, L)`; `embedding_bag` is the one kernel that sums chosen lines without copies."""
     batch, num_lines = lines.shape[:2]
     first_line = torch.arange(batch)[:, None, None] * num_lines
-    bags = (taps.source + first_line).flatten(0, 1).to(lines.device, non_blocking=True)
-    weights = taps.weight.flatten(0, 1).to(lines.device, non_blocking=True)
+    bags = sent((taps.source + first_line).flatten(0, 1), lines.device)
+    weights = sent(taps.weight.flatten(0, 1), lines.device)
     return F.embedding_bag(bags, lines.flatten(0, 1), mode="sum", per_sample_weights=weights).unflatten(0, (batch, -1))
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on the device; from page-locked memory to a GPU, since only then the host goes on without waiting."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)

@@ -97,7 +97,8 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     bare, start = _build_model(config, data)
     encoder = bare.encoder
     input_shape = _input_shape(config, encoder, data.size)
-    flops = flops_per_image(encoder.image_encoder, input_shape) * objective.views
+    # A text tower that is trained is not counted, so nothing is said of the device's use then.
+    flops = flops_per_image(encoder.image_encoder, input_shape) * objective.views if text is None else None
     model, holders = _prepare(config, bare, accelerator)
     identity = _identity(config, encoder, data)
     mean, std = encoder.normalization

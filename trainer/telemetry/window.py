@@ -56,7 +56,7 @@ class Telemetry:
     """Meters of one process; `close` reduces them over all ranks.
 
     Args:
-        flops_per_image: forward and backward, from `flops.flops_per_image`.
+        flops_per_image: forward and backward, from `flops.flops_per_image`; None leaves TFLOPS and MFU out.
         peak_flops: of one device, from `flops.peak_flops`; None leaves MFU out.
     """
 
@@ -64,7 +64,7 @@ class Telemetry:
         self,
         device: torch.device,
         *,
-        flops_per_image: float,
+        flops_per_image: float | None,
         peak_flops: float | None,
         stability: StabilityConfig,
     ) -> None:
@@ -184,7 +184,6 @@ class Telemetry:
         slowest = max(slowest, 1e-9)
         shares = {name: wait / (slowest * world_size()) for name, wait in zip(waits, total_waits)}
         per_device = samples / slowest / world_size()
-        achieved = per_device * self._flops_per_image
         speed: dict[str, Metric] = {
             names.IMAGES_PER_S: per_device * world_size(),
             names.IMAGES_PER_S_PER_DEVICE: per_device,
@@ -193,10 +192,12 @@ class Telemetry:
             **{names.wait_share_of(cause): share for cause, share in shares.items()},
             names.VERDICT: verdict(shares),
             names.PEAK_MEMORY_GIB: memory,
-            names.TFLOPS_PER_DEVICE: achieved / 1e12,
         }
-        if self._peak_flops is not None:
-            speed[names.MFU] = achieved / self._peak_flops
+        if self._flops_per_image is not None:
+            achieved = per_device * self._flops_per_image
+            speed[names.TFLOPS_PER_DEVICE] = achieved / 1e12
+            if self._peak_flops is not None:
+                speed[names.MFU] = achieved / self._peak_flops
         return speed
 
     def _mark(self) -> torch.cuda.Event | None:

@@ -35,8 +35,14 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (
         "infonce",
         {"init_temperature": 0.0},
-        "infonce: init_temperature is 0.0: give at least 1 / max_logit_scale = 0.01.",
+        "infonce: init_temperature is 0.0: give at least 1 / max_logit_scale = 0.01, and at most 1.",
     ),
+    (
+        "infonce",
+        {"init_temperature": 2.0},
+        "infonce: init_temperature is 2.0: give at least 1 / max_logit_scale = 0.01, and at most 1.",
+    ),
+    ("infonce", {"max_logit_scale": 0}, "infonce: max_logit_scale is 0.0: give at least 1, as 100."),
     ("siglip", {"init_temperature": -1.0}, "siglip: init_temperature is -1.0: give at least 1 / max_logit_scale"),
     ("siglip", {"init_bias": math.inf}, "siglip: init_bias is inf: give a finite number"),
     ("siglip", {"positives": "none"}, "'none'"),
