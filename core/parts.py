@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -45,8 +46,7 @@ def _resolve(
     if choice.name not in table:
         raise ConfigError(f"{kind}: unknown name '{choice.name}'.{did_you_mean(choice.name, table)}")
     part = table[choice.name]
-    target = part.__init__ if isinstance(part, type) else part  # type: ignore[misc]
-    hints = typing.get_type_hints(target)
+    hints = _hints(part)
     parameters = {n: p for n, p in inspect.signature(part).parameters.items() if n not in given}
     for option in choice.options:
         if option not in parameters:
@@ -60,3 +60,10 @@ def _resolve(
         for name, value in choice.options.items()
     }
     return part, options
+
+
+def _hints(part: Callable[..., Any]) -> dict[str, Any]:
+    """Types of a part's options; of a dataclass by each class's own file, since a base may stand in another one."""
+    if dataclasses.is_dataclass(part):
+        return typing.get_type_hints(part)
+    return typing.get_type_hints(part.__init__ if isinstance(part, type) else part)  # type: ignore[misc]

@@ -44,7 +44,7 @@ from trainer.optim.schedule import lr_at
 from trainer.pictures.augment import Augment, Normalize
 from trainer.run.announce import announce
 from trainer.run.environment import describe_environment
-from trainer.run.folder import RunFolder, note_failure, open_run_folder, record_event
+from trainer.run.folder import CHECKPOINTS, RunFolder, note_failure, open_run_folder, record_event
 from trainer.run.recipe_model import recipe_model
 from trainer.run.rng import seed_generators, set_rng_state
 from trainer.run.run import MakeValidation, Run, console
@@ -108,8 +108,10 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         validate = make_validation(data.val, data.train, normalize, objective, config, accelerator)
     order = order_identity(data.train, data.loader, config.data.sampler, config.seed)
     environment = describe_environment(world_size())
+    checkpoint = _find_checkpoint(config, identity, order, data.train)
     folder = _open_folder(config, environment, resources, watch)
-    checkpoint = _find_checkpoint(config, folder, identity, order, data.train)
+    if checkpoint is not None:
+        on_main(lambda: set_aside_after(folder.checkpoints, checkpoint.step) and None)
 
     inputs = _proof_inputs(objective, text, data, input_shape)
     ratios = prove_gradients(
@@ -306,10 +308,13 @@ def _open_folder(
 
 
 def _find_checkpoint(
-    config: TrainConfig, folder: RunFolder, identity: Mapping[str, Any], order: Mapping[str, Any], train_set: ShardSet
+    config: TrainConfig, identity: Mapping[str, Any], order: Mapping[str, Any], train_set: ShardSet
 ) -> Checkpoint | None:
-    if config.resume in ("auto", "no"):
-        found = on_main(lambda: _path_of(load_latest(folder.checkpoints, identity)))
+    """Where the run goes on, if it does; a recipe that cannot go on is refused before the folder is touched."""
+    if config.resume == "no":
+        return None
+    if config.resume == "auto":
+        found = on_main(lambda: _path_of(load_latest(config.run_dir / CHECKPOINTS, identity)))
     else:
         found = on_main(lambda: resolve_checkpoint(Path(config.resume)))
     if found is None:
@@ -319,7 +324,6 @@ def _find_checkpoint(
         raise CheckpointError(
             f"{found}: {difference}: the samples would come in another order. Put it back, or start in another run_dir."
         )
-    on_main(lambda: set_aside_after(folder.checkpoints, checkpoint.step) and None)
     return checkpoint
 
 
