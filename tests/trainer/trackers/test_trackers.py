@@ -21,7 +21,7 @@ from trainer.trackers.opening import open_trackers
 from trainer.trackers.tracker import RunTrackers, TrackingConfig
 from trainer.trackers.wandb_tracker import RunIdentity, choose_mode, open_wandb
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)

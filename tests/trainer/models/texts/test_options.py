@@ -77,7 +77,7 @@ def test_a_hidden_layer_without_a_head_is_refused() -> None:
 
 def test_every_live_text_reads_what_the_encoder_of_its_name_reads() -> None:
     kinds = {kind: part for kind, part in TEXTS.items() if isinstance(part, type) and issubclass(part, LiveText)}
-    assert set(kinds) == set(TEXT_ENCODERS)
+    assert set(kinds) == set(TEXT_ENCODERS) - {"fake"}  # other tests add one for a while
     for kind, part in kinds.items():
         text = part(tokens="tokens.it")
         assert text.kind == kind == text.encoder_choice().name
