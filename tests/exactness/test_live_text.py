@@ -42,21 +42,25 @@ def live(tmp_path: Path, bert: Path, name: str, **changes: Any) -> dict[str, Any
     return values
 
 
-def test_processes_chunks_and_all_captions_give_the_same_run(tmp_path: Path, bert: Path) -> None:
-    for objective in ({"name": "siglip"}, {"name": "infonce", "captions": "all"}):
-        runs = {}
-        for world_size, accumulate in ((1, 1), (1, 2), (2, 2)):
-            name = f"{objective['name']}-{world_size}-{accumulate}"
-            values = live(tmp_path, bert, name, objective=objective, accumulate=accumulate, epochs=1)
-            assert gloo.run(world_size, train_worker, values) == [0] * world_size
-            runs[name] = np.array([float(loss) for loss in losses(tmp_path / name).values()])
-        first, *others = runs.values()
-        assert first[-1] < first[0]
-        for other in others:
-            assert np.abs(first - other).max() < 1e-5, runs
+OBJECTIVES = [pytest.param({"name": "siglip"}, marks=pytest.mark.slow), {"name": "infonce", "captions": "all"}]
 
 
-@pytest.mark.parametrize("then", [2, 1])
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=["siglip", "infonce-all-captions"])
+def test_processes_chunks_and_all_captions_give_the_same_run(
+    tmp_path: Path, bert: Path, objective: dict[str, Any]
+) -> None:
+    runs = {}
+    for world_size, accumulate in ((1, 1), (2, 2)):
+        name = f"{world_size}-{accumulate}"
+        values = live(tmp_path, bert, name, objective=objective, accumulate=accumulate, epochs=1)
+        assert gloo.run(world_size, train_worker, values) == [0] * world_size
+        runs[name] = np.array([float(loss) for loss in losses(tmp_path / name).values()])
+    first, other = runs.values()
+    assert first[-1] < first[0]
+    assert np.abs(first - other).max() < 1e-5, runs
+
+
+@pytest.mark.parametrize("then", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_at_any_number_of_processes(tmp_path: Path, bert: Path, then: int) -> None:
     whole, broken = live(tmp_path, bert, "whole"), live(tmp_path, bert, "broken")
     assert gloo.run(2, train_worker, whole) == [0, 0]

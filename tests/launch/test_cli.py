@@ -90,9 +90,9 @@ def test_mistakes_end_in_one_sentence(
     ("override", "sentence"),
     [
         ("objective={{name: infonce, label_smoothing: 2}}", "label_smoothing is 2"),
-        ("start_from={folder}/nowhere", "no checkpoint there"),
+        pytest.param("start_from={folder}/nowhere", "no checkpoint there", marks=pytest.mark.slow),
         ("model.weights={folder}/train", "start_from={folder}/train"),
-        ("optim.part_lr={{towr: 1}}", "nothing called 'towr' is trained"),
+        pytest.param("optim.part_lr={{towr: 1}}", "nothing called 'towr' is trained", marks=pytest.mark.slow),
     ],
 )
 def test_a_mistake_in_a_training_leaves_no_run_folder(recipe: Path, override: str, sentence: str) -> None:
