@@ -39,12 +39,14 @@ def make_shard_set(
     images: Sequence[bytes] | None = None,
     split: str = "train",
     seed: int = 0,
+    source: str = "test",
 ) -> str:
     """Write a whole shard set into `folder`; returns its url.
 
     Args:
         num_captions: of every image, or one number for each.
         images: encoded images to use, over and over, in place of random ones; then `size` must be theirs.
+        source: sets of one source number their images alike, so that image 3 of one is image 3 of the other.
     """
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
@@ -55,11 +57,18 @@ def make_shard_set(
         rows = range(start, min(start + samples_per_shard, num_samples))
         samples = [
             _sample(
-                row, images[row % len(images)] if images else _image(random, size, codec), counts[row], embed_dim, codec
+                row,
+                images[row % len(images)] if images else _image(random, size, codec),
+                counts[row],
+                embed_dim,
+                codec,
+                source,
             )
             for row in rows
         ]
-        shards.append(_write_shard(folder, f"{split}-{number:05d}.tar", rows, samples, sum(counts[r] for r in rows)))
+        shards.append(
+            _write_shard(folder, f"{split}-{number:05d}.tar", rows, samples, sum(counts[r] for r in rows), source)
+        )
     manifest = Manifest(
         split=split,
         num_samples=num_samples,
@@ -87,13 +96,13 @@ def damage(url: str, sample: int, member: str = IMAGE, samples_per_shard: int = 
         file.write(bytes([value ^ 0x10]))
 
 
-def _sample(row: int, image: bytes, num_captions: int, embed_dim: int, codec: str) -> dict[str, bytes]:
+def _sample(row: int, image: bytes, num_captions: int, embed_dim: int, codec: str, source: str) -> dict[str, bytes]:
     captions = [f"caption {number} of image {row}" for number in range(num_captions)]
     vectors = np.random.default_rng((1, row)).normal(size=(num_captions, embed_dim))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     embeddings = io.BytesIO()
     np.save(embeddings, vectors.astype(np.float16))
-    info = {"image_id": str(row), "source": "test", "captions": captions, "label": None}
+    info = {"image_id": str(row), "source": source, "captions": captions, "label": None}
     return {
         "image.npy" if codec == "raw" else "jpg": image,
         "txt": captions[0].encode(),
@@ -103,7 +112,7 @@ def _sample(row: int, image: bytes, num_captions: int, embed_dim: int, codec: st
 
 
 def _write_shard(
-    folder: Path, name: str, rows: range, samples: Sequence[dict[str, bytes]], num_captions: int
+    folder: Path, name: str, rows: range, samples: Sequence[dict[str, bytes]], num_captions: int, source: str
 ) -> ShardEntry:
     tar_path, index_path = folder / name, folder / index_name(name)
     with tarfile.open(tar_path, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -118,7 +127,7 @@ def _write_shard(
         for extension, data in members.items():
             offset, length = found.members[extension]
             records[row, logical.index(_logical(extension))] = (offset, checksum(data), length)
-    image_ids = np.array([image_id_of("test", str(row)) for row in rows], dtype=np.uint64)
+    image_ids = np.array([image_id_of(source, str(row)) for row in rows], dtype=np.uint64)
     index_path.write_bytes(encode_index(ShardIndex(tuple(Member(m, name) for m in logical), records, image_ids)))
     return ShardEntry(
         name, len(samples), num_captions, tar_path.stat().st_size, sha256_of(tar_path), sha256_of(index_path)

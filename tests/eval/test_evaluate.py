@@ -143,7 +143,7 @@ def classes_of(url, count, classes=("cat", "dog"), unlabelled=()):
 @pytest.fixture
 def pictures_alone(tmp_path):
     """A run of an objective without captions, and its training set."""
-    train = make_shard_set(tmp_path / "train", 15, seed=4)
+    train = make_shard_set(tmp_path / "train", 15, seed=4, source="train")
     classes_of(train, 15, ("dog", "cat", "cow"))
     write_run(tmp_path / "alone", embed_dim=None, data={"train": [train], "columns": {}})
     return tmp_path / "alone", train

@@ -104,7 +104,7 @@ def test_two_ranks_get_the_figures_of_one(tmp_path):
 
 
 def test_without_captions_the_training_set_is_the_gallery_of_the_validation_set(tmp_path):
-    train, train_labels = labelled(tmp_path / "train", 30, classes=("dog", "cat", "cow"), seed=1)
+    train, train_labels = labelled(tmp_path / "train", 30, classes=("dog", "cat", "cow"), seed=1, source="train")
     val, labels = labelled(tmp_path / "val", 13)
     metrics, score, pictures = validate(val, train, tmp_path / "run", **PICTURES_ALONE)
     gallery, queries = pixels_of(train).features.images[:-1], pixels_of(val).features.images[:-1]
