@@ -123,6 +123,17 @@ ROOMS = {
         ),
         mutants=40,
     ),
+    "state": Room(
+        files=(
+            "trainer/checkpoint/files.py",
+            "trainer/checkpoint/folder.py",
+            "trainer/checkpoint/weights.py",
+            "trainer/optim/build.py",
+            "trainer/optim/ema.py",
+        ),
+        tests=("tests/trainer/checkpoint", "tests/trainer/optim"),
+        mutants=40,
+    ),
     "fingerprint": Room(
         files=("shard_builder/fingerprint.py", "core/shard_index.py"),
         tests=(

@@ -97,4 +97,19 @@ UNCHANGED: dict[tuple[str, str, str], str] = {
         "return done[0]",
         "return done[-1]",
     ): "there is one",
+    (
+        "trainer/checkpoint/files.py",
+        'if body.get("format_version", 0) > FORMAT_VERSION:',
+        'if body.get("format_version", -1) > FORMAT_VERSION:',
+    ): "either is older than every format",
+    (
+        "trainer/checkpoint/files.py",
+        "os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)",
+        "os.posix_fadvise(descriptor, 1, 0, os.POSIX_FADV_DONTNEED)",
+    ): "the page of the first byte is the page of the second",
+    (
+        "trainer/optim/build.py",
+        'fused = config.fused if config.fused is not None else groups[0]["params"][0].is_cuda',
+        'fused = config.fused if config.fused is not None else groups[0]["params"][-1].is_cuda',
+    ): "all parameters lie on one device",
 }

@@ -104,3 +104,8 @@ def test_the_step_is_adamws_with_decoupled_decay() -> None:
 def test_impossible_settings_are_named(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         OptimConfig(**options)
+
+
+def test_a_fused_optimizer_is_a_setting_and_the_usual_one_on_gpus(model) -> None:
+    for setting, expected in ((None, False), (True, True), (False, False)):
+        assert build_optimizer(model, OptimConfig(fused=setting)).defaults["fused"] is expected  # on a CPU
