@@ -132,7 +132,7 @@ ROOMS = {
             "trainer/optim/ema.py",
         ),
         tests=("tests/trainer/checkpoint", "tests/trainer/optim"),
-        mutants=40,
+        mutants=70,
     ),
     "fingerprint": Room(
         files=("shard_builder/fingerprint.py", "core/shard_index.py"),

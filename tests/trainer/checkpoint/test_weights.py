@@ -1,15 +1,22 @@
 """Weights without an optimizer: the averages where there are any, and what a checkpoint is not."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from encoders import encoder_of
+from old_checkpoints import save_as_before
 from torch import Tensor
 
 from core.errors import CheckpointError
+from trainer.checkpoint.files import MANIFEST
 from trainer.checkpoint.folder import check_identity, load_latest, save_checkpoint
 from trainer.checkpoint.weights import read_weights
+from trainer.models.config import ModelConfig
+from trainer.models.trained import TrainedModel
+from trainer.objectives.infonce import InfoNCE
 
 IDENTITY: dict[str, Any] = {"model": {"tower": "resnet18"}, "config": {"objective": "siglip"}}
 
@@ -63,3 +70,25 @@ def test_a_step_that_is_saved_again_still_lets_older_ones_go(tmp_path: Path) -> 
     for step, keep_last in ((1, 2), (2, 2), (2, 1)):  # killed between publishing and removing
         saved(tmp_path, step, keep_last)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+@pytest.mark.parametrize("has_average", [False, True])
+def test_a_checkpoint_of_before_is_read_as_what_it_would_be_today(tmp_path: Path, has_average: bool) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(tower="shufflenet_v2_x0_5", hidden_dim=4)
+    model, averaged = (TrainedModel(encoder_of(config, 4, 32), InfoNCE()) for _ in range(2))
+    weights = read_weights(save_as_before(tmp_path, model, averaged=averaged if has_average else None))
+    right = (averaged if has_average else model).encoder.state_dict()
+    assert all(torch.equal(weights.encoder[name], tensor) for name, tensor in right.items())
+    assert weights.learned.keys() == {"logit_scale"} and weights.identity["config"]["objective"] == {"name": "infonce"}
+    assert weights.identity["model"]["keeps_head"] is True
+
+
+def test_a_file_of_another_length_says_both_and_every_manifest_its_format(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    assert json.loads((path / MANIFEST).read_text())["format_version"] == 1
+    file = path / "encoder.safetensors"
+    length = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(CheckpointError, match=f"damaged \\({length - 3} bytes, {length} were written"):
+        read_weights(path)
