@@ -28,7 +28,7 @@ from trainer.config import TrainConfig
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for split, count in (("train", 24), ("val", 12)):
-        url = make_shard_set(tmp_path / split, count, num_captions=3, split=split)
+        url = make_shard_set(tmp_path / split, count, num_captions=3, split=split, source=split)
         add_column(url, "labels", (np.arange(count) % 3).astype("<i4"), classes=("a", "b", "c"))
     return tmp_path
 
