@@ -87,7 +87,11 @@ def test_killed_and_stopped_runs_of_every_kind_end_with_the_same_bits(
     assert end_state(tmp_path / "broken") == end_state(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# One in the usual suite: each is three runs of up to two processes.
+MOVED = [kind if number == 0 else pytest.param(kind, marks=pytest.mark.slow) for number, kind in enumerate(KINDS)]
+
+
+@pytest.mark.parametrize("kind", MOVED)
 def test_runs_of_every_kind_move_between_numbers_of_processes(tmp_path: Path, kind: str) -> None:
     alone, moving = (recipe_of(tmp_path, kind, name) for name in ("alone", "moving"))
     train(1, alone)
