@@ -30,8 +30,8 @@ from trainer.pictures.augment import Normalize
 
 
 @dataclass(frozen=True, eq=False)
-class ImageEncoder:
-    """A checkpoint ready to encode images."""
+class LoadedEncoder:
+    """A checkpoint ready to encode pictures, and captions where it compares them."""
 
     path: Path
     model: Encoder
@@ -65,7 +65,7 @@ class ImageEncoder:
         return float(self.scalars.get("scale", 1.0))
 
 
-def load_encoder(checkpoint: Path, device: torch.device) -> ImageEncoder:
+def load_encoder(checkpoint: Path, device: torch.device) -> LoadedEncoder:
     """The checkpoint that a run folder, `RUN/best`, `RUN/latest` or a checkpoint folder means, on the device.
 
     Raises:
@@ -85,12 +85,12 @@ def load_encoder(checkpoint: Path, device: torch.device) -> ImageEncoder:
     chosen = convert(weights.identity["config"].get("objective", "infonce"), Choice, f"{path}: objective")
     objective: Objective = build(OBJECTIVES, chosen, "objective")
     scalars = objective.scalars(weights.learned)
-    return ImageEncoder(
+    return LoadedEncoder(
         path, model.to(device).eval(), objective, scalars, normalize, weights.identity, weights.fingerprint
     )
 
 
-def open_same_text(encoder: ImageEncoder, urls: Sequence[str], cache_dir: Path | None) -> ShardSet:
+def open_same_text(encoder: LoadedEncoder, urls: Sequence[str], cache_dir: Path | None) -> ShardSet:
     """The shard sets with the caption embeddings that the checkpoint was trained against: stored, or a text column's.
 
     Raises:

@@ -28,7 +28,7 @@ from core.storage import exists, join, publish_bytes
 from eval.baseline import RANKS, gains_over, save_ranks
 from eval.classes import neighbours, zero_shot, zero_shot_labelled
 from eval.config import EvalConfig
-from eval.encoder import ImageEncoder, load_encoder, open_same_text, text_embedder, trained_embedder
+from eval.encoder import LoadedEncoder, load_encoder, open_same_text, text_embedder, trained_embedder
 from eval.evaluations import figures_of
 from eval.evaluations.evaluation import Subject
 from eval.evaluations.retrieval import evaluate_retrieval, recall_intervals
@@ -104,7 +104,7 @@ class Evaluating:
     """One evaluation under way."""
 
     config: EvalConfig
-    encoder: ImageEncoder
+    encoder: LoadedEncoder
     out: Path
     device: torch.device
     console: Console
@@ -274,7 +274,7 @@ def _column_there(trained_on: Mapping[str, Any], urls: Sequence[str]) -> str:
     return label_column({LABEL: name}, urls) if name and all(name in column_names(url) for url in urls) else ""
 
 
-def _expect_nothing_of_text(config: EvalConfig, encoder: ImageEncoder) -> None:
+def _expect_nothing_of_text(config: EvalConfig, encoder: LoadedEncoder) -> None:
     given = {"queries": config.queries, "classes": config.all_classes(), "baseline": config.baseline}
     for name, value in given.items():
         if value:
@@ -284,7 +284,7 @@ def _expect_nothing_of_text(config: EvalConfig, encoder: ImageEncoder) -> None:
             )
 
 
-def _loss(extracted: Extracted, shard_set: ShardSet, encoder: ImageEncoder, batch_size: int | None) -> dict[str, Any]:
+def _loss(extracted: Extracted, shard_set: ShardSet, encoder: LoadedEncoder, batch_size: int | None) -> dict[str, Any]:
     image_ids = shard_set.image_ids(extracted.samples)
     wanted = batch_size or int(encoder.identity["config"]["global_batch_size"])
     used = min(wanted, len(extracted.samples))

@@ -1,7 +1,8 @@
 """The loss of an objective over a global batch, in row blocks, so that memory grows with the batch, not its square.
 
 Loss and gradients are computed together, block by block: what is kept for the backward pass is as large as the
-features, and no matrix is larger than block x N. No collectives: features arrive gathered.
+features, and no matrix is larger than a block of rows times all that they are compared with. No collectives: features
+arrive gathered.
 Dimensions: B samples of this rank, N of all ranks.
 """
 

@@ -6,6 +6,7 @@ N samples of all ranks, m rows of one block, D embedding.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
@@ -40,8 +41,8 @@ class Block:
     """What an objective is given at a time: some rows of this rank against the samples of all ranks.
 
     Attributes:
-        rows: `(m, ...)` by name. Features are unit vectors `(m, D)`; stored captions of a recipe that uses every one
-            are `(m, C, D)` beside "num_captions" `(m,)`, zeros behind the last one.
+        rows: `(m, ...)` by name. Features are unit vectors `(m, D)`. Where a recipe uses every caption, they are
+            `(m, C, D)` beside "num_captions" `(m,)`: what stands behind the last caption is to be ignored.
         columns: `(N, ...)`, the same names.
         offset: row i is the sample of column `offset + i`.
         scalars: what the objective's `scalars` made of its learned parameters.
@@ -56,17 +57,17 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(ABC):
     """A contrastive objective: its options are its fields, its learned scalars and its state live with the trainer.
 
     A subclass gives `terms`, and whatever else differs from what stands here. Gathers, blocks, accumulation, averaging
     over ranks, checkpoints and the proof before step 1 are not its business.
 
+    Attributes:
+        block_size: rows compared at once; 0: all. It changes memory, not the result.
     """
 
-    block_size: int = field(
-        default=512, kw_only=True
-    )  # rows compared at once; 0: all. It changes memory, not the result
+    block_size: int = field(default=512, kw_only=True)
 
     # Facts, not options; a subclass may make one of them an option.
     views = 1  # augmented pictures of each sample: 2 gives "image" and "image2"
@@ -80,12 +81,12 @@ class Objective:
         if self.block_size < 0:
             raise ConfigError(f"block_size is {self.block_size}: give a number of rows, or 0 for all at once.")
 
+    @abstractmethod
     def terms(self, block: Block) -> Iterator[Tensor]:
         """Yield the loss of the block's rows in one or several parts, each a scalar sum over rows.
 
         Each part is differentiated before the next is asked for, so that only one needs memory at a time.
         """
-        raise NotImplementedError
 
     def num_terms(self, everywhere: Tensors) -> int | Tensor:
         """What the sum over all rows of all ranks is divided by; a scalar tensor where it depends on values."""
