@@ -17,6 +17,7 @@ from rich.table import Table
 
 from core.columns import column_names, column_url, load_head
 from core.errors import ShardclipError
+from core.precision import computes_bf16
 from core.shard_set import ShardSet
 from eval.validation import plan_validation, validation_columns
 from trainer.config import TrainConfig
@@ -252,8 +253,8 @@ def check_device(config: TrainConfig) -> Iterator[Finding]:
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         yield Finding("ok", f"GPU {number}: {properties.name}, {properties.total_memory / GIB:.0f} GiB")
-    if config.precision == "bf16" and not torch.cuda.is_bf16_supported():
-        yield Finding("error", "precision is bf16, this GPU has none", "Set precision=fp16.")
+        if config.precision == "bf16" and not computes_bf16(torch.device("cuda", number)):
+            yield Finding("warning", f"precision is bf16, which GPU {number} can only emulate", "Set precision=fp16.")
 
 
 def check_wandb(config: TrainConfig) -> Iterator[Finding]:

@@ -57,6 +57,7 @@ class TrainConfig:
     accumulate: int = 1  # pieces of a process's batch, run one after the other; all negatives are kept
     seed: int = 0
     precision: Literal["auto", "bf16", "fp16", "no"] = "auto"  # auto: bf16 on GPUs that have it, else no
+    deterministic: bool = False  # only kernels that round alike every time: a run repeats to the bit, and is slower
     image_size: int | None = None  # pixels that the tower sees; None: as stored
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from core.distributed import all_reduce_max, world_size
+from core.transfer import Download
 from trainer.guard.signals import REQUEUE_EXIT_CODE
 from trainer.optim.build import set_learning_rates
 from trainer.optim.schedule import lr_at
@@ -27,7 +27,7 @@ def train(run: Run) -> int:
         vote = StopVote(accelerator.device)
         for step, batch in enumerate(run.batches(), run.start_step + 1):
             rates = set_learning_rates(holders.optimizer, lr_at(step - 1, run.total_steps, config.optim))
-            before = run.remember()
+            before = run.keep()
             chunks, given, state = run.chunks(batch), run.given(batch), holders.objective_state
             result = forward_backward(model, chunks, given, run.objective, state, backward=accelerator.backward)
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
@@ -55,11 +55,13 @@ class StopVote:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._last: Tensor | None = None
+        self._last: Download | None = None
 
     def ask(self, requested: bool) -> bool:
         """The same answer on every rank; collective."""
         if world_size() == 1:
             return requested
-        last, self._last = self._last, all_reduce_max(torch.tensor(requested, dtype=torch.uint8, device=self._device))
-        return last is not None and bool(last.item())
+        # Filled in on the device: a tensor made of a value here would be copied there, and the copy waited for.
+        vote = torch.full((), int(requested), dtype=torch.uint8, device=self._device)
+        last, self._last = self._last, Download(all_reduce_max(vote))
+        return last is not None and bool(last.value())

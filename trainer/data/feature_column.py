@@ -18,6 +18,7 @@ from core.column_kind import ColumnPlan, ColumnWork
 from core.columns import FEATURES, ColumnValues, ShardValues
 from core.config import load_config
 from core.errors import ConfigError, DataError
+from core.precision import Precision, choose_precision
 from core.shard_set import ShardSet
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
     from trainer.config import TrainConfig
     from trainer.models.encoder import Encoder
-
-Precision = Literal["no", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def load_tower(options: TowerOptions, stored_size: int, device: torch.device) ->
     size = options.image_size or stored_size
     model = build_encoder(config, OBJECTIVES["infonce"](), 1, size).eval()  # the head is not used
     tower = model.image_encoder.tower
-    precision = _precision(options.precision, device)
+    precision = choose_precision(options.precision, device)
     mean, std = model.normalization
     origin = tower_origin(
         tower, name=options.tower, weights=options.weights, size=size, mean=mean, std=std, precision=precision
@@ -283,16 +282,6 @@ def _autocast(frozen: FrozenTower) -> AbstractContextManager[object]:
         return nullcontext()
     dtype = torch.bfloat16 if frozen.precision == "bf16" else torch.float16
     return torch.autocast(frozen.device.type, dtype)
-
-
-def _precision(wanted: str, device: torch.device) -> Precision:
-    import torch
-
-    if wanted == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
-    if wanted == "fp16" and device.type != "cuda":
-        raise ConfigError("column 'features': precision fp16 needs a GPU. Use precision=no.")
-    return wanted  # type: ignore[return-value]
 
 
 def _device(name: str) -> torch.device:

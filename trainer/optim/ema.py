@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from itertools import chain
 from typing import Generic, TypeVar
 
@@ -37,17 +38,25 @@ class AveragedModel(Generic[M]):
         keep = ((1 + n) / (10 + n)).clamp(max=self._decay)
         keep = torch.where(n == 0, 0, keep)  # the first one is a copy
         keep = torch.where(is_finite, keep, 1)
-        for old, new in zip(_tensors(self.module), _tensors(model), strict=True):
-            if old.is_floating_point():
-                old.lerp_(new, (1 - keep).to(old.dtype))
-            else:
-                old.copy_(torch.where(is_finite, new, old))  # counters of batch norms
+        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
+        averages = [(old, new) for old, new in pairs if old.is_floating_point()]
+        counters = [(old, new) for old, new in pairs if not old.is_floating_point()]  # of batch norms
+        _move(averages, keep)
+        _move(counters, (~is_finite).long())
         self._num_updates += is_finite
 
     def load(self, state: dict[str, Tensor], num_updates: int) -> None:
         """Go on from a checkpoint."""
         self.module.load_state_dict(state)
         self._num_updates.fill_(num_updates)
+
+
+def _move(pairs: Sequence[tuple[Tensor, Tensor]], keep: Tensor) -> None:
+    """`old = keep * old + (1 - keep) * new` for all at once; 0 and 1 are exact, which sums of differences are not."""
+    if pairs:
+        old, new = map(list, zip(*pairs))
+        torch._foreach_mul_(old, keep)
+        torch._foreach_add_(old, torch._foreach_mul(new, 1 - keep))
 
 
 def _tensors(model: nn.Module) -> chain[Tensor]:

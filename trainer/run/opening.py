@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
 from core.config import to_mapping
@@ -42,6 +40,7 @@ from trainer.optim.build import build_optimizer
 from trainer.optim.ema import AveragedModel
 from trainer.optim.schedule import lr_at
 from trainer.pictures.augment import Augment, Normalize
+from trainer.run.accelerator import open_accelerator
 from trainer.run.announce import announce
 from trainer.run.environment import describe_environment
 from trainer.run.folder import CHECKPOINTS, RunFolder, note_failure, open_run_folder, record_event
@@ -84,7 +83,7 @@ def open_run(config: TrainConfig, make_validation: MakeValidation) -> Run:
 
 def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitStack) -> Run:
     stop = resources.enter_context(StopRequest())  # from here on: opening may take minutes
-    accelerator = _accelerator(config)
+    accelerator = open_accelerator(config)
     watch = resources.enter_context(PeerWatch(config.peer_timeout_s))
     device = accelerator.device
     if device.type == "cpu":
@@ -266,24 +265,6 @@ def _identity(config: TrainConfig, encoder: Encoder, data: Data) -> dict[str, An
         "text_encoder": asdict(spec) if spec else None,
         "image": {"size": data.size, "fit": data.train.image.fit, "mean": list(mean), "std": list(std)},
     }
-
-
-def _accelerator(config: TrainConfig) -> Accelerator:
-    if config.precision == "auto":
-        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        precision = "bf16" if has_bf16 else "no"
-    else:
-        precision = config.precision
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise ConfigError("precision is fp16, which needs a GPU. Set precision=no.")
-    return Accelerator(
-        mixed_precision=precision,
-        cpu=not torch.cuda.is_available(),
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout_s)),
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-        ],
-    )
 
 
 def _ledger(config: TrainConfig, train_set: ShardSet, device: torch.device) -> CoverageLedger:

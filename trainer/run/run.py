@@ -33,8 +33,9 @@ from trainer.run.folder import RunFolder, State, flush_events, record_event, set
 from trainer.run.registry import RegistryLine, register_run
 from trainer.run.rng import rng_state
 from trainer.run.state import Holders, RunState, save
+from trainer.step.buffers import KeptBuffers
 from trainer.step.forward_backward import Chunk, StepResult
-from trainer.step.nonfinite import Buffers, remember, step_if_finite
+from trainer.step.nonfinite import step_if_finite
 from trainer.telemetry import names
 from trainer.telemetry.window import Telemetry
 from trainer.trackers.tracker import Metric, RunTrackers
@@ -116,11 +117,11 @@ class Run:
         """What the objective is given beside what is trained."""
         return given_values(batch, self.objective)
 
-    def remember(self) -> Buffers:
+    def keep(self) -> KeptBuffers:
         """What a step may spoil before it is known that its gradients are not finite."""
-        return remember(self.holders.model.buffers())
+        return KeptBuffers(self.holders.model.buffers())
 
-    def update(self, result: StepResult, grad_norm: Tensor, before: Buffers) -> None:
+    def update(self, result: StepResult, grad_norm: Tensor, before: KeptBuffers) -> None:
         """Step, clamp, average, and let the objective keep what it keeps; without finite gradients nothing moves."""
         holders = self.holders
         is_finite = step_if_finite(holders.optimizer, grad_norm, before)

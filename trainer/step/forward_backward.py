@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from core.distributed import all_gather, all_gather_with_grad, rank
 from trainer.objectives.engine import blocked_loss
 from trainer.objectives.objective import Objective, Rows
+from trainer.step.buffers import KeptBuffers
 
 Tensors = dict[str, Tensor]
 Chunk = Callable[[], Mapping[str, Tensor]]  # makes what the model takes of some of the rank's samples
@@ -144,15 +145,14 @@ def _features_without_grad(
     """Features of each chunk, the scalars as leaves, and the random state from which each chunk started."""
     module = unwrap(model)
     # Running statistics of batch norms move in the second pass; moving them in both would count every batch twice.
-    buffers = [buffer.clone() for buffer in module.buffers()]
+    before = KeptBuffers(module.buffers())
     features, random_states, scalars = [], [], dict[str, Tensor]()
     for chunk in chunks:
         random_states.append(_random_state(device))
         with autocast():
             chunk_features, scalars = module(chunk())  # no name for the inputs: it would keep them beside the next ones
         features.append({name: at_least_float32(x) for name, x in chunk_features.items()})
-    for buffer, saved in zip(module.buffers(), buffers, strict=True):
-        buffer.copy_(saved)
+    before.put_back()
     return features, {name: x.detach().clone().requires_grad_() for name, x in scalars.items()}, random_states
 
 

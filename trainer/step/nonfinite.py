@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Buffers = list[tuple[Tensor, Tensor]]  # of the model, and what each held
-
-
-def remember(buffers: Iterable[Tensor]) -> Buffers:
-    """Copies of the model's buffers before a step: a batch that overflows leaves its mark in batch statistics."""
-    return [(buffer, buffer.clone()) for buffer in buffers]
+from trainer.step.buffers import KeptBuffers
 
 
 @torch.no_grad()
-def step_if_finite(optimizer: Any, grad_norm: Tensor, remembered: Buffers) -> Tensor:
+def step_if_finite(optimizer: Any, grad_norm: Tensor, before: KeptBuffers) -> Tensor:
     """Let the optimizer step where the norm over all gradients is finite, and put the buffers back where it is not.
 
     The norm is the same on every rank, so all ranks decide alike. A fused optimizer decides on the device, and nobody
@@ -26,6 +20,7 @@ def step_if_finite(optimizer: Any, grad_norm: Tensor, remembered: Buffers) -> Te
     Args:
         optimizer: as `accelerator.prepare` gave it, or bare.
         grad_norm: scalar, before clipping.
+        before: the model's buffers before the step; a batch that overflows leaves its mark in batch statistics.
 
     Returns:
         Whether it stepped: a bool scalar on the norm's device.
@@ -40,6 +35,5 @@ def step_if_finite(optimizer: Any, grad_norm: Tensor, remembered: Buffers) -> Te
         del inner.grad_scale, inner.found_inf
     elif bool(is_finite):
         optimizer.step()
-    for buffer, saved in remembered:
-        buffer.copy_(torch.where(is_finite, buffer, saved))
+    before.put_back(~is_finite)
     return is_finite

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.step.nonfinite import remember, step_if_finite
+from trainer.step.buffers import KeptBuffers
+from trainer.step.nonfinite import step_if_finite
 
 
 def make_model() -> nn.Module:
@@ -19,7 +20,7 @@ def make_model() -> nn.Module:
 
 def run_step(model: nn.Module, optimizer: Any, value: float = 1.0) -> Tensor:
     """One step on inputs of which one is `value`; gives what `step_if_finite` gives."""
-    before = remember(model.buffers())
+    before = KeptBuffers(model.buffers())
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
     x[0, 0] = value
     model(x).square().sum().backward()
@@ -123,8 +124,25 @@ def test_the_scaler_is_asked_even_when_gradients_are_not_finite() -> None:
     assert optimizer.calls == 1  # else it would never lower its scale
 
 
-def test_remembered_buffers_are_copies() -> None:
+def test_kept_buffers_are_put_back_everywhere_or_where_asked() -> None:
     model = make_model()
-    kept = remember(model.buffers())
-    model[1].running_mean.add_(1)  # type: ignore[union-attr, operator]
-    assert [len(kept), float(kept[0][1].sum()), float(kept[0][0].sum())] == [3, 0.0, 4.0]
+    kept = KeptBuffers(model.buffers())
+    held = {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    def spoil() -> dict[str, Tensor]:
+        for buffer in model.buffers():
+            buffer.copy_(buffer + 1 if not buffer.is_floating_point() else torch.full_like(buffer, torch.nan))
+        return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    spoilt = spoil()
+    kept.put_back(torch.tensor(False))
+    torch.testing.assert_close(dict(model.named_buffers()), spoilt, rtol=0, atol=0, equal_nan=True)
+    kept.put_back(torch.tensor(True))
+    assert_same(dict(model.named_buffers()), held)
+    spoil()
+    kept.put_back()
+    assert_same(dict(model.named_buffers()), held)
+
+
+def test_a_model_without_buffers_has_nothing_to_put_back() -> None:
+    KeptBuffers([]).put_back(torch.tensor(True))

@@ -1,0 +1,50 @@
+"""What Accelerate and torch are told before a run begins: precision, timeouts, and how kernels are chosen."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+from core.precision import choose_precision
+from trainer.config import TrainConfig
+
+# Of 1 x 1 convolutions in channels_last: the same memory, described in two ways.
+_SPURIOUS = "Grad strides do not match bucket view strides"
+
+
+def open_accelerator(config: TrainConfig) -> Accelerator:
+    """The process's device and process group; collective.
+
+    Raises:
+        ConfigError: a precision that the device lacks.
+    """
+    has_gpu = torch.cuda.is_available()
+    precision = choose_precision(config.precision, torch.device("cuda" if has_gpu else "cpu"))
+    _choose_kernels(config.deterministic)
+    warnings.filterwarnings("ignore", message=_SPURIOUS)
+    return Accelerator(
+        mixed_precision=precision,
+        cpu=not has_gpu,
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout_s)),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        ],
+    )
+
+
+def _choose_kernels(deterministic: bool) -> None:
+    """Let cuDNN time its convolutions once and keep the fastest, or take only kernels that always round alike.
+
+    The latter: an operation that has no such kernel ends the run with torch's sentence, which names it.
+    """
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        # Read by cuBLAS when it is first used: its workspaces then have one size, and its sums one order.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
