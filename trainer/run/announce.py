@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from core.config import to_mapping
 from core.distributed import world_size
@@ -19,7 +20,8 @@ CONTACT_SHEET = "contact_sheet.jpg"  # where the builder left one
 def announce(run: Run, train_set: ShardSet, val_set: ShardSet | None, ratios: Mapping[str, float]) -> None:
     """Open the trackers and the registry's line; say what will happen. On rank 0."""
     config = run.config
-    name = RunIdentity(run.folder.run_id, run.folder.name, run.folder.path, to_mapping(config))
+    parent = {"continues": asdict(run.folder.parent)} if run.folder.parent else {}
+    name = RunIdentity(run.folder.run_id, run.folder.name, run.folder.path, {**to_mapping(config), **parent})
     resumed_from = run.start_step or None
     run.trackers = open_trackers(config.tracking, name, resumed_from=resumed_from, say=console.print)
     checks = {names.grad_ratio(group): ratio for group, ratio in ratios.items()}
@@ -44,6 +46,10 @@ def _say_what_will_happen(run: Run, train_set: ShardSet, val_set: ShardSet | Non
     config = run.config
     for change in run.folder.config_changes:
         console.print(f"[yellow]changed since the last start[/]: {change}")
+    if (parent := run.folder.parent) and parent.step == run.start_step:
+        console.print(
+            f"another recipe from step {parent.step:,} on: run {run.folder.run_id}, branched off {parent.run_id}"
+        )
     start = f"going on at step {run.start_step:,} of" if run.start_step else "training for"
     draws, sampler = run.steps_per_epoch * config.global_batch_size, config.data.sampler.name
     left = f"{len(train_set) - draws} left over" if sampler == "uniform" else f"{draws:,} draws by {sampler}"

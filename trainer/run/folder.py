@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,26 +25,47 @@ from core.errors import ConfigError, DamagedError, StorageError
 from core.journal import append_json, fsync, read_json_lines
 from core.locks import lock
 from core.storage import publish_bytes, sweep_partials
+from trainer.trackers.metrics_csv import METRICS, last_step
 
 RUN, CONFIG, ENVIRONMENT, EVENTS, CHECKPOINTS = (
     "run.json", "config.yaml", "environment.json", "events.jsonl", "checkpoints",
 )  # fmt: skip
 State = Literal["running", "stopped", "failed", "finished"]
-_TRACES = (RUN, CONFIG, "metrics.csv", CHECKPOINTS)
+_TRACES = (RUN, CONFIG, METRICS, CHECKPOINTS)
+# Changes of these, and of what is in them, leave a run's curve what it was.
+_CURVELESS = ("run_dir", "tracking", "profile", "resume", "log_every", "checkpoint_every", "keep_last", "timeout_s",
+              "peer_timeout_s", "data.num_workers", "data.prefetch", "data.cache_dir")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The run that another one branched off from, and after which step."""
+
+    run_id: str
+    step: int
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """An open run folder, locked by this process."""
+    """An open run folder, locked by this process.
+
+    Attributes:
+        run_id: the same for every process that continues the run; wandb's id too.
+        started: when its first process began.
+        config_changes: `key: old -> new`, against the process before.
+        parent: of a run that went on from an older checkpoint with another recipe: what was measured there after that
+            step is not its own.
+    """
 
     path: Path
-    run_id: str  # the same for every process that continues the run; wandb's id too
-    started: str  # when its first process began
-    config_changes: tuple[str, ...] = ()  # `key: old -> new`, against the process before
+    run_id: str
+    started: str
+    config_changes: tuple[str, ...] = ()
+    parent: Parent | None = None
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return f"{self.path.name} from step {self.parent.step}" if self.parent else self.path.name
 
     @property
     def checkpoints(self) -> Path:
@@ -53,7 +74,7 @@ class RunFolder:
 
 @contextmanager
 def open_run_folder(
-    path: Path, config: Any, *, environment: Mapping[str, Any], resume: str = "no"
+    path: Path, config: Any, *, environment: Mapping[str, Any], resume: str = "no", resumed_from: int | None = None
 ) -> Iterator[RunFolder]:
     """Create or continue a run folder and hold its lock; on rank 0 only.
 
@@ -62,6 +83,8 @@ def open_run_folder(
         environment: what `describe_environment` returned, saved as `environment.json`.
         resume: `no` wants a new folder; `auto` continues the run in it, or starts one; a checkpoint in it
             continues it from there.
+        resumed_from: step of the checkpoint that will be continued from. Where more was measured than that, and the
+            recipe has changed, it is another run from here on, with an id of its own.
 
     Raises:
         ConfigError: there is a run in the folder and `resume` does not continue it.
@@ -72,12 +95,20 @@ def open_run_folder(
         found = _found_run(path)
         if found and resume == "no":
             raise ConfigError(_occupied(path, found))
-        run = found or {"run_id": secrets.token_hex(4), "name": path.name, "started": now()}
-        # First: a folder that holds anything else and no run.json is taken for a stranger's.
+        run = found or _new_run(path)
+        changes = _config_changes(path, config)
+        branches = resumed_from is not None and _leaves_its_curve(path, changes, resumed_from)
+        if branches:
+            run = {**_new_run(path), "parent": {"run_id": run["run_id"], "step": resumed_from}}
+        # First: a folder that holds anything else and no run.json is taken for a stranger's. And before the recipe,
+        # since a change of it must not be forgotten before the run has its new id.
         publish_bytes(_as_json({**run, "state": "running"}), path / RUN)
-        changes = _save_settings(path, config, environment)
+        _save_settings(path, config, environment)
         record_event(path, "continued" if found else "started", config_changes=changes)
-        yield RunFolder(path, run["run_id"], run["started"], tuple(changes))
+        if branches:
+            record_event(path, "branched off", resumed_from, run_id=run["run_id"], parent=run["parent"]["run_id"])
+        parent = Parent(**run["parent"]) if "parent" in run else None
+        yield RunFolder(path, run["run_id"], run["started"], tuple(changes), parent)
 
 
 def note_failure(run_dir: Path, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
@@ -140,12 +171,28 @@ def _occupied(path: Path, found: Mapping[str, Any]) -> str:
     )
 
 
-def _save_settings(path: Path, config: Any, environment: Mapping[str, Any]) -> list[str]:
-    """Publish config and environment; returns how the config differs from the one before, where there was one."""
-    changes: list[str] = []
-    if (path / CONFIG).exists():
-        old, new = yaml.safe_load((path / CONFIG).read_text()), yaml.safe_load(dump_yaml(config))
-        changes = [line for line in config_diff(old, new) if not line.startswith("resume:")]
+def _new_run(path: Path) -> dict[str, Any]:
+    return {"run_id": secrets.token_hex(4), "name": path.name, "started": now()}
+
+
+def _config_changes(path: Path, config: Any) -> list[str]:
+    """How the config differs from the one before, where there was one."""
+    if not (path / CONFIG).exists():
+        return []
+    old, new = yaml.safe_load((path / CONFIG).read_text()), yaml.safe_load(dump_yaml(config))
+    return [line for line in config_diff(old, new) if not line.startswith("resume:")]
+
+
+def _leaves_its_curve(path: Path, changes: Sequence[str], resumed_from: int) -> bool:
+    """Whether what was measured after the checkpoint belongs to a recipe that is no longer followed."""
+    changes_curve = any(
+        not line.startswith(tuple(f"{key}{end}" for key in _CURVELESS for end in ":.")) for line in changes
+    )
+    return changes_curve and last_step(path / METRICS) > resumed_from
+
+
+def _save_settings(path: Path, config: Any, environment: Mapping[str, Any]) -> None:
+    """Publish config and environment."""
     if (path / ENVIRONMENT).exists():
         moved = config_diff(json.loads((path / ENVIRONMENT).read_text()), environment)
         moved = [line for line in moved if not line.startswith(("started:", "command:"))]
@@ -153,7 +200,6 @@ def _save_settings(path: Path, config: Any, environment: Mapping[str, Any]) -> l
             record_event(path, "environment changed", changes=moved)
     publish_bytes(dump_yaml(config).encode(), path / CONFIG)
     publish_bytes(_as_json(environment), path / ENVIRONMENT)
-    return changes
 
 
 def _write_state(run_dir: Path, state: State) -> None:

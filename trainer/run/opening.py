@@ -108,7 +108,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     order = order_identity(data.train, data.loader, config.data.sampler, config.seed)
     environment = describe_environment(world_size())
     checkpoint = _find_checkpoint(config, identity, order, data.train)
-    folder = _open_folder(config, environment, resources, watch)
+    folder = _open_folder(config, environment, checkpoint, resources, watch)
     if checkpoint is not None:
         on_main(lambda: set_aside_after(folder.checkpoints, checkpoint.step) and None)
 
@@ -273,12 +273,19 @@ def _ledger(config: TrainConfig, train_set: ShardSet, device: torch.device) -> C
 
 
 def _open_folder(
-    config: TrainConfig, environment: Mapping[str, Any], resources: ExitStack, watch: PeerWatch
+    config: TrainConfig,
+    environment: Mapping[str, Any],
+    checkpoint: Checkpoint | None,
+    resources: ExitStack,
+    watch: PeerWatch,
 ) -> RunFolder:
     """The run folder, held by rank 0, in which every way of failing is noted from now on."""
+    step = checkpoint.step if checkpoint else None
 
     def enter() -> RunFolder:
-        opened = open_run_folder(config.run_dir, config, environment=environment, resume=config.resume)
+        opened = open_run_folder(
+            config.run_dir, config, environment=environment, resume=config.resume, resumed_from=step
+        )
         return resources.enter_context(opened)
 
     folder = on_main(enter)

@@ -102,6 +102,11 @@ def read_metrics(path: Path) -> list[Row]:
     return list(rows.values())
 
 
+def last_step(path: Path) -> int:
+    """The step of the last whole line; -1 where nothing was measured yet."""
+    return max((int(cells[0]) for cells in _read_cells(path)[1]), default=-1)
+
+
 def read_pictures(run_dir: Path) -> list[Picture]:
     """The pictures of a run, in the order they were logged."""
     records = read_json_lines(run_dir / PICTURES)

@@ -3,7 +3,9 @@
 `metrics.csv` is the truth and wandb a view of it. A killed process takes wandb's unwritten records with it (its core
 writes in blocks), so a resumed run does not trust what wandb kept. Offline, the superseded folders go and every row
 up to the checkpoint is given again to a fresh one, under the same run id. Online, the server says which step it has,
-and only the later ones are sent.
+and only the later ones are sent. A run that goes on from an older checkpoint with another recipe has an id of its own
+(`trainer.run.folder`) and names its parent in its config (`continues`): what the server has of the parent's later steps
+is never taken for its own. Rewinding the parent on the server is not needed for that, and not every server can.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,11 +12,14 @@ from core.errors import ConfigError, DamagedError, StorageError
 from core.journal import append_json, append_line, cut_torn_line, read_json_lines, read_lines
 from trainer.run.environment import describe_environment, git_state, hardware
 from trainer.run.folder import (
+    Parent,
+    RunFolder,
     open_run_folder,
     read_events,
     record_event,
     set_state,
 )
+from trainer.trackers.metrics_csv import MetricsCsv
 
 CONFIG = {"seed": 3, "optim": {"lr": 0.1, "warmup_steps": 10}}
 
@@ -42,6 +46,33 @@ def test_a_run_is_continued_under_its_id_and_changes_are_shown(tmp_path: Path) -
     checkpoint = tmp_path / "checkpoints" / "step-00000001"
     with open_run_folder(tmp_path, changed, environment={}, resume=str(checkpoint)) as again:
         assert again.run_id == first.run_id and again.config_changes == ()
+
+
+def go_on(folder: Path, config: Any, resumed_from: int) -> RunFolder:
+    with open_run_folder(folder, config, environment={}, resume="auto", resumed_from=resumed_from) as run:
+        return run
+
+
+def test_another_recipe_after_an_older_checkpoint_is_another_run(tmp_path: Path) -> None:
+    full = {**CONFIG, "data": {"num_workers": 2}, "tracking": {"wandb": "auto"}, "log_every": 5}
+    with open_run_folder(tmp_path, full, environment={}) as first:
+        metrics = MetricsCsv(tmp_path, None)
+        for step in range(1, 11):
+            metrics.log({"train/loss": 1.0}, step, step)
+    assert go_on(tmp_path, full, 5).run_id == first.run_id  # the same recipe repeats what was measured
+    quieter = {**full, "tracking": {"wandb": "disabled"}, "data": {"num_workers": 9}, "log_every": 7}
+    assert go_on(tmp_path, quieter, 5).run_id == first.run_id
+    changed = {**quieter, "seed": 4}
+    assert go_on(tmp_path, changed, 10).run_id == first.run_id  # nothing of the old recipe lies after step 10
+
+    branch = go_on(tmp_path, {**changed, "seed": 5}, 5)
+    assert branch.run_id != first.run_id and branch.parent == Parent(first.run_id, 5)
+    assert branch.name == f"{tmp_path.name} from step 5"
+    assert read_events(tmp_path)[-1] | {"time": ""} == {
+        "time": "", "event": "branched off", "step": 5, "run_id": branch.run_id, "parent": first.run_id,
+    }  # fmt: skip
+    again = go_on(tmp_path, {**changed, "seed": 5}, 5)  # killed before its first step
+    assert (again.run_id, again.parent, again.name) == (branch.run_id, branch.parent, branch.name)
 
 
 @pytest.mark.parametrize(("state", "words"), [("finished", "a finished run"), (None, "a run that was cut off")])
