@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core.columns import column_names, column_url, load_head
+from core.cores import available_cores
 from core.errors import ShardclipError
 from core.precision import computes_bf16
 from core.shard_set import ShardSet
@@ -219,7 +219,7 @@ def logits_block(config: TrainConfig) -> tuple[int, int]:
 
 def check_cores(config: TrainConfig) -> Iterator[Finding]:
     """Loader workers of all ranks against the machine's cores."""
-    ranks, cores = max(1, torch.cuda.device_count()), os.cpu_count() or 1
+    ranks, cores = max(1, torch.cuda.device_count()), available_cores()
     asked = config.data.num_workers * ranks
     repair = f"Set data.num_workers to {max(1, cores // ranks)} or less." if asked > cores else ""
     yield Finding(

@@ -9,10 +9,10 @@ from typing import Literal
 
 from core import parts
 from core.config import Choice
+from core.cores import available_cores
 from core.errors import ConfigError
 from core.manifest import ImageSpec
 from shard_builder.engines import ENGINES
-from shard_builder.engines.processes import available_cores
 from shard_builder.readers import READERS
 
 

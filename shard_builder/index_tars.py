@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from core.cores import available_cores
 from core.errors import DataError, ManifestError, ShardclipError, StorageError
 from core.locks import lock
 from core.manifest import MANIFEST_NAME, ImageSpec, Manifest, ShardEntry, index_name, load_manifest, save_manifest
@@ -54,7 +55,7 @@ from core.storage import (
     sweep_partials,
 )
 from shard_builder.build_state import BUILD_NAME, build_bytes
-from shard_builder.engines.processes import ProcessesEngine, available_cores
+from shard_builder.engines.processes import ProcessesEngine
 from shard_builder.fingerprint import fingerprint_of
 from shard_builder.progress import progress_bar, spoken_bytes, summary_table
 from shard_builder.records import Skip

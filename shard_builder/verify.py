@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from core.columns import ColumnHead
+from core.cores import available_cores
 from core.errors import DamagedError, ManifestError, StorageError
 from core.image import ImageError, decode_into
 from core.manifest import MANIFEST_NAME, ImageSpec, Manifest, ShardEntry, load_manifest
@@ -37,7 +38,7 @@ from core.shard_set import decode_embeddings
 from core.storage import PARTIAL_PREFIX, exists, fetch, join, list_names, sha256_of
 from shard_builder.build_state import BUILD_NAME, STATE_NAME, load_build
 from shard_builder.contact_sheet import CONTACT_SHEET_NAME
-from shard_builder.engines.processes import ProcessesEngine, available_cores
+from shard_builder.engines.processes import ProcessesEngine
 from shard_builder.fingerprint import fingerprint_of
 from shard_builder.index_tars import left_overs
 from shard_builder.progress import progress_bar

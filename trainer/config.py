@@ -18,6 +18,7 @@ from trainer.objectives.objective import Objective
 from trainer.optim.config import OptimConfig
 from trainer.pictures.config import AugmentConfig
 from trainer.samplers import SAMPLERS
+from trainer.telemetry.profiler import ProfileConfig
 from trainer.trackers.tracker import TrackingConfig
 
 BEST_BY = "auto"
@@ -74,6 +75,7 @@ class TrainConfig:
     start_parts: Literal["all", "tower", "head"] = "all"  # of start_from
     timeout_s: float = 600.0  # that a collective may wait for all processes
     peer_timeout_s: float = 60.0  # without a sign of life from another process, which is then named; 0: no such watch
+    profile: ProfileConfig = field(default_factory=ProfileConfig)  # rank 0, into run_dir/profile
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:

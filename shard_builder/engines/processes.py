@@ -61,11 +61,6 @@ def pillow_simd_folder() -> Path | None:
     return None
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class ProcessesEngine:
     """Worker processes, started when the first work arrives; leaving the `with` block ends them.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -29,6 +28,17 @@ from shard_builder.build import build_shards
 from shard_builder.config import BuildConfig
 build_shards(load_config(BuildConfig, Path(sys.argv[1])))
 """
+# Presses Ctrl-C once the first of many shards is finished: the terminal's whole group gets it.
+INTERRUPTED = f"""
+import os, signal
+from shard_builder import build
+save = build.save_result
+def save_and_interrupt(*arguments):
+    save(*arguments)
+    os.killpg(0, signal.SIGINT)
+build.save_result = save_and_interrupt
+{PROGRAM}
+"""
 
 
 @pytest.fixture
@@ -50,10 +60,8 @@ def test_an_interrupted_build_says_so_and_leaves_no_process(
     build_shards(make_config(source=config.source, samples_per_shard=10, name="undisturbed"), console)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(dump_yaml(config))
-    process = run_in_own_group(recipe)
-    wait_for(Path(config.out) / ".build/recipe.json")
-    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C: parent and workers get it
-    _, errors = process.communicate(timeout=30)
+    process = interrupted_in_own_group(recipe)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     assert errors.decode().count("KeyboardInterrupt") == 1, errors.decode()
     deadline = time.monotonic() + 5
@@ -63,18 +71,11 @@ def test_an_interrupted_build_says_so_and_leaves_no_process(
     assert run(recipe).wait() == 0
 
 
-def run_in_own_group(recipe: Path) -> subprocess.Popen[bytes]:
+def interrupted_in_own_group(recipe: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(recipe)],
+        [sys.executable, "-c", INTERRUPTED, str(recipe)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-
-
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 30
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} does not appear"
-        time.sleep(0.01)

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from trainer.telemetry import names
 from trainer.telemetry.flops import flops_per_image, peak_flops, peak_of
 from trainer.telemetry.health import alignment, uniformity_potential
 from trainer.telemetry.stability import StabilityConfig, StabilityWatch
@@ -132,7 +133,9 @@ def test_memory_is_that_of_this_process() -> None:
 def _two_ranks(rank: int, init_file: str, results: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=2)
     telemetry = Telemetry(CPU, flops_per_image=0, peak_flops=None, stability=StabilityConfig())
-    run(telemetry, [0.0] * 3, 0.1, losses=[1.0 + rank, math.nan if rank else 1.0, 2.0])
+    run(telemetry, [0.0, 0.1 * rank, 0.0], 0.1, losses=[1.0 + rank, math.nan if rank else 1.0, 2.0])
+    if rank:
+        time.sleep(0.3)  # the others do not wait for it before they look at their clocks
     window = close(telemetry, 3)
     torch.save([window.metrics, [i.step for i in window.instabilities]], f"{results}/{rank}")
     dist.destroy_process_group()
@@ -145,6 +148,9 @@ def test_all_ranks_see_the_same_window(tmp_path: Path) -> None:
     assert metrics["train/loss"] == pytest.approx((1.5 + 2.0) / 2)  # step 2 was not finite on one rank
     assert 60 / 6 < metrics["perf/images_per_s"] <= 60 / 0.3
     assert metrics["perf/images_per_s_per_device"] == metrics["perf/images_per_s"] / 2
+    assert metrics[names.FASTEST_IMAGES_PER_S] > metrics[names.SLOWEST_IMAGES_PER_S] > 0
+    assert metrics[names.MOST_WAIT_SHARE] > metrics[names.LEAST_WAIT_SHARE] >= 0
+    assert metrics[names.MOST_WAITING_RANK] == 1
 
 
 # --- FLOPs

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import torch
 
+from core.cores import available_cores
 from core.image import imaging_library
 
 PACKAGES = (
@@ -31,7 +32,7 @@ def describe_environment(world_size: int) -> dict[str, Any]:
         "host": platform.node(),
         "system": platform.platform(),
         "cpu": cpu_model(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_cores": available_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": gpus(),
         "cuda": torch.version.cuda,

@@ -5,6 +5,7 @@ runs/coco/
   config.yaml       the resolved recipe          environment.json   hardware, versions, commit, command
   metrics.csv       what was measured            events.jsonl       what happened: resumed, spikes, stops
   checkpoints/      results.json                 report.html
+  profile/          a trace of some steps, where the recipe asks for one
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from core.locks import lock
 from core.storage import publish_bytes, sweep_partials
 from trainer.trackers.metrics_csv import METRICS, last_step
 
-RUN, CONFIG, ENVIRONMENT, EVENTS, CHECKPOINTS = (
-    "run.json", "config.yaml", "environment.json", "events.jsonl", "checkpoints",
+RUN, CONFIG, ENVIRONMENT, EVENTS, CHECKPOINTS, PROFILE = (
+    "run.json", "config.yaml", "environment.json", "events.jsonl", "checkpoints", "profile",
 )  # fmt: skip
 State = Literal["running", "stopped", "failed", "finished"]
 _TRACES = (RUN, CONFIG, METRICS, CHECKPOINTS)

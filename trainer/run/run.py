@@ -29,7 +29,7 @@ from trainer.models.trained import TrainedModel
 from trainer.objectives.objective import Objective
 from trainer.pictures.augment import Augment
 from trainer.run.environment import hardware
-from trainer.run.folder import RunFolder, State, flush_events, record_event, set_state
+from trainer.run.folder import PROFILE, RunFolder, State, flush_events, record_event, set_state
 from trainer.run.registry import RegistryLine, register_run
 from trainer.run.rng import rng_state
 from trainer.run.state import Holders, RunState, save
@@ -37,6 +37,7 @@ from trainer.step.buffers import KeptBuffers
 from trainer.step.forward_backward import Chunk, StepResult
 from trainer.step.nonfinite import step_if_finite
 from trainer.telemetry import names
+from trainer.telemetry.profiler import ProfileConfig, profiled
 from trainer.telemetry.window import Telemetry
 from trainer.trackers.tracker import Metric, RunTrackers
 
@@ -105,7 +106,9 @@ class Run:
 
     def batches(self) -> Iterator[Batch]:
         """This rank's batches on the device, from the first step that is not done to the last, across epochs."""
-        return self.telemetry.watch(to_device(self._host_batches(), self.accelerator.device))
+        batches = self.telemetry.watch(to_device(self._host_batches(), self.accelerator.device))
+        profile = self.config.profile if is_main() else ProfileConfig()
+        return profiled(batches, self.start_step + 1, profile, self.folder.path / PROFILE)
 
     def chunks(self, batch: Batch) -> list[Chunk]:
         """What the model takes, in as many pieces as the recipe says; each is made when it is asked for."""

@@ -35,6 +35,10 @@ ALIGNMENT = train("alignment")
 
 IMAGES_PER_S, IMAGES_PER_S_PER_DEVICE = perf("images_per_s"), perf("images_per_s_per_device")
 STEP_S, WAIT_SHARE, VERDICT = perf("step_s"), perf("wait_share"), perf("verdict")
+# Of several processes: the slowest and the fastest by its own clock, and which of them waits most.
+SLOWEST_IMAGES_PER_S, FASTEST_IMAGES_PER_S = perf("slowest_images_per_s"), perf("fastest_images_per_s")
+LEAST_WAIT_SHARE, MOST_WAIT_SHARE = perf("least_wait_share"), perf("most_wait_share")
+MOST_WAITING_RANK = perf("most_waiting_rank")
 PEAK_MEMORY_GIB, TFLOPS_PER_DEVICE, MFU = perf("peak_memory_gib"), perf("tflops_per_device"), perf("mfu")
 
 IMAGE_TO_TEXT, TEXT_TO_IMAGE = DIRECTIONS = ("image_to_text", "text_to_image")

@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from core.distributed import all_reduce_max, all_reduce_sum, world_size
+from core.distributed import all_gather, all_reduce_max, all_reduce_sum, world_size
 from trainer.telemetry import names
 from trainer.telemetry.health import alignment, uniformity_potential
 from trainer.telemetry.stability import Instability, StabilityConfig, StabilityWatch
@@ -133,8 +133,10 @@ class Telemetry:
             features: `(b, D)` by name, unit length, of the last batch on this rank.
         """
         sums = self._sums
-        losses, grad_norms = self._reduced_curves(sums)  # waits for the device
-        elapsed = time.perf_counter() - (self._began or time.perf_counter()) - sums.paused
+        self._synchronize()
+        own_elapsed = self._elapsed()  # before the first collective, in which the fast wait for the slow
+        losses, grad_norms = self._reduced_curves(sums)
+        elapsed = self._elapsed()
         health = self._health(features)
         self._sums, self._began = _Sums(), None
         instabilities = self._stability.look(step - len(losses) + 1, losses, grad_norms)
@@ -147,7 +149,7 @@ class Telemetry:
             **health,
             names.NONFINITE_STEPS: self._stability.num_nonfinite,
             names.LOSS_SPIKES: self._stability.num_spikes,
-            **self._speed(sums, elapsed, len(losses)),
+            **self._speed(sums, elapsed, own_elapsed, len(losses)),
         }
         return Window(metrics, instabilities, self._stability.stop_reason)
 
@@ -175,7 +177,12 @@ class Telemetry:
         health: dict[str, Metric] = {names.ALIGNMENT: means[-1]} if aligned else {}
         return health | {names.uniformity(name): _log(mean) for name, mean in zip(some, means)}
 
-    def _speed(self, sums: _Sums, elapsed: float, num_steps: int) -> dict[str, Metric]:
+    def _elapsed(self) -> float:
+        """Seconds of the open window."""
+        now = time.perf_counter()
+        return now - (self._began or now) - self._sums.paused
+
+    def _speed(self, sums: _Sums, elapsed: float, own_elapsed: float, num_steps: int) -> dict[str, Metric]:
         waits = wait_parts(sums.host_wait, _device_wait(sums), sums.read, sums.decode, sums.collate)
         local = torch.tensor([sums.samples, *waits.values()], dtype=self._dtype, device=self._device)
         samples, *total_waits = all_reduce_sum(local).tolist()
@@ -193,12 +200,28 @@ class Telemetry:
             names.VERDICT: verdict(shares),
             names.PEAK_MEMORY_GIB: memory,
         }
+        speed |= self._by_rank(sums.samples, own_elapsed, sum(waits.values()))
         if self._flops_per_image is not None:
             achieved = per_device * self._flops_per_image
             speed[names.TFLOPS_PER_DEVICE] = achieved / 1e12
             if self._peak_flops is not None:
                 speed[names.MFU] = achieved / self._peak_flops
         return speed
+
+    def _by_rank(self, samples: int, elapsed: float, waited: float) -> dict[str, Metric]:
+        """What the ranks' means hide: one that lags, or whose disk is slow."""
+        if world_size() == 1:
+            return {}
+        elapsed = max(elapsed, 1e-9)
+        own = torch.tensor([[samples / elapsed, waited / elapsed]], dtype=self._dtype, device=self._device)
+        rates, waits = all_gather(own).unbind(1)
+        return {
+            names.SLOWEST_IMAGES_PER_S: rates.min().item(),
+            names.FASTEST_IMAGES_PER_S: rates.max().item(),
+            names.LEAST_WAIT_SHARE: waits.min().item(),
+            names.MOST_WAIT_SHARE: waits.max().item(),
+            names.MOST_WAITING_RANK: int(waits.argmax()),
+        }
 
     def _mark(self) -> torch.cuda.Event | None:
         if self._device.type != "cuda":
