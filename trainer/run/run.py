@@ -140,7 +140,7 @@ class Run:
         return step % (every or self.steps_per_epoch) == 0
 
     def count(self, step: int, batch: Batch, result: StepResult, grad_norm: Tensor) -> None:
-        """Note what the step used; at the end of an epoch, hold the ledger against what was declared."""
+        """Note what the step used; at the end of an epoch, settle its account."""
         self.telemetry.add(
             loss=result.loss, grad_norm=grad_norm, num_samples=len(batch),
             read_s=batch.read_s, decode_s=batch.decode_s, collate_s=batch.collate_s,
@@ -150,12 +150,16 @@ class Run:
             record_event(self.folder.path, "damaged sample", step, **asdict(damage))
         self.ledger.add(batch)
         if step % self.steps_per_epoch == 0:
-            epoch = step // self.steps_per_epoch - 1
-            report = asdict(self.ledger.finish())
-            if is_main():
-                record_event(self.folder.path, "epoch covered", step, epoch=epoch, **report)
-            if step < self.total_steps:
-                self.ledger.start(epoch + 1, self.loader.order(epoch + 1))
+            self.account(step)
+
+    def account(self, step: int) -> None:
+        """Hold the ledger of the epoch that ends with `step` against what was declared; waits for all ranks."""
+        epoch = step // self.steps_per_epoch - 1
+        report = asdict(self.ledger.finish())
+        if is_main():
+            record_event(self.folder.path, "epoch covered", step, epoch=epoch, **report)
+        if step < self.total_steps:
+            self.ledger.start(epoch + 1, self.loader.order(epoch + 1))
 
     def log(self, step: int, result: StepResult, rates: Mapping[str, float]) -> None:
         """Close a window of telemetry: to the trackers, and one line for people."""
