@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from trainer.pictures.augment import CLIP, Augment, AugmentConfig, Normalize
+from trainer.pictures.augment import Augment, Normalize
+from trainer.pictures.config import AugmentConfig
+from trainer.pictures.normalization import CLIP
 
 BATCH, SIZE = 64, 224
 
