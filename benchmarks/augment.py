@@ -1,13 +1,14 @@
 """Augmentation speed on one CPU core against torchvision's transforms: `python -m benchmarks.augment`.
 
 Batches of 64 stored pictures of 224 x 224 (uint8) to float32 pictures of 224 x 224. Processor time, best of 6.
-Measured 2026-11-20, AMD EPYC (Zen 4), torch 2.15, torchvision 0.29, images/s on one core:
+Measured 2026-11-21, Intel Xeon with AMX, 2 cores that others use too, torch 2.15, images/s on one core. "Before" is
+b4b8b36, which computed taps and colour maps on the host; three rounds in turns, the best of each (torchvision: one):
 
-    | recipe                      | shardclip | torchvision |
-    | crop + flip                 |     1,480 |       1,440 |
-    | + colour jitter, grayscale  |       940 |         300 |
-    | + blur                      |       760 |         190 |
-    | evaluation (normalise only) |     2,750 |       1,390 |
+    | recipe                      | shardclip | before | torchvision |
+    | crop + flip                 |       999 |    995 |         704 |
+    | + colour jitter, grayscale  |       721 |    716 |         187 |
+    | + blur                      |       573 |    578 |          95 |
+    | evaluation (normalise only) |     2,128 |  2,116 |         862 |
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from trainer.pictures.augment import CLIP, Augment, AugmentConfig, Normalize
+from trainer.pictures.augment import Augment, Normalize
+from trainer.pictures.config import AugmentConfig
+from trainer.pictures.normalization import CLIP
 
 BATCH, SIZE = 64, 224
 

@@ -15,7 +15,9 @@ from benchmarks.loader_peers.timing import BATCH, CROP_SCALE, SIZE, main
 from core.shard_set import ShardSet
 from trainer.data.batch import Batch
 from trainer.data.loader import TrainLoader
-from trainer.pictures.augment import CLIP, Augment, AugmentConfig
+from trainer.pictures.augment import Augment
+from trainer.pictures.config import AugmentConfig
+from trainer.pictures.normalization import CLIP
 
 
 def batches(url: str, workers: int) -> Iterator[Batch]:

@@ -67,7 +67,13 @@ ROOMS = {
         without=("test_ranks_give_the_account_of_one_process", "test_damage_is_counted_over_the_ranks"),
     ),
     "augmentation": Room(
-        files=("trainer/pictures/augment.py", "trainer/pictures/resample.py", "core/seeding.py"),
+        files=(
+            "trainer/pictures/draw.py",
+            "trainer/pictures/colours.py",
+            "trainer/pictures/resample.py",
+            "trainer/pictures/augment.py",
+            "core/seeding.py",
+        ),
         tests=("tests/core/test_seeding.py", "tests/trainer/test_augment.py", "tests/trainer/samplers/test_epoch.py"),
         mutants=30,
     ),

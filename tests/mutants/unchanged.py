@@ -4,13 +4,13 @@ _SLOWER = "the same pictures, more slowly"
 UNCHANGED: dict[tuple[str, str, str], str] = {
     (
         "trainer/pictures/augment.py",
-        "if not drawn.moves_pixels(images.shape[-2], images.shape[-1], self.size):",
-        "if not drawn.moves_pixels(images.shape[-2], images.shape[1], self.size):",
+        "moves, blurs = drawn.moves_pixels(images.shape[-2], images.shape[-1], self._size), drawn.blurs()",
+        "moves, blurs = drawn.moves_pixels(images.shape[-2], images.shape[1], self._size), drawn.blurs()",
     ): f"{_SLOWER}: each pixel is its own sum of one tap",
     (
         "trainer/pictures/resample.py",
-        "num_taps = math.ceil(2 * support.max().item())",
-        "num_taps = math.ceil(3 * support.max().item())",
+        "return math.ceil(2 * max(1, length / size))",
+        "return math.ceil(3 * max(1, length / size))",
     ): f"{_SLOWER}: the taps that are added have weight 0",
     (
         "trainer/data/columns.py",
@@ -42,11 +42,6 @@ UNCHANGED: dict[tuple[str, str, str], str] = {
         "per_rank = self._global_batch_size // self._world_size",
         "per_rank = self._global_batch_size * self._world_size",
     ): "of what a resume has behind it, only the sum over ranks counts: rank 0 has it all",
-    (
-        "trainer/pictures/augment.py",
-        "return channels_behind(images)",
-        "pass",
-    ): f"{_SLOWER}: each pixel is its own sum of one tap",
     (
         "core/manifest.py",
         'if body.get("format_version", 0) > FORMAT_VERSION:',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +13,13 @@ from torchvision.transforms.v2 import functional as tv
 
 from core.errors import ConfigError
 from core.seeding import uniform
-from trainer.pictures.augment import Augment, Draw, Normalize, draw, hue_rotation
+from trainer.pictures.augment import Augment, Normalize
+from trainer.pictures.colours import colour_maps, colour_space, hue_rotation
 from trainer.pictures.config import AugmentConfig
+from trainer.pictures.draw import BOX, COLOURS, FLIP, SIGMA, Draw, draw
 from trainer.pictures.normalization import CLIP, HALF, NORMALIZATIONS
 
+HOST = torch.device("cpu")
 STILL = AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0)
 UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # no normalisation: pictures in 0..1
 LEVEL = 1 / 255
@@ -34,6 +38,17 @@ def drawn(config: AugmentConfig, batch: int, size: int, epoch: int = 1) -> Draw:
     return draw(config, 7, epoch, np.arange(batch), size, size)
 
 
+def mapped(config: AugmentConfig, parameters: Draw) -> Tensor:
+    """The maps `(B, 3, 4)` of colours that were drawn."""
+    assert parameters.changes_colours
+    return colour_maps(config, torch.from_numpy(parameters.numbers[:, COLOURS]), colour_space(HOST))
+
+
+def turned(angles: Sequence[float] | np.ndarray) -> np.ndarray:
+    """The turns `(B, 3, 3)` of hue."""
+    return hue_rotation(torch.tensor(angles, dtype=torch.float64), colour_space(HOST)).numpy()
+
+
 def augmented(config: AugmentConfig, images: Tensor, size: int, epoch: int = 1) -> Tensor:
     return Augment(config, size, *UNIT, seed=7)(images, epoch, np.arange(len(images)))
 
@@ -41,24 +56,24 @@ def augmented(config: AugmentConfig, images: Tensor, size: int, epoch: int = 1) 
 @pytest.mark.parametrize(("stored", "size"), [(40, 40), (64, 40), (40, 56), (65, 24)])
 def test_crops_and_flips_equal_torchvisions_antialiased_resized_crop(stored: int, size: int) -> None:
     config, images = AugmentConfig(crop_scale=(0.2, 1.0)), pictures(12, stored)
-    result, parameters = augmented(config, images, size), drawn(config, 12, stored)
-    assert 0 < parameters.flip.sum() < 12
+    result, numbers = augmented(config, images, size), drawn(config, 12, stored).numbers
+    assert 0 < numbers[:, FLIP].sum() < 12
     for i in range(12):
-        top, left, height, width = (int(v) for v in parameters.box[i])
+        top, left, height, width = (int(v) for v in numbers[i, BOX])
         expected = tv.resized_crop(images[i].float(), top, left, height, width, [size, size], antialias=True)
-        expected = tv.horizontal_flip(expected) if parameters.flip[i] else expected
+        expected = tv.horizontal_flip(expected) if numbers[i, FLIP] else expected
         torch.testing.assert_close(result[i] * 255, expected, atol=1e-3, rtol=0)
 
 
 def test_blur_equals_torchvisions_gaussian_blur_of_the_cropped_picture() -> None:
     config, images = AugmentConfig(blur=0.6, blur_sigma=(0.3, 2.0)), pictures(10, 48)
-    result, parameters = augmented(config, images, 40), drawn(config, 10, 48)
-    assert 0 < (parameters.sigma > 0).sum() < 10
+    result, sigma = augmented(config, images, 40), drawn(config, 10, 48).numbers[:, SIGMA]
+    assert 0 < (sigma > 0).sum() < 10
     unblurred = augmented(AugmentConfig(), images, 40)
     for i in range(10):
         expected = unblurred[i]
-        if parameters.sigma[i] > 0:
-            expected = tv.gaussian_blur(expected, [13, 13], [parameters.sigma[i].item()])
+        if sigma[i] > 0:
+            expected = tv.gaussian_blur(expected, [13, 13], [float(sigma[i])])
             assert (expected - unblurred[i]).abs().max() > LEVEL
         torch.testing.assert_close(result[i], expected, atol=0.01 * LEVEL, rtol=0)
 
@@ -87,7 +102,7 @@ def test_composed_colours_equal_the_steps_one_after_another_where_nothing_is_cli
         if jittered:
             for column, adjust in ((1, tv.adjust_brightness), (2, tv.adjust_contrast), (3, tv.adjust_saturation)):
                 expected = adjust(expected, 0.6 + 0.8 * float(u[column, i]))
-            turn = hue_rotation(np.array([2 * np.pi * 0.2 * (2 * u[4, i] - 1)]))[0]
+            turn = turned([2 * np.pi * 0.2 * (2 * u[4, i] - 1)])[0]
             expected = torch.einsum("ij,jhw->ihw", torch.from_numpy(turn), expected)
         if grey:
             expected = tv.rgb_to_grayscale(expected, num_output_channels=3)
@@ -96,7 +111,7 @@ def test_composed_colours_equal_the_steps_one_after_another_where_nothing_is_cli
 
 
 def test_hue_turns_chroma_and_keeps_luma() -> None:
-    turn = hue_rotation(np.array([0.0, np.pi / 3, np.pi]))
+    turn = turned([0.0, np.pi / 3, np.pi])
     colour, luma = np.array([0.8, 0.3, 0.1]), np.array([0.299, 0.587, 0.114])
     np.testing.assert_allclose(turn[0], np.eye(3), atol=1e-12)
     np.testing.assert_allclose(turn @ colour @ luma, colour @ luma, atol=1e-3)
@@ -107,11 +122,11 @@ def test_hue_turns_chroma_and_keeps_luma() -> None:
 def test_hue_is_a_rotation_of_the_chroma_by_the_angle() -> None:
     to_yiq = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])  # FCC, 1953
     angles = np.linspace(-3, 3, 13)
-    for angle, turn in zip(angles, hue_rotation(angles)):
+    for angle, turn in zip(angles, turned(angles)):
         for colour in np.eye(3):
             luma, i, q = to_yiq @ colour
-            turned = complex(i, q) * np.exp(1j * angle)
-            np.testing.assert_allclose(to_yiq @ turn @ colour, [luma, turned.real, turned.imag], atol=1e-9)
+            chroma = complex(i, q) * np.exp(1j * angle)
+            np.testing.assert_allclose(to_yiq @ turn @ colour, [luma, chroma.real, chroma.imag], atol=1e-9)
 
 
 def test_a_picture_does_not_depend_on_the_rest_of_its_batch() -> None:
@@ -127,8 +142,26 @@ def test_the_whole_batch_at_once_gives_what_picture_by_picture_gives(monkeypatch
     config = AugmentConfig(jitter=0.8, grayscale=0.2, blur=0.5)
     images, samples = pictures(6, 40), np.arange(6)
     expected = Augment(config, 24, *CLIP, seed=3)(images, 1, samples)
-    monkeypatch.setattr("trainer.pictures.augment._images_at_once", lambda device, batch: batch)  # as on a GPU
+    monkeypatch.setattr("trainer.pictures.augment._images_at_once", lambda device: 256)  # as on a GPU
     torch.testing.assert_close(Augment(config, 24, *CLIP, seed=3)(images, 1, samples), expected, atol=1e-5, rtol=0)
+
+
+def test_blocks_of_pictures_change_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = AugmentConfig(jitter=0.8, grayscale=0.2, blur=0.5)
+    images, samples = pictures(9, 40), np.arange(9)
+    expected = Augment(config, 24, *CLIP, seed=3)(images, 1, samples)
+    monkeypatch.setattr("trainer.pictures.augment._BLOCK", 4)
+    assert torch.equal(Augment(config, 24, *CLIP, seed=3)(images, 1, samples), expected)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_pictures_of_a_shorter_type_are_the_float32_ones_rounded(dtype: torch.dtype, channels_last: bool) -> None:
+    config, images, samples = AugmentConfig(jitter=0.8), pictures(5, 40), np.arange(5)
+    whole = Augment(config, 24, *CLIP, seed=3, channels_last=channels_last)(images, 1, samples)
+    short = Augment(config, 24, *CLIP, seed=3, channels_last=channels_last, dtype=dtype)(images, 1, samples)
+    assert short.dtype == dtype and short.stride() == whole.stride()
+    assert torch.equal(short, whole.to(dtype))
 
 
 def test_epochs_seeds_and_samples_each_change_the_picture() -> None:
@@ -145,8 +178,8 @@ def test_epochs_seeds_and_samples_each_change_the_picture() -> None:
 
 
 def test_crops_keep_the_asked_share_and_shape_and_reach_every_corner() -> None:
-    box = draw(AugmentConfig(), 0, 0, np.arange(20_000), 224, 224).box.double()
-    top, left, height, width = box.unbind(1)
+    numbers = draw(AugmentConfig(), 0, 0, np.arange(20_000), 224, 224).numbers
+    top, left, height, width = numbers[:, BOX].T.astype(np.float64)
     share, ratio = height * width / 224**2, width / height
     assert 0.49 < share.min() < 0.51 and 0.98 < share.max() <= 1.0
     assert 0.745 < ratio.min() < 0.76 and 1.32 < ratio.max() < 1.345
@@ -163,10 +196,10 @@ def test_crops_are_the_first_attempt_that_fits_placed_by_numbers_of_their_own(
     scale: tuple[float, float], ratio: tuple[float, float], height: int, width: int
 ) -> None:
     """torchvision's `RandomResizedCrop.get_params` with our numbers: ten areas, ten shapes, then top and left."""
-    boxes = draw(AugmentConfig(crop_scale=scale, crop_ratio=ratio), 3, 4, np.arange(300), height, width).box.tolist()
+    drawn = draw(AugmentConfig(crop_scale=scale, crop_ratio=ratio), 3, 4, np.arange(300), height, width)
     numbers = uniform(3, 4, np.arange(300), "crop", 22).astype(np.float64)
     sizes, fallbacks = set(), 0
-    for box, u in zip(boxes, numbers):
+    for box, u in zip(drawn.numbers[:, BOX].tolist(), numbers):
         for attempt in range(10):
             area = height * width * (scale[0] + (scale[1] - scale[0]) * u[attempt])
             shape = np.exp(np.log(ratio[0]) + (np.log(ratio[1]) - np.log(ratio[0])) * u[10 + attempt])
@@ -184,17 +217,17 @@ def test_crops_are_the_first_attempt_that_fits_placed_by_numbers_of_their_own(
 
 
 def test_impossible_crops_fall_back_to_the_largest_allowed_box() -> None:
-    box = draw(AugmentConfig(crop_scale=(1, 1), crop_ratio=(2, 2)), 0, 0, np.arange(50), 60, 60).box
-    assert (box[:, 2:] == torch.tensor([30.0, 60.0])).all()
+    drawn = draw(AugmentConfig(crop_scale=(1, 1), crop_ratio=(2, 2)), 0, 0, np.arange(50), 60, 60)
+    assert (drawn.numbers[:, BOX][:, 2:] == (30, 60)).all()
 
 
 def test_share_of_flipped_grey_and_blurred_pictures_is_the_probability() -> None:
     config = AugmentConfig(flip=0.3, blur=0.2, grayscale=0.1)
     parameters = draw(config, 5, 3, np.arange(20_000), 32, 32)
-    assert abs(parameters.flip.float().mean() - 0.3) < 0.015
-    assert abs((parameters.sigma > 0).float().mean() - 0.2) < 0.015
-    assert parameters.colours is not None
-    grey = (parameters.colours[:, 0] == parameters.colours[:, 1]).all(dim=1)
+    maps = mapped(config, parameters)
+    assert abs(parameters.numbers[:, FLIP].mean() - 0.3) < 0.015
+    assert abs(parameters.blurs().mean() - 0.2) < 0.015
+    grey = (maps[:, 0] == maps[:, 1]).all(dim=1)
     assert abs(grey.float().mean() - 0.1) < 0.015
 
 
@@ -208,15 +241,18 @@ def test_what_has_probability_0_never_happens_and_what_has_1_always(monkeypatch:
     almost_1 = np.float32(1 - 2.0**-24)
     for number in (np.float32(0), almost_1):
         monkeypatch.setattr(
-            "trainer.pictures.augment.uniform", lambda *key, number=number: np.full((len(key[2]), key[4]), number)
+            "trainer.pictures.draw.uniform", lambda *key, number=number: np.full((len(key[2]), key[4]), number)
         )
-        never = draw(AugmentConfig(flip=0, blur=0, jitter=0, grayscale=1), 0, 0, np.arange(4), 32, 32)
-        assert not never.flip.any() and not never.sigma.any() and never.colours is not None
-        assert (never.colours == torch.tensor([0.2989, 0.587, 0.114, 0])).all()  # grey alone, and always
-        always = draw(AugmentConfig(flip=1, blur=1, jitter=1, grayscale=0), 0, 0, np.arange(4), 32, 32)
-        assert always.flip.all() and (always.sigma > 0).all() and always.colours is not None
-        assert not (always.colours[:, 0] == always.colours[:, 1]).all(dim=1).any()  # not grey
-        assert not (always.colours == torch.eye(3, 4)).all(dim=2).any()
+        config = AugmentConfig(flip=0, blur=0, jitter=0, grayscale=1)
+        never = draw(config, 0, 0, np.arange(4), 32, 32)
+        assert not never.numbers[:, FLIP].any() and not never.numbers[:, SIGMA].any()
+        assert (mapped(config, never) == torch.tensor([0.2989, 0.587, 0.114, 0])).all()  # grey alone, and always
+        config = AugmentConfig(flip=1, blur=1, jitter=1, grayscale=0)
+        always = draw(config, 0, 0, np.arange(4), 32, 32)
+        assert always.numbers[:, FLIP].all() and always.blurs().all()
+        maps = mapped(config, always)
+        assert not (maps[:, 0] == maps[:, 1]).all(dim=1).any()  # not grey
+        assert not (maps == torch.eye(3, 4)).all(dim=2).any()
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

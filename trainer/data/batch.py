@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from core.errors import DamagedError
+from core.transfer import upload
 
 _NAMED = 5  # damaged samples named in an error
 
@@ -76,16 +77,13 @@ class Batch:
         assert isinstance(values, Ragged), f"{name} has one value for each sample"
         return values
 
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, which copies to a GPU in the background need."""
-        images = self.images if self.images is None or self.images.is_pinned() else self.images.pin_memory()
-        return replace(self, images=images, columns=_each(self.columns, lambda values: values.pin_memory()))
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; `samples`, `draws` and counts stay on the host.
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        """The batch on a device; `samples`, `draws` and counts stay on the host."""
-        images = None if self.images is None else self.images.to(device, non_blocking=non_blocking)
-        columns = _each(self.columns, lambda values: values.to(device, non_blocking=non_blocking))
-        return replace(self, images=images, columns=columns)
+        Copies to a GPU are under way when it returns: keep this batch until they are done.
+        """
+        images = None if self.images is None else upload(self.images, device)
+        return replace(self, images=images, columns=_each(self.columns, lambda values: upload(values, device)))
 
     def device_tensors(self) -> Iterator[Tensor]:
         """Every tensor that `to` moves."""

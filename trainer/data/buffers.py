@@ -34,13 +34,10 @@ class ImageBuffers:
 
     def __init__(self, max_in_flight: int, rows: int, size: int, pin_memory: bool) -> None:
         shape = (rows, size, size, 3)
-        memories = [mmap.mmap(-1, rows * size * size * 3) for _ in range(max_in_flight + _MAX_LENT)]
-        self.arrays = [np.frombuffer(memory, np.uint8).reshape(shape) for memory in memories]
-        self._free = deque(range(len(memories)))
+        number, num_bytes = max_in_flight + _MAX_LENT, rows * size * size * 3
+        self.arrays = [_shared_memory(num_bytes, pin_memory).reshape(shape) for _ in range(number)]
+        self._free = deque(range(number))
         self._in_flight: set[int] = set()
-        if pin_memory:
-            for memory, array in zip(memories, self.arrays):
-                _page_lock(memory, array)
 
     def take(self) -> int:
         """A free buffer's number; it is in flight from now on."""
@@ -67,7 +64,16 @@ class ImageBuffers:
         self._in_flight.clear()
 
 
-def _page_lock(memory: mmap.mmap, array: np.ndarray) -> None:
+def _shared_memory(num_bytes: int, pin_memory: bool) -> np.ndarray:
+    """`(num_bytes,)` uint8, which every view of it keeps alive."""
+    memory = mmap.mmap(-1, num_bytes)
+    array = np.frombuffer(memory, np.uint8)
+    if pin_memory:
+        _page_lock(array, memory)
+    return array
+
+
+def _page_lock(array: np.ndarray, memory: mmap.mmap) -> None:
     # Locked once, so that workers decode into memory that the GPU copies from: no copy by the trainer's process.
     cudart, address = torch.cuda.cudart(), array.ctypes.data
     if int(cudart.cudaHostRegister(address, array.nbytes, 0)) != 0:
@@ -75,4 +81,10 @@ def _page_lock(memory: mmap.mmap, array: np.ndarray) -> None:
             f"{array.nbytes / 2**20:.0f} MiB of memory cannot be page-locked. "
             "Raise `ulimit -l`, or lower data.prefetch."
         )
-    weakref.finalize(memory, cudart.cudaHostUnregister, address).atexit = False
+
+    def unlock(memory: mmap.mmap) -> None:
+        cudart.cudaHostUnregister(address)
+
+    # With the array, not with its memory: a map that dies is unmapped before anybody hears of its death. The memory
+    # is handed to the call, which keeps it mapped until the call is over.
+    weakref.finalize(array, unlock, memory).atexit = False

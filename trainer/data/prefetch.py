@@ -23,31 +23,34 @@ def _moved(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
 
 def _ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     stream = torch.cuda.Stream(device)
-    copying = _start_copy(_timed_next(batches), device, stream)
-    while copying is not None:
-        batch, source, done = copying
-        following = _start_copy(_timed_next(batches), device, stream)
-        in_use = torch.cuda.current_stream(device)
-        in_use.wait_event(done)
-        for tensor in batch.device_tensors():
-            tensor.record_stream(in_use)  # the allocator must not give the memory to the next copy too early
-        yield batch
-        done.synchronize()  # long past; only now may workers write the source again
-        del source, batch
-        copying = following
+    try:
+        copying = _start_copy(_timed_next(batches), device, stream)
+        while copying is not None:
+            batch, source, done = copying
+            following = _start_copy(_timed_next(batches), device, stream)
+            in_use = torch.cuda.current_stream(device)
+            in_use.wait_event(done)
+            for tensor in batch.device_tensors():
+                tensor.record_stream(in_use)  # the allocator must not give the memory to the next copy too early
+            yield batch
+            done.synchronize()  # long past; only now may workers write the source again
+            del source, batch
+            copying = following
+    finally:
+        stream.synchronize()  # whoever leaves early lets go of sources, too
 
 
 def _start_copy(
     batch: Batch | None, device: torch.device, stream: torch.cuda.Stream
 ) -> tuple[Batch, Batch, torch.cuda.Event] | None:
+    """The batch as it will be on the device, its source, and when the source may be let go."""
     if batch is None:
         return None
-    pinned = batch.pin_memory()
     with torch.cuda.stream(stream):
-        moved = pinned.to(device, non_blocking=True)
+        moved = batch.to(device)
         done = torch.cuda.Event()
         done.record(stream)
-    return moved, pinned, done
+    return moved, batch, done
 
 
 def _timed_next(batches: Iterator[Batch]) -> Batch | None:

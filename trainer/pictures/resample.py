@@ -26,24 +26,30 @@ class Taps(NamedTuple):
         return Taps(self.source[pictures], self.weight[pictures])
 
 
-def resize_taps(start: Tensor, length: Tensor, size: int, flip: Tensor | None = None) -> Taps:
+def num_taps(length: int, size: int) -> int:
+    """Taps of an output pixel, enough to resize whatever is cut out of `length` pixels to `size`."""
+    return math.ceil(2 * max(1, length / size))
+
+
+def resize_taps(start: Tensor, length: Tensor, size: int, num_taps: int, flip: Tensor | None = None) -> Taps:
     """Taps that cut `[start, start + length)` out of an axis, resize it to `size` and mirror it where `flip`.
 
     Args:
-        start, length: `(B,)` float32, whole numbers, on the CPU: the number of taps depends on them.
+        start, length: `(B,)` float32, whole numbers.
+        num_taps: of the function of this name; those that a picture does not need have weight 0.
         flip: `(B,)` bool.
     """
+    device = length.device
     scale = length / size  # source pixels per output pixel
     support = scale.clamp(min=1)[:, None]  # the triangle widens when the picture shrinks: antialiasing
-    num_taps = math.ceil(2 * support.max().item())
-    centre = (torch.arange(size) + 0.5) * scale[:, None] - 0.5  # (B, S), in the crop's pixels
-    position = (torch.floor(centre - support) + 1)[..., None] + torch.arange(num_taps)  # (B, S, K)
+    centre = (torch.arange(size, device=device) + 0.5) * scale[:, None] - 0.5  # (B, S), in the crop's pixels
+    position = (torch.floor(centre - support) + 1)[..., None] + torch.arange(num_taps, device=device)  # (B, S, K)
     weight = (1 - (position - centre[..., None]).abs() / support[..., None]).clamp(min=0)
     inside = (position >= 0) & (position < length[:, None, None])
     weight = weight * inside
     weight = weight / weight.sum(dim=-1, keepdim=True)
     index = (torch.where(inside, position, 0) + start[:, None, None]).long()
-    if flip is not None and flip.any():
+    if flip is not None:
         mirrored = flip[:, None, None]
         index, weight = torch.where(mirrored, index.flip(1), index), torch.where(mirrored, weight.flip(1), weight)
     return Taps(index, weight)
@@ -56,10 +62,11 @@ def blur_taps(taps: Taps, sigma: Tensor, radius: int) -> Taps:
         sigma: `(B,)` float32 in output pixels.
     """
     batch, size, _ = taps.source.shape
-    shift = torch.arange(-radius, radius + 1)
+    device = sigma.device
+    shift = torch.arange(-radius, radius + 1, device=device)
     gaussian = torch.exp(-0.5 * (shift / sigma.clamp(min=1e-3)[:, None]) ** 2)
     gaussian = gaussian / gaussian.sum(dim=1, keepdim=True)  # (B, M)
-    neighbour = (torch.arange(size)[:, None] + shift).abs()  # (S, M)
+    neighbour = (torch.arange(size, device=device)[:, None] + shift).abs()  # (S, M)
     neighbour = torch.minimum(neighbour, 2 * (size - 1) - neighbour)
     weight = taps.weight[:, neighbour] * gaussian[:, None, :, None]  # (B, S, M, K)
     return Taps(taps.source[:, neighbour].reshape(batch, size, -1), weight.reshape(batch, size, -1))
@@ -91,12 +98,6 @@ def channels_behind(images: Tensor) -> Tensor:
 def _weighted_sum(lines: Tensor, taps: Taps) -> Tensor:
     """Lines `(B, N, L)` to `(B, S, L)`; `embedding_bag` is the one kernel that sums chosen lines without copies."""
     batch, num_lines = lines.shape[:2]
-    first_line = torch.arange(batch)[:, None, None] * num_lines
-    bags = sent((taps.source + first_line).flatten(0, 1), lines.device)
-    weights = sent(taps.weight.flatten(0, 1), lines.device)
+    first_line = torch.arange(batch, device=lines.device)[:, None, None] * num_lines
+    bags, weights = (taps.source + first_line).flatten(0, 1), taps.weight.flatten(0, 1)
     return F.embedding_bag(bags, lines.flatten(0, 1), mode="sum", per_sample_weights=weights).unflatten(0, (batch, -1))
-
-
-def sent(x: Tensor, device: torch.device) -> Tensor:
-    """`x` on the device; from page-locked memory to a GPU, since only then the host goes on without waiting."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)

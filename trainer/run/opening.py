@@ -33,6 +33,7 @@ from trainer.data.order_identity import order_difference, order_identity
 from trainer.guard.peer_watch import PeerWatch
 from trainer.guard.signals import StopRequest
 from trainer.models.encoder import Encoder
+from trainer.models.picture_type import picture_type
 from trainer.models.texts.text import LiveText
 from trainer.models.trained import TrainedModel
 from trainer.objectives.objective import Objective
@@ -129,7 +130,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         stop=stop,
         loader=data.loader,
         ledger=_ledger(config, data.train, device),
-        augment=Augment(config.augment, data.size, mean, std, config.seed, config.model.channels_last),
+        augment=_augment(config, encoder, data, accelerator),
         objective=objective,
         model=model,
         holders=holders,
@@ -243,6 +244,14 @@ def _placed(model: TrainedModel, config: TrainConfig, device: torch.device) -> T
             raise ConfigError("model.sync_batchnorm needs GPUs. Set model.sync_batchnorm=false.")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model
+
+
+def _augment(config: TrainConfig, encoder: Encoder, data: Data, accelerator: Accelerator) -> Augment:
+    """From stored pictures to what the tower takes, in its type; unused where stored features take their place."""
+    precision = "no" if config.data.image_features else accelerator.mixed_precision
+    dtype = picture_type(encoder.image_encoder, data.size, accelerator.device, precision)
+    mean, std = encoder.normalization
+    return Augment(config.augment, data.size, mean, std, config.seed, config.model.channels_last, dtype)
 
 
 def _proof_inputs(objective: Objective, text: LiveText | None, data: Data, input_shape: tuple[int, ...]) -> ProofInputs:

@@ -25,6 +25,16 @@ def test_what_the_device_needs_moves_and_the_rest_stays(images: bool) -> None:
     assert (moved.images is None) != images and (moved.epoch, moved.step, len(moved)) == (2, 1, 3)
 
 
+@pytest.mark.parametrize("images", [True, False])
+def test_all_that_moves_goes_the_one_way_between_host_and_device(images: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = []
+    monkeypatch.setattr("core.transfer._sent", lambda x, device: sent.append(x) or x.clone())
+    here = batch(images)
+    moved = here.to(AWAY)
+    assert [id(x) for x in sent] == [id(x) for x in here.device_tensors()]
+    assert not {x.data_ptr() for x in moved.device_tensors()} & {x.data_ptr() for x in here.device_tensors()}
+
+
 def test_the_device_gets_pictures_and_values_but_no_counts() -> None:
     whole = batch()
     found = {id(tensor) for tensor in whole.device_tensors()}

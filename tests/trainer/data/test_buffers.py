@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -71,3 +72,47 @@ def test_memory_that_cannot_be_page_locked_is_refused_with_a_remedy(monkeypatch:
     monkeypatch.setattr(torch.cuda, "cudart", Cudart)
     with pytest.raises(ConfigError, match=r"^3 MiB of memory cannot be page-locked\. Raise `ulimit -l`"):
         ImageBuffers(1, 4, 512, pin_memory=True)
+
+
+def test_memory_is_unlocked_before_it_is_unmapped_and_not_while_a_picture_lies_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    locked: dict[int, int] = {}
+    mapped_when_unlocked: list[bool] = []
+
+    class Cudart:
+        """CUDA's runtime: remembers what is locked, and looks whether it is mapped still when it is to be unlocked."""
+
+        def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:
+            assert is_mapped(address, num_bytes)
+            locked[address] = num_bytes
+            return 0
+
+        def cudaHostUnregister(self, address: int) -> None:
+            mapped_when_unlocked.append(is_mapped(address, locked.pop(address)))
+
+    monkeypatch.setattr(torch.cuda, "cudart", Cudart)
+    buffers = ImageBuffers(1, 4, 64, pin_memory=True)
+    assert sum(locked.values()) == buffer_bytes(1, 4, 64)
+    own = {array.ctypes.data: array.nbytes for array in buffers.arrays}
+    assert own == locked
+    slot = buffers.take()
+    row = buffers.lend(slot, 3)[2]  # outlives the buffers
+    lent = buffers.arrays[slot].ctypes.data
+    del buffers
+    assert list(locked) == [lent] and mapped_when_unlocked == [True] * 3
+    assert is_mapped(lent, own[lent]) and row.sum() == 0
+    del row
+    assert not locked and mapped_when_unlocked == [True] * 4
+    assert not any(is_mapped(address, num_bytes) for address, num_bytes in own.items())
+
+
+def is_mapped(address: int, num_bytes: int) -> bool:
+    """Whether one map of this process that is shared and of no file holds all of these bytes."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if not line.endswith("/dev/zero (deleted)"):
+            continue
+        start, end = (int(bound, 16) for bound in line.split()[0].split("-"))
+        if start <= address and address + num_bytes <= end:
+            return True
+    return False

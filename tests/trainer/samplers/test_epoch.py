@@ -14,7 +14,8 @@ from core.config import Choice
 from core.parts import check
 from core.seeding import permutation
 from trainer.data.columns import drawn_captions
-from trainer.pictures.augment import AugmentConfig, draw
+from trainer.pictures.config import AugmentConfig
+from trainer.pictures.draw import BOX, FLIP, draw
 from trainer.samplers import SAMPLERS
 from trainer.samplers.epoch import Cycle, draws_of
 
@@ -77,16 +78,17 @@ def test_captions_of_repeats_are_drawn_evenly() -> None:
 def test_crops_of_repeats_are_drawn_evenly() -> None:
     draws = draws_of(np.full(900, 3), 10)
     config = AugmentConfig(crop_scale=(0.25, 0.25), crop_ratio=(1.0, 1.0), flip=0.5)
-    drawn = draw(config, 1, 2, draws, 96, 96)  # boxes of 48 x 48: corners from 0 to 48
-    assert (drawn.box[:, 2:] == 48).all()
-    for corner in drawn.box[:, :2].T:
+    numbers = draw(config, 1, 2, draws, 96, 96).numbers  # boxes of 48 x 48: corners from 0 to 48
+    top, left, height, width = numbers[:, BOX].T
+    assert (height == 48).all() and (width == 48).all()
+    for corner in (top, left):
         assert corner.min() >= 0 and corner.max() <= 48
-        thirds = np.minimum(corner.numpy() // (49 / 3), 2).astype(int)
+        thirds = np.minimum(corner // (49 / 3), 2).astype(int)
         counts = np.bincount(thirds, minlength=3)
         assert chi_square(counts) < CHI_SQUARE[3]
-    rows, columns = (np.minimum(drawn.box[:, c].numpy() // (49 / 3), 2).astype(int) for c in (0, 1))
+    rows, columns = (np.minimum(corner // (49 / 3), 2).astype(int) for corner in (top, left))
     assert chi_square(np.bincount(3 * rows + columns, minlength=9)) < CHI_SQUARE[8]  # corners are independent
-    assert abs(int(drawn.flip.sum()) - 450) < 60
+    assert abs(int(numbers[:, FLIP].sum()) - 450) < 60
 
 
 def test_the_table_names_every_sampler_and_options_are_checked() -> None:
