@@ -135,7 +135,8 @@ Recalls = dict[str, list[float]]  # direction -> at 1, 5, 10; 0 to 1
 
 
 def _ours(features: Features) -> Callable[[], Recalls]:
-    from eval.metrics import FeatureSet, retrieval_ranks, summarise
+    from eval.metrics import FeatureSet, summarise
+    from eval.ranks import retrieval_ranks
 
     def work() -> Recalls:
         summary = summarise(retrieval_ranks(FeatureSet(*features)), KS)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from core.errors import ShardclipError
+from core.errors import DistributedError, ShardclipError
 
 T = TypeVar("T")
 
@@ -101,6 +101,27 @@ def on_main(act: Callable[[], T]) -> T:
     outcome = broadcast_object(outcome)
     if isinstance(outcome, ShardclipError):
         raise outcome
+    return outcome
+
+
+def act_together(act: Callable[[], T]) -> T:
+    """Let every rank do its share and keep its own result, once all of them are done.
+
+    Raises:
+        DistributedError: on the ranks whose share went well, where that of another did not; that one raises its own.
+    """
+    outcome: Any = None
+    failure: Exception | None = None
+    try:
+        outcome = act()
+    except Exception as error:  # whatever it is: the others would wait for this rank at their next gather
+        failure = error
+    said = gather_objects(None if failure is None else f"{type(failure).__name__}: {failure}")
+    if failure is not None:
+        raise failure
+    for number, sentence in enumerate(said):
+        if sentence is not None:
+            raise DistributedError(f"Rank {number} could not do its share: {sentence}")
     return outcome
 
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
@@ -44,7 +44,8 @@ from eval.features import (
 )
 from eval.gallery import GallerySource, joint_classes
 from eval.labels import Labels, label_column, labels_of
-from eval.metrics import FeatureSet
+from eval.metrics import FeatureSet, Ranks
+from eval.ranks import retrieval_ranks
 from eval.report.charts import result_charts, sheets, training_charts
 from eval.report.drawing import save_jpeg, save_png
 from eval.report.exhibits import Shelf, rank_bands, show_queries, show_retrieval, show_similarity
@@ -85,9 +86,12 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
 
     found = work.extract(shard_set)
     results: dict[str, Any] = _identity(work, shard_set, found, run_dir)
+    subject = Subject(pictures_of(found).images)
     if isinstance(found, Extracted):
-        results |= _of_text(work, shard_set, found)
-    results["figures"] = figures_of(Subject(pictures_of(found).images, pairs=_pairs_of(found)))
+        ranks = retrieval_ranks(found.features, device)
+        subject = replace(subject, pairs=found.features, ranks=ranks)
+        results |= _of_text(work, shard_set, found, ranks)
+    results["figures"] = figures_of(subject)
     if labelled:
         results |= _of_classes(work, labelled, found if labelled.shard_set is shard_set else None, results)
 
@@ -177,18 +181,14 @@ def pictures_of(found: Extracted | Pictures) -> Pictures:
     return found.pictures if isinstance(found, Extracted) else found
 
 
-def _pairs_of(found: Extracted | Pictures | None) -> FeatureSet | None:
-    return found.features if isinstance(found, Extracted) else None
-
-
-def _of_text(work: Evaluating, shard_set: ShardSet, found: Extracted) -> dict[str, Any]:
+def _of_text(work: Evaluating, shard_set: ShardSet, found: Extracted, ranks: Ranks) -> dict[str, Any]:
     """Loss, retrieval, similarity, queries and classes of pictures with captions."""
     config, encoder, shelf = work.config, work.encoder, work.shelf(shard_set, "sample")
     results: dict[str, Any] = {}
     if has_pair_loss(encoder.objective):
-        results["val_loss"] = _loss(found, shard_set, encoder, config.loss_batch_size)
+        results["val_loss"] = _loss(work, found, shard_set)
     if config.protocols:
-        results |= _retrieval(found, shelf, config, work.out)
+        results |= _retrieval(work, found, ranks, shelf)
     results["similarity"] = show_similarity(found, shelf, count=20)
     if config.queries:
         results["queries"] = show_queries(found, config.queries, work.embed_texts(config.queries), shelf)
@@ -200,18 +200,21 @@ def _of_text(work: Evaluating, shard_set: ShardSet, found: Extracted) -> dict[st
     return results
 
 
-def _retrieval(extracted: Extracted, shelf: Shelf, config: EvalConfig, out: Path) -> dict[str, Any]:
-    features = extracted.features
-    found, gallery_ranks = evaluate_retrieval(features, config.protocols[0])
-    results = dict(found)
-    full = gallery_ranks[0] if config.protocols[0] == "full" else evaluate_retrieval(features)[1][0]
-    results["intervals"] = recall_intervals(features, full) if config.protocols[0] == "full" else {}
-    results["other_protocols"] = [evaluate_retrieval(features, name)[0] for name in config.protocols[1:]]
-    results["rank_bands"] = rank_bands(full)
-    results["examples"] = show_retrieval(extracted, full, shelf, config.num_examples)
+def _retrieval(work: Evaluating, extracted: Extracted, ranks: Ranks, shelf: Shelf) -> dict[str, Any]:
+    config, features = work.config, extracted.features
+
+    def count_ranks(gallery: FeatureSet) -> Ranks:
+        return ranks if gallery is features else retrieval_ranks(gallery, work.device)
+
+    first, *others = (evaluate_retrieval(features, count_ranks, protocol) for protocol in config.protocols)
+    results = dict(first)
+    results["intervals"] = recall_intervals(features, ranks) if config.protocols[0] == "full" else {}
+    results["other_protocols"] = others
+    results["rank_bands"] = rank_bands(ranks)
+    results["examples"] = show_retrieval(extracted, ranks, shelf, config.num_examples)
     if config.baseline:
-        results["against_baseline"] = gains_over(config.baseline, full, features.image_of_text)
-    save_ranks(full, features.image_of_text, out / RANKS)
+        results["against_baseline"] = gains_over(config.baseline, ranks, features.image_of_text)
+    save_ranks(ranks, features.image_of_text, work.out / RANKS)
     return results
 
 
@@ -284,14 +287,12 @@ def _expect_nothing_of_text(config: EvalConfig, encoder: LoadedEncoder) -> None:
             )
 
 
-def _loss(extracted: Extracted, shard_set: ShardSet, encoder: LoadedEncoder, batch_size: int | None) -> dict[str, Any]:
-    image_ids = shard_set.image_ids(extracted.samples)
-    wanted = batch_size or int(encoder.identity["config"]["global_batch_size"])
+def _loss(work: Evaluating, extracted: Extracted, shard_set: ShardSet) -> dict[str, Any]:
+    encoder, image_ids = work.encoder, shard_set.image_ids(extracted.samples)
+    wanted = work.config.loss_batch_size or int(encoder.identity["config"]["global_batch_size"])
     used = min(wanted, len(extracted.samples))
-    return {
-        "value": mean_pair_loss(extracted, image_ids, encoder.objective, encoder.scalars, wanted),
-        "batch_size": used,
-    }
+    value = mean_pair_loss(extracted, image_ids, encoder.objective, encoder.scalars, wanted, work.device)
+    return {"value": value, "batch_size": used}
 
 
 def _identity(work: Evaluating, shard_set: ShardSet, found: Extracted | Pictures, run_dir: Path) -> dict[str, Any]:

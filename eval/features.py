@@ -15,10 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from core.distributed import all_gather_rows, gather_objects
+from core.distributed import act_together, all_gather_rows, gather_objects, rank, world_size
 from core.errors import DamagedError, DataError, StorageError
+from core.full_float32 import full_float32
 from core.shard_set import ShardSet
 from core.storage import publish_bytes
+from core.transfer import upload
 from eval.metrics import FeatureSet, check_rows
 from trainer.data.batch import Batch
 from trainer.data.inputs import evaluation_inputs
@@ -134,9 +136,17 @@ def has_pair_loss(objective: Objective) -> bool:
 
 
 def mean_pair_loss(
-    extracted: Extracted, image_ids: np.ndarray, objective: Objective, scalars: Tensors, batch_size: int
+    extracted: Extracted,
+    image_ids: np.ndarray,
+    objective: Objective,
+    scalars: Tensors,
+    batch_size: int,
+    device: torch.device,
 ) -> float:
-    """The training loss over successive batches of images with their first captions, in sample order; nats.
+    """The training loss over successive batches of images with their first captions, in sample order (collective).
+
+    In nats. Batches are dealt out whole over the ranks, and their losses added up in their own order: any number of
+    ranks gives the same digits. Products are of float32, whatever precision training uses.
 
     Args:
         image_ids: `(N,)` of the image rows, as the shard set gives them.
@@ -144,23 +154,28 @@ def mean_pair_loss(
         scalars: of the objective.
         batch_size: the loss grows with it, so it should be the one trained with; a ragged rest is left out, and a set
             that is smaller is one batch.
+        device: where this rank's batches are computed.
     """
     features = extracted.features
-    num_images = len(features.images)
-    batch_size = min(batch_size, num_images)
+    batch_size = min(batch_size, len(features.images))
     first_text = np.unique(features.image_of_text, return_index=True)[1]
-    own_ids = torch.from_numpy(image_ids.view(np.int64))
-    every = {
-        IMAGE: torch.from_numpy(features.images),
-        TEXT: torch.from_numpy(features.texts[first_text]),
-        IMAGE_ID: own_ids,
-    }
-    on_host = {name: value.detach().cpu() for name, value in scalars.items()}
-    losses = []
-    for start in range(0, num_images - batch_size + 1, batch_size):
-        batch = {name: rows[start : start + batch_size] for name, rows in every.items()}
-        losses.append(float(blocked_loss(objective, Rows(batch, batch, 0), on_host, {})))
-    return float(np.mean(losses))
+    scalars = {name: value.detach().to(device) for name, value in scalars.items()}
+    starts = range(0, len(features.images) - batch_size + 1, batch_size)
+
+    def loss_of(start: int) -> float:
+        part = slice(start, start + batch_size)
+        rows = {
+            IMAGE: features.images[part],
+            TEXT: features.texts[first_text[part]],
+            IMAGE_ID: image_ids[part].view(np.int64),
+        }
+        batch = {name: upload(torch.from_numpy(row), device) for name, row in rows.items()}
+        return float(blocked_loss(objective, Rows(batch, batch, 0), scalars, {}))
+
+    with full_float32():
+        own = act_together(lambda: [loss_of(start) for start in starts[rank() :: world_size()]])
+    dealt = gather_objects(own)
+    return float(np.mean([dealt[i % len(dealt)][i // len(dealt)] for i in range(len(starts))]))
 
 
 def save_features(extracted: Extracted | Pictures, path: Path, encoder: str, shards: str) -> None:

@@ -1,15 +1,14 @@
-"""Retrieval metrics of a feature set: ranks counted in blocks, ties against the model; numpy in, numbers out.
+"""Feature sets, and the figures of ranks counted in them: recall, mean and median, mAP, intervals. Free of torch.
 
-Legend: `N` images, `T` texts, `D` embedding, `C` captions of one image, `U` distinct rows of one side.
+Legend: `N` images, `T` texts, `D` embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import xxhash
 
 from core.errors import DataError
 from trainer.telemetry.names import (
@@ -24,8 +23,6 @@ from trainer.telemetry.names import (
 )
 
 _UNIT_TOLERANCE = 1e-2  # float16 embeddings are off by 1e-3; a forgotten normalisation by far more
-_BLOCK_BYTES = 32 * 2**20  # one block of similarities
-_OWN_BLOCK = 4096  # pairs of an image and its own text that are multiplied at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +62,7 @@ class FeatureSet:
 
     def select(self, images: np.ndarray, max_captions: int | None = None) -> FeatureSet:
         """The feature set of some images, in the order given, with their texts (at most the first `max_captions`)."""
-        order, starts, counts = _by_image(self.image_of_text, len(self.images))
+        order, starts, counts = by_image(self.image_of_text, len(self.images))
         if max_captions is not None:
             counts = np.minimum(counts, max_captions)
         texts = np.concatenate([order[starts[i] : starts[i] + counts[i]] for i in images])
@@ -83,15 +80,6 @@ class Ranks:
     image_to_text: np.ndarray
     text_to_image: np.ndarray
     average_precision: np.ndarray
-
-
-def retrieval_ranks(features: FeatureSet, block_bytes: int = _BLOCK_BYTES) -> Ranks:
-    """Ranks in both directions, from one product; memory above the features: `block_bytes` and some numbers per row."""
-    wrong_captions, wrong_images = _wrong_before(features, block_bytes)
-    order, starts, counts = _by_image(features.image_of_text, len(features.images))
-    best = np.minimum.reduceat(wrong_captions[order], starts)
-    precision = _average_precision(wrong_captions[order], starts, counts)
-    return Ranks(best + 1, wrong_images + 1, precision)
 
 
 def recall_at_k(ranks: np.ndarray, k: int) -> float:
@@ -179,104 +167,7 @@ def paired_bootstrap(
     return bootstrap(gain, groups, num_resamples=num_resamples, level=level, seed=seed)
 
 
-def _wrong_before(features: FeatureSet, block_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """`(T,)` each: captions of other images at least as similar to a text's image as the text itself, and other images
-    at least as similar to the text as its own."""
-    images, texts = _Distinct(features.images), _Distinct(features.texts)
-    own, row, column = _own_similarity(features, images, texts)
-    # A text that several images share has a threshold for each; all others are counted a whole row at a time.
-    is_shared = texts.copies[texts.place] > 1
-    shared, alone = np.flatnonzero(is_shared), np.flatnonzero(~is_shared)
-    threshold = np.full(len(texts.rows), np.inf, dtype=np.float32)
-    threshold[column[alone]] = own[alone]
-    texts_at_least = np.empty(len(own), dtype=np.int64)
-    images_at_least = np.zeros(len(texts.rows), dtype=np.int64)
-    shared_images_at_least = np.zeros(len(shared), dtype=np.int64)
-    for rows, similarity in _blocks(images.rows, texts.rows, block_bytes):
-        here = np.flatnonzero((row >= rows.start) & (row < rows.stop))  # texts whose image is in this block
-        # Computed apart, it may differ in the last bit; it must tie with itself and with equal rows.
-        similarity[row[here] - rows.start, column[here]] = own[here]
-        texts_at_least[here] = texts.count_at_least(similarity, row[here] - rows.start, own[here])
-        for copies, similarity_row in zip(images.copies[rows], similarity, strict=True):
-            images_at_least += (similarity_row >= threshold) * copies if copies > 1 else similarity_row >= threshold
-            if len(shared):
-                shared_images_at_least += (similarity_row[column[shared]] >= own[shared]) * copies
-    wrong_images = images_at_least[column] - 1  # its own image is always counted
-    wrong_images[shared] = shared_images_at_least - 1
-    return texts_at_least - _own_captions_at_least(features, own), wrong_images
-
-
-def _own_similarity(
-    features: FeatureSet, images: _Distinct, texts: _Distinct
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`(T,)` each: a text's similarity to its own image, and the distinct image and text that it lies between."""
-    row, column = images.place[features.image_of_text], texts.place
-    cells, cell = np.unique(row * len(texts.rows) + column, return_inverse=True)  # equal pairs: one value, to the bit
-    own = np.empty(len(cells), dtype=np.float32)
-    for start in range(0, len(cells), _OWN_BLOCK):
-        cell_row, cell_column = np.divmod(cells[start : start + _OWN_BLOCK], len(texts.rows))
-        own[start : start + _OWN_BLOCK] = np.einsum("td,td->t", images.rows[cell_row], texts.rows[cell_column])
-    return own[cell], row, column
-
-
-def _own_captions_at_least(features: FeatureSet, own: np.ndarray) -> np.ndarray:
-    """`(T,)` captions of a text's image, itself included, that are at least as similar to it as the text."""
-    order, starts, counts = _by_image(features.image_of_text, len(features.images))
-    at_least = np.zeros(len(own), dtype=np.int64)
-    for slot in range(counts.max()):
-        rival = np.full(len(counts), -np.inf, dtype=np.float32)
-        rival[counts > slot] = own[order[starts[counts > slot] + slot]]
-        at_least += rival[features.image_of_text] >= own
-    return at_least
-
-
-class _Distinct:
-    """The rows of one side, those with equal bits once: a matrix product may round equal columns apart."""
-
-    def __init__(self, rows: np.ndarray) -> None:
-        first_seen: dict[bytes, int] = {}
-        self.place = np.empty(len(rows), dtype=np.int64)  # which distinct row each row is
-        for i, row in enumerate(rows):
-            self.place[i] = first_seen.setdefault(xxhash.xxh3_128_digest(row), len(first_seen))
-        first = np.unique(self.place, return_index=True)[1]
-        self.rows = rows if len(first) == len(rows) else rows[first]  # (U, D)
-        self.copies = np.bincount(self.place)  # (U,)
-        self._repeated = np.flatnonzero(self.copies > 1)
-
-    def count_at_least(self, similarity: np.ndarray, row: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """`(q,)` of these rows, copies counted, how many are in `similarity[row]` at least as similar as `own`."""
-        # Row by row: the comparison stays in the cache and count_nonzero is vectorised; 3 times a sum by axis.
-        at_least = [np.count_nonzero(similarity[r] >= o) for r, o in zip(row, own, strict=True)]
-        counts = np.array(at_least, dtype=np.int64)
-        for repeated in self._repeated:
-            counts += (similarity[row, repeated] >= own) * (self.copies[repeated] - 1)
-        return counts
-
-
-def _blocks(images: np.ndarray, texts: np.ndarray, block_bytes: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Similarities of successive images to all texts; each block is overwritten by the next."""
-    num_rows = min(len(images), max(1, block_bytes // (4 * len(texts))))
-    buffer = np.empty((num_rows, len(texts)), dtype=np.float32)
-    for start in range(0, len(images), num_rows):
-        block = images[start : start + num_rows]
-        # numpy's product is always IEEE float32; torch's follows a global switch that training may have lowered.
-        np.matmul(block, texts.T, out=buffer[: len(block)])
-        yield slice(start, start + len(block)), buffer[: len(block)]
-
-
-def _average_precision(wrong_before: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """`(N,)` AP@10 from the wrong captions before each right one (grouped by image)."""
-    image = np.repeat(np.arange(len(counts)), counts)
-    ascending = wrong_before[np.lexsort((wrong_before, image))]
-    nth = (
-        np.arange(len(image)) - np.repeat(starts, counts) + 1
-    )  # 1 for the image's first right answer, 2 for its second
-    rank = ascending + nth
-    precision = np.where(rank <= AP_DEPTH, nth / rank, 0.0)
-    return np.add.reduceat(precision, starts) / np.minimum(counts, AP_DEPTH)
-
-
-def _by_image(image_of_text: np.ndarray, num_images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def by_image(image_of_text: np.ndarray, num_images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Texts ordered by image, where each image's texts start in that order, and how many they are."""
     counts = np.bincount(image_of_text, minlength=num_images)
     return np.argsort(image_of_text, kind="stable"), np.cumsum(counts) - counts, counts

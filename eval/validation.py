@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from eval.features import Extracted, Pictures, extract, extract_pictures, has_pa
 from eval.gallery import GallerySource, joint_classes
 from eval.labels import Labels, label_column, labels_of
 from eval.metrics import Ranks
+from eval.ranks import retrieval_ranks
 from eval.report.charts import sheets
 from eval.report.drawing import save_jpeg
 from eval.report.exhibits import Shelf, show_neighbours, show_retrieval
@@ -107,21 +109,22 @@ def make_validation(
         gallery_loader = _loader(train_set, pictures_alone, config, accelerator, plan.gallery)
     classes = joint_classes(plan.labels, plan.gallery) if plan.labels else ()
 
-    def measure(found: Extracted | Pictures, gallery: Pictures | None, scalars: Tensors, step: int) -> Validation:
-        """On one rank: the ranks of a node share its cores."""
+    def report(found: Extracted | Pictures, gallery: Pictures | None, counted: Counted, step: int) -> Validation:
+        """On one rank: what is cheap, and what is drawn."""
         pictures = found.pictures if isinstance(found, Extracted) else found
         subject = Subject(
             pictures.images,
             labels=plan.labels.among(classes)[pictures.samples] if plan.labels else None,
             pairs=found.features if isinstance(found, Extracted) else None,
+            ranks=counted.ranks,
             gallery=plan.gallery.gallery(gallery, classes) if plan.gallery and gallery else None,
         )
         metrics = {names.val(figure): value for figure, value in figures_of(subject).items()}
-        if isinstance(found, Extracted) and has_pair_loss(objective):
-            ids = val_set.image_ids(found.samples)
-            metrics[names.VAL_LOSS] = mean_pair_loss(found, ids, objective, scalars, config.global_batch_size)
+        if counted.loss is not None:
+            metrics[names.VAL_LOSS] = counted.loss
         if isinstance(found, Extracted):
-            picture = _draw(found, subject.ranks, val_set, config.run_dir, step)
+            assert counted.ranks is not None
+            picture = _draw(found, counted.ranks, val_set, config.run_dir, step)
         else:
             shelves = [
                 Shelf(s, config.run_dir / PICTURES, name) for s, name in ((val_set, "val"), (train_set, "train"))
@@ -142,10 +145,36 @@ def make_validation(
         gallery = None
         if plan.gallery and gallery_loader:
             gallery = extract_pictures(*given, train_set, gallery_loader, plan.gallery.samples, **where)
-        measured: Validation = on_main(lambda: measure(found, gallery, scalars, step))
-        return measured
+        counted = Counted()
+        if isinstance(found, Extracted):
+            counted = _count(found, val_set, objective, scalars, config.global_batch_size, accelerator.device)
+        reported: Validation = on_main(lambda: report(found, gallery, counted, step))
+        return reported
 
     return validate
+
+
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """What all ranks work out together; None: the data do not allow it."""
+
+    ranks: Ranks | None = None
+    loss: float | None = None
+
+
+def _count(
+    found: Extracted,
+    val_set: ShardSet,
+    objective: Objective,
+    scalars: Tensors,
+    batch_size: int,
+    device: torch.device,
+) -> Counted:
+    ranks, loss = retrieval_ranks(found.features, device), None
+    if has_pair_loss(objective):
+        ids = val_set.image_ids(found.samples)
+        loss = mean_pair_loss(found, ids, objective, scalars, batch_size, device)
+    return Counted(ranks, loss)
 
 
 def _loader(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
-from eval.metrics import FeatureSet, Ranks, retrieval_ranks
+from eval.metrics import FeatureSet, Ranks
 
 Need = Literal["text", "labels"]
 
@@ -37,19 +36,18 @@ class Subject:
         images: `(N, D)` float32 features of its pictures, unit length, each picture once.
         labels: `(N,)` class of each, -1 where it has none; None where classes are not known.
         pairs: pictures and captions; None where captions play no part.
+        ranks: of the right answers among all pictures and captions of the set; given wherever `pairs` are.
         gallery: pictures of the training set; None: the set is its own gallery, each picture left out of its own.
     """
 
     images: np.ndarray
     labels: np.ndarray | None = None
     pairs: FeatureSet | None = None
+    ranks: Ranks | None = None
     gallery: Gallery | None = None
 
-    @cached_property
-    def ranks(self) -> Ranks:
-        """Of the right answers among all pictures and captions of the set; computed once."""
-        assert self.pairs is not None, "the evaluation needs text"
-        return retrieval_ranks(self.pairs)
+    def __post_init__(self) -> None:
+        assert (self.pairs is None) == (self.ranks is None), "pairs and their ranks are given together"
 
     @property
     def knows(self) -> tuple[Need, ...]:

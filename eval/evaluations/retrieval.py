@@ -10,7 +10,7 @@ import numpy as np
 
 from core.errors import ConfigError, DataError, did_you_mean
 from eval.evaluations.evaluation import Evaluation, Subject
-from eval.metrics import FeatureSet, Ranks, bootstrap, retrieval_ranks, summarise
+from eval.metrics import FeatureSet, Ranks, bootstrap, summarise
 from trainer.telemetry import names
 from trainer.telemetry.names import DIRECTIONS, RECALL_KS
 
@@ -23,6 +23,7 @@ COCO_IMAGES, COCO_FOLDS, COCO_CAPTIONS = 5000, 5, 5
 
 def measure_retrieval(subject: Subject) -> dict[str, float]:
     """Every figure of both directions, among all pictures and captions of the set."""
+    assert subject.ranks is not None
     found = summarise(subject.ranks)
     return {names.of_direction(d, figure): value for d in DIRECTIONS for figure, value in found[d].items()}
 
@@ -57,18 +58,21 @@ PROTOCOLS: dict[str, Callable[[FeatureSet], tuple[str, list[FeatureSet]]]] = {
 }
 
 
-def evaluate_retrieval(features: FeatureSet, protocol: str = "full") -> tuple[dict[str, Any], list[Ranks]]:
+def evaluate_retrieval(
+    features: FeatureSet, count_ranks: Callable[[FeatureSet], Ranks], protocol: str = "full"
+) -> dict[str, Any]:
     """Recall@1/5/10 and mAP@10 (0 to 1), median and mean rank (from 1) of both directions, and the protocol in words.
 
+    Args:
+        count_ranks: of each gallery of the protocol (`eval.ranks.retrieval_ranks`).
+
     Returns:
-        `{"image_to_text": {...}, "text_to_image": {...}, "protocol": "full gallery: 300 images x 1,500 captions"}`, and
-        the ranks of each gallery.
+        `{"image_to_text": {...}, "text_to_image": {...}, "protocol": "full gallery: 300 images x 1,500 captions"}`.
     """
     if protocol not in PROTOCOLS:
         raise ConfigError(f"protocols: unknown protocol '{protocol}'.{did_you_mean(protocol, PROTOCOLS)}")
     name, galleries = PROTOCOLS[protocol](features)
-    ranks = [retrieval_ranks(gallery) for gallery in galleries]
-    summaries = [summarise(gallery_ranks) for gallery_ranks in ranks]
+    summaries = [summarise(count_ranks(gallery)) for gallery in galleries]
     result: dict[str, Any] = {
         direction: {
             figure: float(np.mean([summary[direction][figure] for summary in summaries]))
@@ -77,7 +81,7 @@ def evaluate_retrieval(features: FeatureSet, protocol: str = "full") -> tuple[di
         for direction in DIRECTIONS
     }
     result["protocol"] = name + _clipped(galleries[0])
-    return result, ranks
+    return result
 
 
 def recall_intervals(features: FeatureSet, ranks: Ranks, level: float = 0.95) -> dict[str, Any]:

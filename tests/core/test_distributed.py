@@ -79,3 +79,29 @@ def fail_on_rank_one() -> None:
 def test_an_error_in_one_process_ends_the_others_and_is_told() -> None:
     with pytest.raises(RuntimeError, match=r"rank 1:\n(.|\n)*ValueError: planted"):
         gloo.run(2, fail_on_rank_one)
+
+
+def act_apart() -> int:
+    def act() -> int:
+        if distributed.rank() == 1:
+            raise ValueError("planted")
+        return distributed.rank()
+
+    return distributed.act_together(act)
+
+
+def test_an_error_in_the_share_of_one_rank_is_raised_on_all() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        gloo.run(2, act_apart)
+    said = str(raised.value)
+    assert "ValueError: planted" in said.split("rank 1:")[1]
+    assert "DistributedError: Rank 1 could not do its share: ValueError: planted" in said
+
+
+def act_alike() -> int:
+    return distributed.act_together(distributed.rank)
+
+
+def test_each_rank_keeps_the_result_of_its_own_share() -> None:
+    assert gloo.run(2, act_alike) == [0, 1]
+    assert act_alike() == 0

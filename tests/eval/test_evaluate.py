@@ -24,7 +24,8 @@ from eval.config import EvalConfig
 from eval.encoder import load_encoder, text_embedder
 from eval.evaluate import evaluate
 from eval.features import load_features
-from eval.metrics import retrieval_ranks, summarise
+from eval.metrics import summarise
+from eval.ranks import retrieval_ranks
 from trainer.checkpoint.folder import save_checkpoint
 from trainer.models.build import build_encoder
 from trainer.models.config import ModelConfig

@@ -12,7 +12,16 @@ from torch import nn
 from core.distributed import rank, world_size
 from core.errors import DamagedError, DataError
 from core.shard_set import ShardSet
-from eval.features import extract, extract_pictures, has_pair_loss, load_features, mean_pair_loss, save_features
+from eval.features import (
+    Extracted,
+    extract,
+    extract_pictures,
+    has_pair_loss,
+    load_features,
+    mean_pair_loss,
+    save_features,
+)
+from eval.metrics import FeatureSet
 from trainer.data.loader import EvalLoader
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.infonce import InfoNCE
@@ -109,8 +118,35 @@ def test_the_validation_loss_is_the_mean_of_plain_cross_entropies(tmp_path):
         logits = 10 * images[start : start + 4] @ texts[start : start + 4].T
         target = torch.arange(4)
         losses.append((nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2)
-    assert mean_pair_loss(found, groups, InfoNCE(), SCALE, 4) == pytest.approx(float(sum(losses)) / 2, rel=1e-5)
-    assert mean_pair_loss(found, groups, InfoNCE(), SCALE, 1000) == mean_pair_loss(found, groups, InfoNCE(), SCALE, 10)
+    assert mean_pair_loss(found, groups, InfoNCE(), SCALE, 4, CPU) == pytest.approx(float(sum(losses)) / 2, rel=1e-5)
+    assert mean_pair_loss(found, groups, InfoNCE(), SCALE, 1000, CPU) == mean_pair_loss(
+        found, groups, InfoNCE(), SCALE, 10, CPU
+    )
+
+
+def loss_in_a_group(url):
+    found = extracted(url, batch_size=50)
+    return mean_pair_loss(found, np.arange(11, dtype=np.uint64), InfoNCE(), SCALE, 2, CPU)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_every_number_of_processes_gives_the_same_validation_loss(tmp_path, world_size):
+    url = make_shard_set(tmp_path, 11, num_captions=2)  # five batches and a rest
+    assert gloo.run(world_size, loss_in_a_group, url) == [loss_in_a_group(url)] * world_size
+
+
+def test_no_switch_of_the_process_lowers_the_precision_of_the_validation_loss():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((64, 128))
+    features = FeatureSet(*(rows / np.linalg.norm(rows, axis=1, keepdims=True),) * 2, np.arange(64))
+    found = Extracted(features, np.arange(64), np.zeros((64, 2), np.int64), 10.0)
+    groups = np.arange(64, dtype=np.uint64)
+    expected = mean_pair_loss(found, groups, InfoNCE(), SCALE, 32, CPU)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert mean_pair_loss(found, groups, InfoNCE(), SCALE, 32, CPU) == expected
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_saved_features_come_back_and_know_their_encoder(tmp_path):

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from core.distributed import gather_objects, rank, world_size
 from core.errors import DistributedError
+from core.full_float32 import full_float32
 from trainer.data.names import IMAGE_ID, LABEL, NUM_CAPTIONS, TEXT
 from trainer.objectives.engine import whole_loss
 from trainer.objectives.objective import IMAGE, IMAGE2, Objective, Rows
@@ -300,7 +301,9 @@ def _plain_evaluation(model: nn.Module) -> Iterator[None]:
         with (
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             torch.compiler.set_stance("force_eager"),
-            _full_float32(),
+            # A lower precision's error would depend on the batch that a product is part of.
+            full_float32(),
+            torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False),
             _without_autocast(module),
         ):
             yield
@@ -310,18 +313,6 @@ def _plain_evaluation(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(saved)
         for part, is_training in modes:
             part.training = is_training
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """No TF32: a product's error would depend on the batch that it is part of."""
-    matmul = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)
 
 
 @contextmanager
