@@ -24,6 +24,7 @@ Side = Literal["device", "host", "either"]
 FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm", "zeros")
 COPYING = ("tensor", "as_tensor", "asarray")  # of values: with a device, they copy and wait
 READING = ("numpy", "tolist", "cpu", "__array__", "__bool__", "__int__", "__float__", "__index__", "item")
+COLLECTIVE = ("all_gather_into_tensor", "all_reduce", "broadcast", "reduce_scatter_tensor")
 ROOT = Path(__file__).resolve().parent.parent
 _OUTSIDE = ("tests/device_trace.py", ".venv")
 
@@ -39,6 +40,7 @@ class DeviceTrace(TorchDispatchMode):
         self._sides: dict[int, Side] = {}
         self._kept: list[Any] = []  # storages that are marked, so that no other one takes their place in memory
         self._made_as: Side | None = None  # by the factory that is at work
+        self._unknown: Side = "host"  # what is taken of storages that nobody has seen being made
         self._patches = ExitStack()
 
     def __enter__(self) -> DeviceTrace:
@@ -58,7 +60,7 @@ class DeviceTrace(TorchDispatchMode):
         return tensor
 
     def side(self, tensor: Tensor) -> Side:
-        return self._sides.get(tensor.untyped_storage()._cdata, "host")
+        return self._sides.get(tensor.untyped_storage()._cdata, self._unknown)
 
     def red(self, what: str) -> None:
         """Note where the product does it."""
@@ -114,6 +116,18 @@ class DeviceTrace(TorchDispatchMode):
         for name in READING:
             patch(Tensor, name, self._reading(getattr(Tensor, name), name))
         patch(Tensor, "to", self._moving(Tensor.to))
+        for name in COLLECTIVE:
+            patch(torch.distributed, name, self._collective(getattr(torch.distributed, name)))
+
+    def _collective(self, act: Callable) -> Callable:
+        def acts(*args: Any, **kwargs: Any) -> Any:
+            self._unknown = "either"  # gloo has buffers of its own, as NCCL has on the device
+            try:
+                return act(*args, **kwargs)
+            finally:
+                self._unknown = "host"
+
+        return acts
 
     def _copy(self, x: Tensor) -> Tensor:
         was, self.is_watching = self.is_watching, False

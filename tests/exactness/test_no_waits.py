@@ -100,6 +100,6 @@ def test_no_step_makes_the_host_wait(tmp_path: Path, change: str, world_size: in
 
 @pytest.mark.parametrize("words", PLANTS)
 def test_a_planted_wait_turns_it_red(tmp_path: Path, words: str) -> None:
-    ((code, reds, _),) = run(1, traced_run, {**recipe_of(tmp_path, "infonce"), "max_steps": 2}, words)
+    ((code, reds, _),) = run(1, traced_run, {**recipe_of(tmp_path, "infonce"), "max_steps": 3}, words)
     assert code == 0
     assert any(words in red for red in reds), reds

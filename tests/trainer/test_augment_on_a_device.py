@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainer.data.batch import Batch
-from trainer.data.inputs import model_inputs
+from trainer.data.inputs import drawn_for, model_inputs
 from trainer.pictures import augment as augment_module
 from trainer.pictures.augment import Augment, Normalize
 from trainer.pictures.config import AugmentConfig
@@ -145,9 +145,9 @@ def peak_bytes(
     rows = torch.arange(batch)
     with watched(monkeypatch, META) as device:
         images = stored(batch, size, META)
-        before, whole = device.peak, Batch(images, {}, rows, rows)
+        before, whole = device.peak, drawn_for(Batch(images, {}, rows, rows), views, augment)
         parts = [slice(start, start + chunk) for start in range(0, batch, chunk)]
-        for make in [partial(model_inputs, whole, part, views, augment) for part in parts]:
+        for make in [partial(model_inputs, whole, part, views, augment.render) for part in parts]:
             assert {len(pictures) for pictures in make().values()} == {chunk}
         return device.peak - before
 

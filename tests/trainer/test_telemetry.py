@@ -49,7 +49,9 @@ def run(telemetry: Telemetry, waits: list[float], work_s: float, losses: list[fl
     for i, _ in enumerate(telemetry.watch(batches())):
         time.sleep(work_s)
         loss = torch.tensor(losses[i] if losses else 1.0)
-        telemetry.add(loss=loss, grad_norm=loss * 2, num_samples=10, read_s=0.01, decode_s=0.03, collate_s=0.0)
+        telemetry.add(
+            loss=loss, grad_norm=loss * 2, num_samples=10, read_s=0.01, decode_s=0.03, collate_s=0.0, draw_s=0.0
+        )
 
 
 def test_a_window_says_how_fast_and_what_it_waited_for() -> None:
@@ -101,25 +103,29 @@ def test_a_window_without_steps_is_no_error() -> None:
 seconds = st.floats(0, 100)
 
 
-@given(seconds, st.none() | seconds, seconds, seconds, seconds)
-def test_the_parts_of_a_wait_add_up(host: float, device: float | None, read: float, decode: float, rest: float) -> None:
-    parts = wait_parts(host, device, read, decode, rest)
+@given(seconds, st.none() | seconds, seconds, seconds, seconds, seconds)
+def test_the_parts_of_a_wait_add_up(
+    host: float, device: float | None, read: float, decode: float, rest: float, draw: float
+) -> None:
+    parts = wait_parts(host, device, read, decode, rest, draw)
     assert all(part >= 0 for part in parts.values())
     assert sum(parts.values()) == pytest.approx(host if device is None else device)
 
 
 def test_a_host_that_waits_while_the_device_works_loses_nothing() -> None:
-    assert sum(wait_parts(5.0, 0.0, 1, 1, 0).values()) == 0
-    assert wait_parts(0.0, 2.0, 1, 1, 0) == {"read": 0, "decode": 0, "collate": 0, "copy": 2.0}
+    assert sum(wait_parts(5.0, 0.0, 1, 1, 0, 1).values()) == 0
+    assert wait_parts(0.0, 2.0, 1, 1, 0, 0) == {"read": 0, "decode": 0, "collate": 0, "draw": 0, "copy": 2.0}
+    assert wait_parts(3.0, 3.0, 1, 1, 0, 2) == {"read": 0.5, "decode": 0.5, "collate": 0, "draw": 2.0, "copy": 0}
 
 
 @pytest.mark.parametrize(
     ("shares", "word"),
     [
-        ({"read": 0.01, "decode": 0.02, "collate": 0.0, "copy": 0.01}, "compute-bound"),
-        ({"read": 0.2, "decode": 0.1, "collate": 0.05, "copy": 0.0}, "storage-bound"),
-        ({"read": 0.2, "decode": 0.2, "collate": 0.1, "copy": 0.0}, "decode-bound"),
-        ({"read": 0.0, "decode": 0.1, "collate": 0.0, "copy": 0.3}, "copy-bound"),
+        ({"read": 0.01, "decode": 0.02, "collate": 0.0, "draw": 0.0, "copy": 0.01}, "compute-bound"),
+        ({"read": 0.2, "decode": 0.1, "collate": 0.05, "draw": 0.0, "copy": 0.0}, "storage-bound"),
+        ({"read": 0.2, "decode": 0.2, "collate": 0.1, "draw": 0.0, "copy": 0.0}, "decode-bound"),
+        ({"read": 0.0, "decode": 0.1, "collate": 0.0, "draw": 0.0, "copy": 0.3}, "copy-bound"),
+        ({"read": 0.0, "decode": 0.1, "collate": 0.0, "draw": 0.2, "copy": 0.1}, "augment-bound"),
     ],
 )
 def test_one_word_names_what_holds_the_run_back(shares: dict[str, float], word: str) -> None:

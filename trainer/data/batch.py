@@ -11,6 +11,7 @@ from torch import Tensor
 
 from core.errors import DamagedError
 from core.transfer import upload
+from trainer.pictures.draw import Draw
 
 _NAMED = 5  # damaged samples named in an error
 
@@ -42,11 +43,13 @@ class Batch:
         columns: by name, `(B, ...)`, or ragged; "image_id" `(B,)` int64 is always there, equal where samples show
             one image. In training a column of captions has the one caption that was drawn, the same one in every such
             column; in evaluation it is ragged and has all of them.
+        drawn: of each view what is done to the pictures; only in training.
         samples: `(B,)` int64 sample numbers as served (a damaged sample's substitute); stays on the host.
         draws: `(B,)` int64 what a position's random choices are keyed by, `samplers.epoch.draws_of`; on the host.
         step: in the epoch.
         read_s, decode_s: time the workers took for it, summed over them.
         collate_s: time it took to join their parts.
+        draw_s: time it took to draw what is done to the pictures.
         wait_s: time the trainer waited for it.
     """
 
@@ -56,10 +59,12 @@ class Batch:
     draws: Tensor
     epoch: int = 0
     step: int = 0
+    drawn: tuple[Draw, ...] = ()
     damaged: tuple[Damage, ...] = field(default=())
     read_s: float = 0.0
     decode_s: float = 0.0
     collate_s: float = 0.0
+    draw_s: float = 0.0
     wait_s: float = 0.0
 
     def __len__(self) -> int:

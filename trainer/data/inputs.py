@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
 from trainer.data.batch import Batch
 from trainer.data.names import IMAGE_FEATURES, NUM_CAPTIONS, TEXT, TOKENS
 from trainer.objectives.objective import IMAGE, IMAGE2, Objective
+from trainer.pictures.augment import Augment
+from trainer.pictures.draw import Draw
 
 
 def batch_columns(
@@ -25,16 +29,23 @@ def batch_columns(
     return {**text, **columns, **({IMAGE_FEATURES: image_features} if image_features else {})}
 
 
-def model_inputs(
-    batch: Batch, rows: slice, views: int, augment: Callable[[Tensor, int, Tensor, int], Tensor]
-) -> dict[str, Tensor]:
+def drawn_for(batch: Batch, views: int, augment: Augment) -> Batch:
+    """The batch with what will be done to its pictures: before it goes to the device, which then waits for no draw."""
+    if batch.images is None:
+        return batch
+    began, images = time.perf_counter(), batch.images
+    drawn = tuple(augment.draw(images, batch.epoch, batch.draws, view) for view in range(views))
+    return replace(batch, drawn=drawn, draw_s=time.perf_counter() - began)
+
+
+def model_inputs(batch: Batch, rows: slice, views: int, render: Callable[[Tensor, Draw], Tensor]) -> dict[str, Tensor]:
     """Some rows of a training batch as the encoder takes them: pictures or stored tower outputs, and token ids."""
     names = (IMAGE, IMAGE2)[:views]
     if batch.images is None:
         inputs = {name: batch.column(IMAGE_FEATURES)[rows] for name in names}
     else:
-        images, draws = batch.images[rows], batch.draws[rows]
-        inputs = {name: augment(images, batch.epoch, draws, view) for view, name in enumerate(names)}
+        images = batch.images[rows]
+        inputs = {name: render(images, drawn.part(rows)) for name, drawn in zip(names, batch.drawn, strict=True)}
     if TOKENS in batch.columns:
         inputs[TEXT] = batch.column(TOKENS)[rows]
     return inputs

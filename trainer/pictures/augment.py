@@ -47,9 +47,18 @@ class Augment:
         draws: `(B,)` numbers of `Batch.draws`, on the host, where the parameters are drawn.
         view: of several training pictures of each stored one, which; from 0.
         """
+        return self.render(images, self.draw(images, epoch, draws, view))
+
+    def draw(self, images: Tensor, epoch: int, draws: Tensor | np.ndarray, view: int = 0) -> Draw:
+        """The parameters of each picture, on the host; of `images` only the size counts. Arguments as above."""
         numbers = draws.numpy() if isinstance(draws, Tensor) else draws
         height, width = images.shape[-2:]
-        return self._output.render(images, draw(self.config, self.seed, epoch, numbers, height, width, view))
+        return draw(self.config, self.seed, epoch, numbers, height, width, view)
+
+    @torch.no_grad()
+    def render(self, images: Tensor, drawn: Draw) -> Tensor:
+        """The training pictures of `images`, as drawn."""
+        return self._output.render(images, drawn)
 
 
 class Normalize:
@@ -97,7 +106,7 @@ class _Output:
         out = torch.empty(shape, dtype=self._dtype, device=device, memory_format=self._memory_format)
         numbers = drawn.on(device)
         for block in _parts(batch, _BLOCK):
-            self._render_block(images[block], Draw(drawn.numbers[block]), numbers[block], out[block])
+            self._render_block(images[block], drawn.part(block), numbers[block], out[block])
         return out
 
     def _render_block(self, images: Tensor, drawn: Draw, numbers: Tensor, out: Tensor) -> None:

@@ -49,6 +49,10 @@ class Draw:
         """Whether the colours of any picture may change."""
         return self.numbers.shape[1] > SIGMA + 1
 
+    def part(self, rows: slice) -> Draw:
+        """Of some of the pictures."""
+        return Draw(self.numbers[rows])
+
     def on(self, device: torch.device) -> Tensor:
         """The numbers on the device."""
         return upload(torch.from_numpy(self.numbers), device)

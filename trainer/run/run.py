@@ -20,7 +20,7 @@ from core.errors import DataError, DivergedError
 from core.shard_set import ShardSet
 from trainer.config import TrainConfig
 from trainer.data.batch import Batch
-from trainer.data.inputs import given_values, model_inputs
+from trainer.data.inputs import drawn_for, given_values, model_inputs
 from trainer.data.ledger import CoverageLedger
 from trainer.data.loader import TrainLoader
 from trainer.data.prefetch import to_device
@@ -114,7 +114,7 @@ class Run:
         """What the model takes, in as many pieces as the recipe says; each is made when it is asked for."""
         size, views = len(batch) // self.config.accumulate, self.objective.views
         parts = [slice(start, start + size) for start in range(0, len(batch), size)]
-        return [partial(model_inputs, batch, rows, views, self.augment) for rows in parts]
+        return [partial(model_inputs, batch, rows, views, self.augment.render) for rows in parts]
 
     def given(self, batch: Batch) -> dict[str, Tensor]:
         """What the objective is given beside what is trained."""
@@ -143,7 +143,7 @@ class Run:
         """Note what the step used; at the end of an epoch, settle its account."""
         self.telemetry.add(
             loss=result.loss, grad_norm=grad_norm, num_samples=len(batch),
-            read_s=batch.read_s, decode_s=batch.decode_s, collate_s=batch.collate_s,
+            read_s=batch.read_s, decode_s=batch.decode_s, collate_s=batch.collate_s, draw_s=batch.draw_s,
         )  # fmt: skip
         self._done = step
         for damage in batch.damaged:
@@ -243,7 +243,7 @@ class Run:
             for batch in self.loader.epoch(epoch, first):
                 if epoch * self.steps_per_epoch + batch.step == self.total_steps:
                     return
-                yield batch
+                yield drawn_for(batch, self.objective.views, self.augment)
 
     def _publish(self, step: int, is_best: bool, ledger: Any, random_states: list[Any]) -> None:
         scaler, averaged = self.accelerator.scaler, self.holders.averaged

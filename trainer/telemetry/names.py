@@ -64,7 +64,7 @@ def uniformity(feature: str) -> str:
 
 
 def wait_share_of(cause: str) -> str:
-    """Share of a step that is spent waiting for read, decode, collate or copy."""
+    """Share of a step that is spent waiting for read, decode, collate, draw (of augmentation) or copy."""
     return perf(f"wait_{cause}_share")
 
 

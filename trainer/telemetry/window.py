@@ -46,6 +46,7 @@ class _Sums:
     read: float = 0.0
     decode: float = 0.0
     collate: float = 0.0
+    draw: float = 0.0
     paused: float = 0.0
     losses: list[Tensor] = field(default_factory=list)
     grad_norms: list[Tensor] = field(default_factory=list)
@@ -99,13 +100,15 @@ class Telemetry:
         read_s: float,
         decode_s: float,
         collate_s: float,
+        draw_s: float,
     ) -> None:
-        """Note one step of this rank; `*_s` is what its loader spent on the batch."""
+        """Note one step of this rank; `*_s` is what its loader spent on the batch, `draw_s` what this process did."""
         sums = self._sums
         sums.losses.append(loss.detach())
         sums.grad_norms.append(grad_norm.detach())
         sums.samples += num_samples
         sums.read, sums.decode, sums.collate = sums.read + read_s, sums.decode + decode_s, sums.collate + collate_s
+        sums.draw += draw_s
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -183,7 +186,7 @@ class Telemetry:
         return now - (self._began or now) - self._sums.paused
 
     def _speed(self, sums: _Sums, elapsed: float, own_elapsed: float, num_steps: int) -> dict[str, Metric]:
-        waits = wait_parts(sums.host_wait, _device_wait(sums), sums.read, sums.decode, sums.collate)
+        waits = wait_parts(sums.host_wait, _device_wait(sums), sums.read, sums.decode, sums.collate, sums.draw)
         local = torch.tensor([sums.samples, *waits.values()], dtype=self._dtype, device=self._device)
         samples, *total_waits = all_reduce_sum(local).tolist()
         peaks = torch.tensor([elapsed, peak_memory_gib(self._device)], dtype=self._dtype, device=self._device)
@@ -236,22 +239,23 @@ class Telemetry:
 
 
 def wait_parts(
-    host_wait: float, device_wait: float | None, read: float, decode: float, collate: float
+    host_wait: float, device_wait: float | None, read: float, decode: float, collate: float, draw: float
 ) -> dict[str, float]:
-    """Split the seconds lost to waiting into read, decode, collate and copy.
+    """Split the seconds lost to waiting into read, decode, collate, draw and copy.
 
     The device's idle time between two steps is what was lost (the host runs ahead of it, so the host's waiting costs
-    nothing while the device still works). What the host did not spend waiting for workers is the copy; the rest is
-    shared out like the workers' own seconds. On a CPU host and device are one.
+    nothing while the device still works). What the host spent neither drawing the pictures' parameters nor waiting for
+    workers is the copy; the wait for workers is shared out like their own seconds. On a CPU host and device are one.
     """
     lost = host_wait if device_wait is None else device_wait
-    for_workers = min(lost, host_wait)
+    for_host = min(lost, host_wait)
+    for_workers = max(0.0, for_host - draw)
     worked = read + decode + collate
     parts = (
         {"read": read / worked, "decode": decode / worked, "collate": collate / worked} if worked else {"collate": 1.0}
     )
     shared = {name: for_workers * parts.get(name, 0.0) for name in ("read", "decode", "collate")}
-    return {**shared, "copy": lost - for_workers}
+    return {**shared, "draw": for_host - for_workers, "copy": lost - for_host}
 
 
 def verdict(shares: Mapping[str, float]) -> str:
@@ -261,6 +265,7 @@ def verdict(shares: Mapping[str, float]) -> str:
     causes = {
         "storage-bound": shares["read"],
         "decode-bound": shares["decode"] + shares["collate"],
+        "augment-bound": shares["draw"],
         "copy-bound": shares["copy"],
     }
     return max(causes, key=lambda name: causes[name])
