@@ -125,7 +125,7 @@ def _compare(ours: Job, theirs: Job, rounds: int, shown: str) -> Comparison:
 
 def _train(job: Job, chunks: int = 1) -> Figures:
     """One real run of ours; its own telemetry after the first steps."""
-    from trainer.trackers.metrics_csv import METRICS, read_metrics
+    from benchmarks.run_figures import speed_of
 
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.yaml"
@@ -133,14 +133,7 @@ def _train(job: Job, chunks: int = 1) -> Figures:
         text = RECIPE.format(job=job, folder=folder, chunks=chunks, hidden_dim=2 * job.embed_dim, compile=compiled)
         recipe.write_text(text)
         subprocess.run([sys.executable, "-m", "launch.train", str(recipe)], cwd=ROOT, check=True, stdout=sys.stderr)
-        rows = [row for row in read_metrics(Path(folder) / "run" / METRICS) if row.step > job.warm_steps]
-    speeds = [row.metrics for row in rows if "perf/images_per_s" in row.metrics]
-    # Windows have equally many steps: their times add up, so speeds have a harmonic mean.
-    return {
-        "images_per_s": len(speeds) / sum(1 / float(speed["perf/images_per_s"]) for speed in speeds),
-        "wait_share": fmean(float(speed["perf/wait_share"]) for speed in speeds),
-        "peak_memory_gib": max(float(speed["perf/peak_memory_gib"]) for speed in speeds),
-    }
+        return speed_of(Path(folder) / "run", job.warm_steps)
 
 
 def _train_open_clip(job: Job) -> Figures:

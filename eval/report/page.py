@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from core.errors import DamagedError, StorageError
 from core.storage import publish_bytes
 from eval.report.charts import result_charts, training_charts
@@ -54,6 +52,8 @@ def render(
     run: Mapping[str, Any] | None = None,
 ) -> str:
     """The page; every argument may be empty. `pictures` holds the thumbnails that `results` names."""
+    from jinja2 import Environment, StrictUndefined  # training imports this file, and needs no template
+
     charts = _both_themes(results, pictures, rows)
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template.filters.update(percent=_percent, count=_count, figure=_figure)
