@@ -29,9 +29,11 @@ def ranks(context: Context) -> Figures:
 
 def _ranks(features: Any, device: str) -> Any:
     """The product's call."""
-    from eval.metrics import retrieval_ranks
+    import torch
 
-    return retrieval_ranks(features)
+    from eval.ranks import retrieval_ranks
+
+    return retrieval_ranks(features, torch.device(device))
 
 
 def _features(num_images: int, num_texts: int) -> Any:
