@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -54,6 +54,17 @@ def dump_json(tree: Any) -> bytes:
 def parse_json(data: bytes) -> Any:
     """What `dump_json` was given."""
     return _rebuild(json.loads(data), {})
+
+
+def map_tensors(tree: Any, change: Callable[[Tensor], Any]) -> Any:
+    """The same nesting, its containers made anew, with `change(tensor)` in the place of every tensor."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, Mapping):
+        return {key: map_tensors(item, change) for key, item in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(map_tensors(item, change) for item in tree)
+    return tree
 
 
 def _describe(value: Any, place: str, tensors: dict[str, Tensor] | None) -> Any:

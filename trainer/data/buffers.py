@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.errors import ConfigError
+from core.host_memory import page_lock
 
 _MAX_LENT = 3  # buffers that consumers may hold at a time: the batch in use, and two on their way to the device
 
@@ -39,8 +39,9 @@ class ImageBuffers:
         self._free = deque(range(len(memories)))
         self._in_flight: set[int] = set()
         if pin_memory:
-            for memory, array in zip(memories, self.arrays):
-                _page_lock(memory, array)
+            # Once: workers then decode into memory that the GPU copies from, without a copy by the trainer's process.
+            for memory in memories:
+                page_lock(memory, ", or lower data.prefetch.")
 
     def take(self) -> int:
         """A free buffer's number; it is in flight from now on."""
@@ -65,14 +66,3 @@ class ImageBuffers:
         """Free the buffers in flight; nobody may be writing them any more."""
         self._free.extend(sorted(self._in_flight))
         self._in_flight.clear()
-
-
-def _page_lock(memory: mmap.mmap, array: np.ndarray) -> None:
-    # Locked once, so that workers decode into memory that the GPU copies from: no copy by the trainer's process.
-    cudart, address = torch.cuda.cudart(), array.ctypes.data
-    if int(cudart.cudaHostRegister(address, array.nbytes, 0)) != 0:
-        raise ConfigError(
-            f"{array.nbytes / 2**20:.0f} MiB of memory cannot be page-locked. "
-            "Raise `ulimit -l`, or lower data.prefetch."
-        )
-    weakref.finalize(memory, cudart.cudaHostUnregister, address).atexit = False

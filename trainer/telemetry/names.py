@@ -35,6 +35,7 @@ ALIGNMENT = train("alignment")
 
 IMAGES_PER_S, IMAGES_PER_S_PER_DEVICE = perf("images_per_s"), perf("images_per_s_per_device")
 STEP_S, WAIT_SHARE, VERDICT = perf("step_s"), perf("wait_share"), perf("verdict")
+CHECKPOINT_WAIT_S = perf("checkpoint_wait_s")  # that the loop stood still to save, in the window
 PEAK_MEMORY_GIB, TFLOPS_PER_DEVICE, MFU = perf("peak_memory_gib"), perf("tflops_per_device"), perf("mfu")
 
 IMAGE_TO_TEXT, TEXT_TO_IMAGE = DIRECTIONS = ("image_to_text", "text_to_image")
