@@ -85,21 +85,10 @@ OPTIMIZERS = {
 }
 
 
-ALL_DTYPES = [
-    "bool",
-    "uint8",
-    "int8",
-    "uint16",
-    "int16",
-    "uint32",
-    "int32",
-    "uint64",
-    "int64",
-    "float16",
-    "bfloat16",
-    "float32",
-    "float64",
-]
+ALL_DTYPES = (
+    torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.uint64,
+    torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -108,7 +97,7 @@ def test_tensors_are_written_as_the_safetensors_library_writes_them(seed: int) -
     tied = torch.randn(5, 4).T
     tensors = {"tied": tied, "also tied": tied, "scalar": torch.tensor(2.5), "none": torch.empty(0, 3), "ü": tied[::2]}
     for dtype in ALL_DTYPES:
-        tensors[f"{dtype}.{seed}"] = torch.randn(seed + 1, 3).mul(50).to(getattr(torch, dtype))
+        tensors[f"{dtype}.{seed}"] = torch.randn(seed + 1, 3).mul(50).to(dtype)
     plain = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     assert b"".join(encode_tensors(tensors)) == safetensors.torch.save(plain)
     described = safetensors.torch.save({"a": torch.ones(2)}, {"tree": '{"a": {"$tensor": "a", "strides": [1]}}'})
