@@ -19,6 +19,8 @@ from core.errors import DamagedError, StorageError, cannot_write
 from core.locks import turn
 from core.sync import make_folder, sync
 
+_UMASK = os.umask(0)  # there is no way to look at it alone, so it is looked at once, before there are threads
+os.umask(_UMASK)
 PARTIAL_PREFIX = ".partial-"  # temporary names; never read, swept by the next writer
 
 
@@ -143,7 +145,7 @@ def publish_folder(fill: Callable[[Path], None], target: Path) -> None:
         make_folder(target.parent)
         partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL_PREFIX}{target.name}.", dir=target.parent))
         try:
-            partial.chmod(0o777 & ~_umask())
+            partial.chmod(0o777 & ~_UMASK)
             fill(partial)
             for path in [*partial.rglob("*"), partial]:
                 sync(path)
@@ -232,19 +234,13 @@ def _publish_remote(write: Callable[[Path], None], url: str, expected_sha256: st
 @contextmanager
 def _temporary_name(folder: Path, name: str) -> Iterator[Path]:
     descriptor, text = tempfile.mkstemp(prefix=f"{PARTIAL_PREFIX}{name}.", dir=folder)
-    os.fchmod(descriptor, 0o666 & ~_umask())
+    os.fchmod(descriptor, 0o666 & ~_UMASK)
     os.close(descriptor)
     try:
         yield Path(text)
     finally:
         with suppress(FileNotFoundError):  # renamed: published
             os.unlink(text)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write(path: Path, data: bytes) -> None:

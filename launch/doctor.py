@@ -186,9 +186,15 @@ def check_weights(config: TrainConfig) -> Iterator[Finding]:
 
 
 def check_memory(config: TrainConfig) -> Iterator[Finding]:
-    """The largest block of logits, and memory for the loader's buffers."""
+    """The largest block of logits, and the host's memory: for a copy of the state, and for the loader's buffers."""
     rows, columns = logits_block(config)
     yield Finding("ok", f"logits: blocks of {rows:,} x {columns:,}, {rows * columns * 4 / GIB:.2f} GiB at a time")
+    free = psutil.virtual_memory().available
+    needed = 2 * state_bytes(config)
+    repair = "Use a machine with more memory, or a smaller model." if needed > free / 2 else ""
+    what = "a copy of the state, and as much again while it is saved"
+    what = f"{what}: about {needed / GIB:.2f} GiB of {free / GIB:.1f} GiB free memory"
+    yield Finding("warning" if repair else "ok", what, repair)
     if config.data.image_features:
         return  # no picture is read
     ranks = max(1, torch.cuda.device_count())
@@ -196,10 +202,17 @@ def check_memory(config: TrainConfig) -> Iterator[Finding]:
     in_flight = max_in_flight(rows, workers, config.data.prefetch)
     stored = _open_training_set(config).image.size  # the device resizes to image_size
     needed = ranks * buffer_bytes(in_flight, rows, stored)
-    free = psutil.virtual_memory().available
     repair = "Lower data.prefetch or global_batch_size." if needed > free / 2 else ""
     what = f"loader buffers of all ranks: about {needed / GIB:.2f} GiB of {free / GIB:.1f} GiB free memory"
     yield Finding("warning" if repair else "ok", what, repair)
+
+
+def state_bytes(config: TrainConfig) -> int:
+    """What a run holds a copy of to save it: weights, their averages, and two moments of each that is trained."""
+    model, _ = recipe_model(config, _open_training_set(config))
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    trained = sum(p.nbytes for parameters in model.parameter_groups().values() for p in parameters)
+    return weights * (2 if config.optim.ema_decay else 1) + 2 * trained
 
 
 def logits_block(config: TrainConfig) -> tuple[int, int]:

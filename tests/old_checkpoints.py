@@ -9,7 +9,7 @@ from torch import Tensor
 
 from core.storage import publish_folder
 from trainer.checkpoint.files import MANIFEST, manifest_bytes, write_files
-from trainer.checkpoint.tensor_tree import dump_json, encode_tensors, encode_tree
+from trainer.checkpoint.tensor_tree import Pieces, dump_json, encode_tensors, encode_tree
 from trainer.models.trained import TrainedModel
 
 
@@ -32,15 +32,15 @@ def save_as_before(
     config = dict(said.get("config", {}))
     config["loss"] = config.pop("objective", {"name": "infonce"})
     said = {name: value for name, value in {**said, "config": config}.items() if name != "objective"}
-    files = {
+    files: dict[str, Pieces] = {
         "model.safetensors": encode_tensors(_in_one(model)),
         "optimizer.safetensors": encode_tree({"state": {}, "param_groups": []}),
-        "state.json": dump_json({"step": step, "epoch": 0}),
-        "model.json": dump_json(said),
+        "state.json": [dump_json({"step": step, "epoch": 0})],
+        "model.json": [dump_json(said)],
     }
     if averaged is not None:
         files["ema.safetensors"] = encode_tensors(_in_one(averaged))
-    files[MANIFEST] = manifest_bytes(files, step, False)
+    files[MANIFEST] = [manifest_bytes(files, step, False)]
     target = run_dir / "checkpoints" / f"step-{step:08d}"
     publish_folder(lambda partial: write_files(partial, files), target)
     return target

@@ -137,7 +137,7 @@ def end_state(run_dir: Path) -> dict[str, Any]:
             for name, tensor in {**checkpoint.parts["encoder"], **checkpoint.parts["objective"]}.items()
         },
         "averaged": {name: tensor.numpy().tobytes() for name, tensor in checkpoint.parts.get("ema", {}).items()},
-        "moments": encode_tree(checkpoint.optimizer_state),
+        "moments": b"".join(encode_tree(checkpoint.optimizer_state)),
         "rng": checkpoint.state["rng"],
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import torch
 
 from core.distributed import all_reduce_max, world_size
@@ -20,11 +22,12 @@ def train(run: Run) -> int:
         0 when the last step is done; `REQUEUE_EXIT_CODE` when stopped on request, after saving.
 
     Raises:
-        ShardclipError: damaged data, steps that stay without finite loss, samples missed or repeated.
+        ShardclipError: damaged data, steps that stay without finite loss, samples missed or repeated, a checkpoint
+            that cannot be saved.
     """
     config, accelerator, model, holders = run.config, run.accelerator, run.model, run.holders
     with run.resources:
-        vote = StopVote(accelerator.device)
+        vote = Vote(accelerator.device)
         for step, batch in enumerate(run.batches(), run.start_step + 1):
             rates = set_learning_rates(holders.optimizer, lr_at(step - 1, run.total_steps, config.optim))
             before = run.keep()
@@ -35,7 +38,10 @@ def train(run: Run) -> int:
 
             run.count(step, batch, result, grad_norm)
             is_last = step == run.total_steps
-            is_stopping = vote.ask(run.stop.requested)
+            asked = vote.ask(Ask.END if run.saver.has_failed else Ask.STOP if run.stop.requested else Ask.NOTHING)
+            if asked == Ask.END:
+                run.await_save()  # raises, on every rank
+            is_stopping = asked == Ask.STOP
             has_improved = False
             if is_last or is_stopping or step % config.log_every == 0:
                 run.log(step, result, rates)
@@ -50,18 +56,26 @@ def train(run: Run) -> int:
     return 0
 
 
-class StopVote:
-    """Whether any rank was asked to stop; the answer comes one step later, so that nobody waits for the device."""
+class Ask(IntEnum):
+    """What a rank asks of all; the highest of them is done."""
+
+    NOTHING = 0
+    STOP = 1  # save and leave
+    END = 2  # a checkpoint could not be saved
+
+
+class Vote:
+    """What any rank asks for; the answer comes one step later, so that nobody waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._last: Download | None = None
 
-    def ask(self, requested: bool) -> bool:
+    def ask(self, own: Ask) -> Ask:
         """The same answer on every rank; collective."""
         if world_size() == 1:
-            return requested
+            return own
         # Filled in on the device: a tensor made of a value here would be copied there, and the copy waited for.
-        vote = torch.full((), int(requested), dtype=torch.uint8, device=self._device)
+        vote = torch.full((), own, dtype=torch.uint8, device=self._device)
         last, self._last = self._last, Download(all_reduce_max(vote))
-        return last is not None and bool(last.value())
+        return Ask.NOTHING if last is None else Ask(int(last.value()))

@@ -14,6 +14,7 @@ from core.config import from_mapping
 from core.errors import ConfigError
 from core.manifest import load_manifest, save_manifest
 from launch.doctor import (
+    GIB,
     check_columns,
     check_memory,
     check_shards,
@@ -21,6 +22,7 @@ from launch.doctor import (
     check_views,
     check_weights,
     logits_block,
+    state_bytes,
 )
 from trainer.config import TrainConfig
 
@@ -84,6 +86,17 @@ def test_memory_of_the_logits_counts_views_and_captions(folder: Path, objective:
     config = config_of(folder, objective, data={"columns": {"label": "labels"}})
     assert logits_block(config) == block
     assert f"blocks of {block[0]} x {block[1]}," in next(iter(check_memory(config))).what
+
+
+@pytest.mark.parametrize(("freeze", "decay"), [("tower", None), ("nothing", None), ("nothing", 0.9)])
+def test_memory_counts_the_copy_that_is_saved(folder: Path, freeze: str, decay: float | None) -> None:
+    model = {"tower": "resnet18", "freeze": freeze}
+    config = config_of(folder, "infonce", model=model, optim={"ema_decay": decay} if decay else {})
+    tower = 11.2e6 * 4  # bytes; its head is some hundred thousand
+    copies = {"tower": 1, "nothing": 3 + bool(decay)}[freeze]
+    assert copies * tower < state_bytes(config) < 1.15 * copies * tower
+    finding = list(check_memory(config))[1]
+    assert f"about {2 * state_bytes(config) / GIB:.2f} GiB of" in finding.what and finding.level == "ok"
 
 
 def test_views_that_hardly_differ_are_a_warning(folder: Path) -> None:

@@ -95,6 +95,21 @@ def test_windows_do_not_mix_and_pauses_and_gaps_do_not_count() -> None:
     assert metrics["perf/verdict"] == "compute-bound" and "perf/mfu" not in metrics
 
 
+def test_a_save_is_left_out_of_the_windows_time_and_counted_in_the_window_it_falls_into() -> None:
+    telemetry = Telemetry(CPU, flops_per_image=0, peak_flops=None, stability=StabilityConfig())
+    run(telemetry, [0.0] * 3, work_s=0.01)
+    with telemetry.saving():
+        time.sleep(0.3)
+    within = close(telemetry, 3).metrics
+    with telemetry.saving():  # after a log line
+        time.sleep(0.2)
+    run(telemetry, [0.0] * 3, work_s=0.1)
+    after, none = close(telemetry, 6).metrics, close(telemetry, 9).metrics
+    assert 0.3 <= within["perf/checkpoint_wait_s"] < 0.4 and within["perf/step_s"] < 0.1
+    assert 0.2 <= after["perf/checkpoint_wait_s"] < 0.3 and after["perf/step_s"] >= 0.1
+    assert none["perf/checkpoint_wait_s"] == 0
+
+
 def test_a_window_without_steps_is_no_error() -> None:
     metrics = close(Telemetry(CPU, flops_per_image=0, peak_flops=None, stability=StabilityConfig()), 1).metrics
     assert math.isnan(metrics["train/loss"]) and metrics["perf/images_per_s"] == 0  # type: ignore[arg-type]

@@ -106,7 +106,9 @@ def without(run_dir: Path, field: str) -> None:
     state = {name: value for name, value in parse_json(files[STATE]).items() if name != field}
     files[STATE] = dump_json(state)
     (path / STATE).write_bytes(files[STATE])
-    (path / MANIFEST).write_bytes(manifest_bytes(files, checkpoint.step, manifest.is_best))
+    (path / MANIFEST).write_bytes(
+        manifest_bytes({name: [data] for name, data in files.items()}, checkpoint.step, manifest.is_best)
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from core.errors import CheckpointError
 from core.fields import fill
+from trainer.checkpoint.tensor_tree import Pieces
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -59,9 +60,9 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def manifest_bytes(files: Mapping[str, bytes], step: int, is_best: bool) -> bytes:
+def manifest_bytes(files: Mapping[str, Pieces], step: int, is_best: bool) -> bytes:
     """The manifest of the given contents, signed with its own hash."""
-    entries = {n: asdict(FileEntry(len(data), hashlib.sha256(data).hexdigest())) for n, data in files.items()}
+    entries = {name: asdict(_entry(pieces)) for name, pieces in files.items()}
     return _sign({"format_version": FORMAT_VERSION, "step": step, "is_best": is_best, "files": entries})
 
 
@@ -111,10 +112,12 @@ def decoded(file: Path, decode: Callable[[bytes], Any], data: bytes) -> Any:
         raise CheckpointError(f"{file}: is of another version's form ({what}). {REMEDY}") from error
 
 
-def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+def write_files(folder: Path, files: Mapping[str, Pieces]) -> None:
     """Write every content under its name."""
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
+    for name, pieces in files.items():
+        with open(folder / name, "wb") as file:
+            for piece in pieces:
+                file.write(piece)
 
 
 def forget_cached_pages(path: Path) -> None:
@@ -125,6 +128,13 @@ def forget_cached_pages(path: Path) -> None:
             descriptor = os.open(file, os.O_RDONLY)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
+
+
+def _entry(pieces: Pieces) -> FileEntry:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return FileEntry(sum(map(len, pieces)), digest.hexdigest())
 
 
 def _sign(manifest: Mapping[str, Any]) -> bytes:

@@ -41,6 +41,7 @@ from trainer.checkpoint.files import (
     write_files,
 )
 from trainer.checkpoint.tensor_tree import (
+    Pieces,
     decode_tensors,
     decode_tree,
     dump_json,
@@ -96,13 +97,13 @@ def save_checkpoint(
             _remove_old(folder, keep_last)  # killed before it came to that
             return target
         _set_aside(target)
-    files = {
+    files: dict[str, Pieces] = {
         **{part_file(name): encode_tensors(tensors) for name, tensors in parts.items()},
         part_file(OPTIMIZER): encode_tree(dict(optimizer_state)),
-        STATE: dump_json(dict(state)),
-        IDENTITY: dump_json(dict(identity)),
+        STATE: [dump_json(dict(state))],
+        IDENTITY: [dump_json(dict(identity))],
     }
-    files[MANIFEST] = manifest_bytes(files, int(state["step"]), is_best)
+    files[MANIFEST] = [manifest_bytes(files, int(state["step"]), is_best)]
     publish_folder(lambda partial: write_files(partial, files), target)
     forget_cached_pages(target)
     if found := damage(target):

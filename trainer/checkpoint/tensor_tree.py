@@ -8,19 +8,36 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
+Pieces = list[bytes | memoryview]  # of a file, one behind the other; the memory of tensors on the CPU is not copied
+_DTYPES = {  # in the order in which safetensors lays them out
+    torch.uint64: "U64",
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.uint32: "U32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint16: "U16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_RANKS = {dtype: rank for rank, dtype in enumerate(_DTYPES)}
 _TENSOR, _TUPLE, _PAIRS = "$tensor", "$tuple", "$pairs"
 
 
-def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+def encode_tensors(tensors: Mapping[str, Tensor]) -> Pieces:
     """A state dict as safetensors; tied and strided tensors are written out plainly."""
-    return save({name: _plain(tensor) for name, tensor in tensors.items()})
+    return _as_safetensors(tensors, {})
 
 
 def decode_tensors(data: bytes) -> dict[str, Tensor]:
@@ -28,7 +45,7 @@ def decode_tensors(data: bytes) -> dict[str, Tensor]:
     return load(data)
 
 
-def encode_tree(tree: Any) -> bytes:
+def encode_tree(tree: Any) -> Pieces:
     """Any nesting of dicts, lists, tuples, scalars and tensors as one safetensors file.
 
     Raises:
@@ -36,7 +53,7 @@ def encode_tree(tree: Any) -> bytes:
     """
     tensors: dict[str, Tensor] = {}
     described = json.dumps(_describe(tree, "", tensors))
-    return save({name: _plain(tensor) for name, tensor in tensors.items()}, metadata={"tree": described})
+    return _as_safetensors(tensors, {"__metadata__": {"tree": described}})
 
 
 def decode_tree(data: bytes) -> Any:
@@ -54,6 +71,17 @@ def dump_json(tree: Any) -> bytes:
 def parse_json(data: bytes) -> Any:
     """What `dump_json` was given."""
     return _rebuild(json.loads(data), {})
+
+
+def map_tensors(tree: Any, change: Callable[[Tensor], Any]) -> Any:
+    """The same nesting, its containers made anew, with `change(tensor)` in the place of every tensor."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, Mapping):
+        return {key: map_tensors(item, change) for key, item in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(map_tensors(item, change) for item in tree)
+    return tree
 
 
 def _describe(value: Any, place: str, tensors: dict[str, Tensor] | None) -> Any:
@@ -88,9 +116,23 @@ def _rebuild(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return {key: _rebuild(item, tensors) for key, item in value.items()}
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    # A clone, because safetensors refuses tensors that share memory (tied weights).
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+def _as_safetensors(tensors: Mapping[str, Tensor], header: dict[str, Any]) -> Pieces:
+    # What `safetensors.torch.save` gives, to the byte. That one makes three copies of it while it holds the
+    # interpreter's lock: the training loop would stand still for all of them.
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    order = sorted(plain, key=lambda name: (_RANKS[plain[name].dtype], name))
+    begin = 0
+    for name in order:
+        tensor, end = plain[name], begin + plain[name].nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [struct.pack("<Q", len(text)) + text, *(_bytes_of(plain[name]) for name in order)]
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _restride(tensor: Tensor, strides: list[int]) -> Tensor:

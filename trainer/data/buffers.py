@@ -7,15 +7,13 @@ Memory is anonymous and shared with forked workers, so a small /dev/shm (contain
 
 from __future__ import annotations
 
-import mmap
 import weakref
 from collections import deque
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from core.errors import ConfigError
+from core.host_memory import shared_memory
 
 _MAX_LENT = 3  # buffers that consumers may hold at a time: the batch in use, and two on their way to the device
 
@@ -35,7 +33,9 @@ class ImageBuffers:
     def __init__(self, max_in_flight: int, rows: int, size: int, pin_memory: bool) -> None:
         shape = (rows, size, size, 3)
         number, num_bytes = max_in_flight + _MAX_LENT, rows * size * size * 3
-        self.arrays = [_shared_memory(num_bytes, pin_memory).reshape(shape) for _ in range(number)]
+        remedy = ", or lower data.prefetch."
+        # Locked once: workers decode into memory that the GPU copies from, without a copy by the trainer's process.
+        self.arrays = [shared_memory(num_bytes, pin_memory, remedy).reshape(shape) for _ in range(number)]
         self._free = deque(range(number))
         self._in_flight: set[int] = set()
 
@@ -62,29 +62,3 @@ class ImageBuffers:
         """Free the buffers in flight; nobody may be writing them any more."""
         self._free.extend(sorted(self._in_flight))
         self._in_flight.clear()
-
-
-def _shared_memory(num_bytes: int, pin_memory: bool) -> np.ndarray:
-    """`(num_bytes,)` uint8, which every view of it keeps alive."""
-    memory = mmap.mmap(-1, num_bytes)
-    array = np.frombuffer(memory, np.uint8)
-    if pin_memory:
-        _page_lock(array, memory)
-    return array
-
-
-def _page_lock(array: np.ndarray, memory: mmap.mmap) -> None:
-    # Locked once, so that workers decode into memory that the GPU copies from: no copy by the trainer's process.
-    cudart, address = torch.cuda.cudart(), array.ctypes.data
-    if int(cudart.cudaHostRegister(address, array.nbytes, 0)) != 0:
-        raise ConfigError(
-            f"{array.nbytes / 2**20:.0f} MiB of memory cannot be page-locked. "
-            "Raise `ulimit -l`, or lower data.prefetch."
-        )
-
-    def unlock(memory: mmap.mmap) -> None:
-        cudart.cudaHostUnregister(address)
-
-    # With the array, not with its memory: a map that dies is unmapped before anybody hears of its death. The memory
-    # is handed to the call, which keeps it mapped until the call is over.
-    weakref.finalize(array, unlock, memory).atexit = False

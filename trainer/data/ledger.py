@@ -100,8 +100,8 @@ class CoverageLedger:
 
     def state(self) -> LedgerState:
         """What to save with a checkpoint; collective."""
-        damaged = self._all_damaged()
-        return {"substituted": int(self._sum([self._substituted])[0]), "damaged": damaged}
+        # Not summed on the device: with one process nothing here may wait for it.
+        return {"substituted": sum(gather_objects(self._substituted)), "damaged": self._all_damaged()}
 
     def finish(self) -> LedgerReport:
         """The epoch's account; collective, the same on all ranks.

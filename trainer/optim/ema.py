@@ -27,9 +27,9 @@ class AveragedModel(Generic[M]):
         self._num_updates = torch.zeros((), dtype=torch.int64, device=device)  # on the device: no step waits for it
 
     @property
-    def num_updates(self) -> int:
-        """Updates so far; waits for the device."""
-        return int(self._num_updates)
+    def num_updates(self) -> Tensor:
+        """Updates so far, a scalar on the device; it moves on with every update."""
+        return self._num_updates
 
     @torch.no_grad()
     def update(self, model: M, is_finite: Tensor) -> None:

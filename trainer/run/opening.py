@@ -6,7 +6,7 @@ What fails here fails before step 1, with one sentence; nothing is created befor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,11 @@ from torch import nn
 
 from core.config import to_mapping
 from core.distributed import is_main, on_main, rank, world_size
-from core.errors import CheckpointError, ConfigError, PeerLostError
+from core.errors import CheckpointError, ConfigError, PeerLostError, StorageError
 from core.host_memory import keep_freed_memory
 from core.seeding import derive_seed
 from core.shard_set import ShardSet
+from trainer.checkpoint.background import Saver
 from trainer.checkpoint.folder import Checkpoint, load_checkpoint, load_latest, resolve_checkpoint, set_aside_after
 from trainer.config import BEST_BY, TrainConfig
 from trainer.data.feature_column import expect_features_of
@@ -109,7 +110,8 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     order = order_identity(data.train, data.loader, config.data.sampler, config.seed)
     environment = describe_environment(world_size())
     checkpoint = _find_checkpoint(config, identity, order, data.train)
-    folder = _open_folder(config, environment, checkpoint, resources, watch)
+    saver = Saver()
+    folder = _open_folder(config, environment, checkpoint, resources, watch, saver)
     if checkpoint is not None:
         on_main(lambda: set_aside_after(folder.checkpoints, checkpoint.step) and None)
 
@@ -137,6 +139,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         validate=validate,
         telemetry=Telemetry(device, flops_per_image=flops, peak_flops=peak, stability=StabilityConfig()),
         trackers=RunTrackers(),
+        saver=saver,
         identity={**identity, "config": to_mapping(config)},
         order_identity=order,
         environment=environment,
@@ -287,8 +290,9 @@ def _open_folder(
     checkpoint: Checkpoint | None,
     resources: ExitStack,
     watch: PeerWatch,
+    saver: Saver,
 ) -> RunFolder:
-    """The run folder, held by rank 0, in which every way of failing is noted from now on."""
+    """The run folder, held by rank 0 until nothing is saved into it; every failure is noted in it from now on."""
     step = checkpoint.step if checkpoint else None
 
     def enter() -> RunFolder:
@@ -298,10 +302,19 @@ def _open_folder(
         return resources.enter_context(opened)
 
     folder = on_main(enter)
+    resources.callback(_end_saving, saver, folder.path)
     resources.push(partial(note_failure, folder.path))
     watch.note = lambda sentence: note_failure(folder.path, PeerLostError, PeerLostError(sentence), None)
     resources.push(watch.explain)  # before the failure is noted
     return folder
+
+
+def _end_saving(saver: Saver, run_dir: Path) -> None:
+    """Let the checkpoint under way come to its end where a run ends with another error than that one's."""
+    if (error := saver.close()) is not None:
+        console.print(f"the checkpoint under way failed too: {error}")
+        with suppress(StorageError):  # a full disk takes no note either
+            record_event(run_dir, "checkpoint failed", error=f"{type(error).__name__}: {error}")
 
 
 def _find_checkpoint(

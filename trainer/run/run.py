@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from core.distributed import broadcast_tensors, gather_objects, is_main, on_main, world_size
 from core.errors import DataError, DivergedError
 from core.shard_set import ShardSet
+from trainer.checkpoint.background import Saver
 from trainer.config import TrainConfig
 from trainer.data.batch import Batch
 from trainer.data.inputs import drawn_for, given_values, model_inputs
@@ -32,7 +33,7 @@ from trainer.run.environment import hardware
 from trainer.run.folder import PROFILE, RunFolder, State, flush_events, record_event, set_state
 from trainer.run.registry import RegistryLine, register_run
 from trainer.run.rng import rng_state
-from trainer.run.state import Holders, RunState, save
+from trainer.run.state import Holders, RunState, contents, save, scaler_state
 from trainer.step.buffers import KeptBuffers
 from trainer.step.forward_backward import Chunk, StepResult
 from trainer.step.nonfinite import step_if_finite
@@ -84,6 +85,7 @@ class Run:
     validate: Callable[[TrainedModel, int], Validation] | None
     telemetry: Telemetry
     trackers: RunTrackers
+    saver: Saver
     identity: Mapping[str, Any]
     order_identity: Mapping[str, Any]  # what the order of the samples is computed from
     environment: Mapping[str, Any]
@@ -202,13 +204,28 @@ class Run:
         return has_improved
 
     def save(self, step: int, is_best: bool) -> None:
-        """Publish a checkpoint from which the run goes on to the bit; collective."""
-        with self.telemetry.paused():
+        """Begin a checkpoint from which the run goes on to the bit, of the state as it is now; collective.
+
+        Raises:
+            ShardclipError: the save before it failed.
+        """
+        with self.telemetry.saving():
             ledger, random_states = self.ledger.state(), gather_objects(rng_state())
-            on_main(lambda: self._publish(step, is_best, ledger, random_states))
+            self.await_save()
+            if is_main():
+                self._begin_save(self._state(step, ledger, random_states), is_best)
+
+    def await_save(self) -> None:
+        """Until the checkpoint that was begun last is published; collective, so that all ranks know if it failed.
+
+        Raises:
+            ShardclipError: why it could not be.
+        """
+        on_main(self.saver.wait)
 
     def leave(self, step: int, reason: str) -> None:
-        """End this process's part on request; the same command goes on from here."""
+        """End this process's part on request, once all is saved; the same command goes on from here."""
+        self.await_save()
         if is_main():
             record_event(self.folder.path, "stopped on request", step, signal=reason)
             command = "the same command again" if self.config.resume == "auto" else "again with resume=auto"
@@ -217,10 +234,11 @@ class Run:
             self._close(step, "stopped")
 
     def finish(self) -> None:
-        """Write down what the run came to.
+        """Write down what the run came to, once all is saved.
 
         Raises:
             DataError: the batches ended before the last step.
+            ShardclipError: the last checkpoint could not be saved.
         """
         done = max(self.start_step, self._done)
         if done < self.total_steps:
@@ -228,6 +246,7 @@ class Run:
                 f"{self.folder.path}: the batches ended after step {done} of {self.total_steps}, so the run is "
                 "not trained to its end. Start the same command again."
             )
+        self.await_save()
         if is_main() and self.start_step >= self.total_steps:
             console.print(f"{self.folder.path}: all {self.total_steps:,} steps are done already.")
             set_state(self.folder, "finished")
@@ -245,32 +264,33 @@ class Run:
                     return
                 yield drawn_for(batch, self.objective.views, self.augment)
 
-    def _publish(self, step: int, is_best: bool, ledger: Any, random_states: list[Any]) -> None:
+    def _state(self, step: int, ledger: Any, random_states: list[Any]) -> RunState:
         scaler, averaged = self.accelerator.scaler, self.holders.averaged
-        state = RunState(
+        return RunState(
             step=step,
             samples_seen=step * self.config.global_batch_size,
             world_size=world_size(),
-            order=dict(self.order_identity),
+            order=self.order_identity,
             ledger=ledger,
             rng=random_states,
             run_id=self.folder.run_id,
             best_score=self.best_score,
             seconds=self.seconds,
-            scaler=scaler.state_dict() if scaler is not None else None,
+            scaler=scaler_state(scaler) if scaler is not None else None,
             num_averaged=averaged.num_updates if averaged is not None else 0,
             summary=self.summary,
         )
-        self.trackers.flush()
-        flush_events(self.folder.path)
-        save(
-            self.holders,
-            state,
-            self.folder.checkpoints,
-            identity=self.identity,
-            keep_last=self.config.keep_last,
-            is_best=is_best,
-        )
+
+    def _begin_save(self, state: RunState, is_best: bool) -> None:
+        def publish(copied: Mapping[str, Any]) -> None:
+            # What was logged up to the step must last before the checkpoint does. By another thread than the one that
+            # logs on: lines that come meanwhile are cut when a run goes on from here.
+            self.trackers.flush()
+            flush_events(self.folder.path)
+            folder, keep_last = self.folder.checkpoints, self.config.keep_last
+            save(copied, folder, identity=self.identity, keep_last=keep_last, is_best=is_best)
+
+        self.saver.start(contents(self.holders, state), publish)
 
     def _close(self, step: int, state: State) -> None:
         self.summary |= {"seconds": round(self.seconds, 1), "steps": step, "hardware": hardware(dict(self.environment))}

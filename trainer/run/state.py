@@ -7,14 +7,16 @@ them) and this value as JSON. Nothing in it depends on the number of processes b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from core.errors import CheckpointError
 from trainer.checkpoint.folder import EMA, ENCODER, OBJECTIVE, Checkpoint, save_checkpoint
+from trainer.checkpoint.tensor_tree import map_tensors
 from trainer.models.trained import TrainedModel
 from trainer.optim.ema import AveragedModel
 
@@ -23,7 +25,7 @@ _REMEDY = "Start in another run_dir; start_from= takes over its weights."
 
 @dataclass(frozen=True)
 class RunState:
-    """Everything of a run but its tensors.
+    """Everything of a run but its tensors; what is counted on the device is a scalar there until it is saved.
 
     Attributes:
         order: what the order of the samples is computed from.
@@ -44,7 +46,7 @@ class RunState:
     best_score: float | None = None
     seconds: float = 0.0
     scaler: Mapping[str, Any] | None = None
-    num_averaged: int = 0
+    num_averaged: int | Tensor = 0
     summary: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -58,10 +60,8 @@ class Holders:
     optimizer: Any
 
 
-def save(
-    holders: Holders, state: RunState, folder: Path, *, identity: Mapping[str, Any], keep_last: int, is_best: bool
-) -> None:
-    """Publish a checkpoint; one process calls it."""
+def contents(holders: Holders, state: RunState) -> dict[str, Any]:
+    """What a checkpoint is made of: the very tensors that the run goes on with, to be copied before its next step."""
     learned = {name: tensor.detach() for name, tensor in holders.model.learned.items()}
     assert not learned.keys() & holders.objective_state.keys(), "a learned scalar and a state of one name"
     parts: dict[str, Mapping[str, Tensor]] = {
@@ -70,15 +70,34 @@ def save(
     }
     if holders.averaged is not None:
         parts[EMA] = holders.averaged.module.state_dict()
+    values = {f.name: getattr(state, f.name) for f in fields(RunState)}
+    return {"parts": parts, "optimizer_state": holders.optimizer.state_dict(), "state": values}
+
+
+def save(
+    copied: Mapping[str, Any], folder: Path, *, identity: Mapping[str, Any], keep_last: int, is_best: bool
+) -> None:
+    """Publish a checkpoint of what `contents` gave, with its tensors on the host; one process calls it."""
     save_checkpoint(
         folder,
-        parts=parts,
-        optimizer_state=holders.optimizer.state_dict(),
-        state=asdict(state),
+        parts=copied["parts"],
+        optimizer_state=copied["optimizer_state"],
+        state=map_tensors(copied["state"], Tensor.item),
         identity=identity,
         keep_last=keep_last,
         is_best=is_best,
     )
+
+
+def scaler_state(scaler: torch.amp.GradScaler) -> dict[str, Any]:
+    """Its `state_dict()`, with what lies on the device left there: to read it would wait for the device."""
+    kept = {"scale": scaler._get_scale_async(), "_growth_tracker": scaler._growth_tracker}
+    steady = {
+        "growth_factor": scaler.get_growth_factor(),
+        "backoff_factor": scaler.get_backoff_factor(),
+        "growth_interval": scaler.get_growth_interval(),
+    }
+    return {**steady, **kept}
 
 
 def state_of(checkpoint: Checkpoint) -> RunState:
@@ -122,7 +141,7 @@ def restore(holders: Holders, checkpoint: Checkpoint, state: RunState) -> None:
     for name, tensor in holders.objective_state.items():
         holders.objective_state[name] = objective[name].to(tensor.device)
     if holders.averaged is not None and EMA in checkpoint.parts:  # else the average begins with the next step
-        holders.averaged.load(checkpoint.parts[EMA], state.num_averaged)
+        holders.averaged.load(checkpoint.parts[EMA], int(state.num_averaged))
     _load_optimizer(holders.optimizer, checkpoint)
 
 

@@ -35,6 +35,7 @@ ALIGNMENT = train("alignment")
 
 IMAGES_PER_S, IMAGES_PER_S_PER_DEVICE = perf("images_per_s"), perf("images_per_s_per_device")
 STEP_S, WAIT_SHARE, VERDICT = perf("step_s"), perf("wait_share"), perf("verdict")
+CHECKPOINT_WAIT_S = perf("checkpoint_wait_s")  # that the loop stood still to save, in the window
 # Of several processes: the slowest and the fastest by its own clock, and which of them waits most.
 SLOWEST_IMAGES_PER_S, FASTEST_IMAGES_PER_S = perf("slowest_images_per_s"), perf("fastest_images_per_s")
 LEAST_WAIT_SHARE, MOST_WAIT_SHARE = perf("least_wait_share"), perf("most_wait_share")

@@ -51,6 +51,26 @@ class _Sums:
     losses: list[Tensor] = field(default_factory=list)
     grad_norms: list[Tensor] = field(default_factory=list)
     device_waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+    saves: list[_Save] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Save:
+    """The loop's part of a save."""
+
+    host_s: float
+    on_device: tuple[torch.cuda.Event, torch.cuda.Event] | None  # before it, and after its copies
+    is_counted: bool  # in the window's time on the host
+
+    @property
+    def lost_s(self) -> float:
+        """That the loop stood still: the device, where it works on by itself; asked when it is done."""
+        return self.on_device[0].elapsed_time(self.on_device[1]) / 1000.0 if self.on_device else self.host_s
+
+    @property
+    def paused_s(self) -> float:
+        """Of that, what lies in the window's time; between two windows only what the device still copies."""
+        return self.lost_s if self.is_counted else max(0.0, self.lost_s - self.host_s)
 
 
 class Telemetry:
@@ -112,13 +132,23 @@ class Telemetry:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave validation and saving out of the window's time."""
+        """Leave validation out of the window's time."""
         self._synchronize()
         before = time.perf_counter()
         yield
         self._synchronize()
         if self._began is not None:  # between two windows there is nothing to leave out of
             self._sums.paused += time.perf_counter() - before
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Leave the loop's part of a save out of the window's time, and count it; waits for no device."""
+        before, from_here = time.perf_counter(), self._mark()
+        yield
+        to_here = self._mark()
+        on_device = (from_here, to_here) if from_here is not None and to_here is not None else None
+        host_s, is_counted = time.perf_counter() - before, self._began is not None
+        self._sums.saves.append(_Save(host_s, on_device, is_counted))
 
     def close(
         self,
@@ -183,14 +213,17 @@ class Telemetry:
     def _elapsed(self) -> float:
         """Seconds of the open window."""
         now = time.perf_counter()
-        return now - (self._began or now) - self._sums.paused
+        sums = self._sums
+        return now - (self._began or now) - sums.paused - sum(save.paused_s for save in sums.saves)
 
     def _speed(self, sums: _Sums, elapsed: float, own_elapsed: float, num_steps: int) -> dict[str, Metric]:
         waits = wait_parts(sums.host_wait, _device_wait(sums), sums.read, sums.decode, sums.collate, sums.draw)
         local = torch.tensor([sums.samples, *waits.values()], dtype=self._dtype, device=self._device)
         samples, *total_waits = all_reduce_sum(local).tolist()
-        peaks = torch.tensor([elapsed, peak_memory_gib(self._device)], dtype=self._dtype, device=self._device)
-        slowest, memory = all_reduce_max(peaks).tolist()
+        saving = sum(save.lost_s for save in sums.saves)
+        own_peaks = [elapsed, peak_memory_gib(self._device), saving]
+        peaks = torch.tensor(own_peaks, dtype=self._dtype, device=self._device)
+        slowest, memory, longest_saving = all_reduce_max(peaks).tolist()
         slowest = max(slowest, 1e-9)
         shares = {name: wait / (slowest * world_size()) for name, wait in zip(waits, total_waits)}
         per_device = samples / slowest / world_size()
@@ -201,6 +234,7 @@ class Telemetry:
             names.WAIT_SHARE: sum(shares.values()),
             **{names.wait_share_of(cause): share for cause, share in shares.items()},
             names.VERDICT: verdict(shares),
+            names.CHECKPOINT_WAIT_S: longest_saving,
             names.PEAK_MEMORY_GIB: memory,
         }
         speed |= self._by_rank(sums.samples, own_elapsed, sum(waits.values()))

@@ -29,7 +29,10 @@ class Tracker(Protocol):
         """Show a picture file that stays in the run folder under a name of its own (with the step in it)."""
 
     def flush(self) -> None:
-        """Make all that was logged survive the machine; call it before a checkpoint is published."""
+        """Make all that was logged survive the machine; call it before a checkpoint is published.
+
+        The thread that saves calls it, while another one logs.
+        """
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Close; `summary` holds the run's final figures."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +27,7 @@ from trainer.checkpoint.folder import (
     save_checkpoint,
     set_aside_after,
 )
-from trainer.checkpoint.tensor_tree import decode_tree, dump_json, encode_tree, parse_json
+from trainer.checkpoint.tensor_tree import Pieces, decode_tree, dump_json, encode_tensors, encode_tree, parse_json
 from trainer.run.rng import rng_state, set_rng_state
 
 IDENTITY = {"model": {"tower": "resnet50", "embed_dim": 384}, "image": {"size": 224, "mean": [0.5, 0.4, 0.3]}}
@@ -84,13 +85,32 @@ OPTIMIZERS = {
 }
 
 
+ALL_DTYPES = (
+    torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.uint64,
+    torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tensors_are_written_as_the_safetensors_library_writes_them(seed: int) -> None:
+    torch.manual_seed(seed)
+    tied = torch.randn(5, 4).T
+    tensors = {"tied": tied, "also tied": tied, "scalar": torch.tensor(2.5), "none": torch.empty(0, 3), "ü": tied[::2]}
+    for dtype in ALL_DTYPES:
+        tensors[f"{dtype}.{seed}"] = torch.randn(seed + 1, 3).mul(50).to(dtype)
+    plain = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    assert b"".join(encode_tensors(tensors)) == safetensors.torch.save(plain)
+    described = safetensors.torch.save({"a": torch.ones(2)}, {"tree": '{"a": {"$tensor": "a", "strides": [1]}}'})
+    assert b"".join(encode_tree({"a": torch.ones(2)})) == described
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_comes_back_bit_for_bit_and_goes_on_as_if_unbroken(name: str, tmp_path: Path) -> None:
     model = make_model()
     optimizer = OPTIMIZERS[name](model.parameters())
     train(model, optimizer, 3)
     path = save(tmp_path, 3, parts={"encoder": model.state_dict()}, optimizer_state=optimizer.state_dict())
-    expected_state = decode_tree(encode_tree(optimizer.state_dict()))
+    expected_state = decode_tree(b"".join(encode_tree(optimizer.state_dict())))
     assert same(expected_state, optimizer.state_dict())
     expected = train(model, optimizer, 3, seed=1)
 
@@ -262,8 +282,8 @@ def test_a_run_continued_from_an_older_step_does_not_meet_the_later_ones(tmp_pat
 def test_a_failed_save_leaves_the_older_ones_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 1)
 
-    def full_disk(folder: Path, files: dict[str, bytes]) -> None:
-        (folder / "encoder.safetensors").write_bytes(files["encoder.safetensors"][:10])
+    def full_disk(folder: Path, files: dict[str, Pieces]) -> None:
+        (folder / "encoder.safetensors").write_bytes(files["encoder.safetensors"][0][:10])
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "write_files", full_disk)
@@ -278,7 +298,7 @@ def test_a_disk_that_returns_other_bytes_is_caught_before_the_older_one_goes(
     save(tmp_path, 1)
     write = module.write_files
 
-    def bad_disk(folder: Path, files: dict[str, bytes]) -> None:
+    def bad_disk(folder: Path, files: dict[str, Pieces]) -> None:
         write(folder, files)
         flip(folder / "optimizer.safetensors")
 
