@@ -33,7 +33,10 @@ def test_a_lock_names_its_owner_and_leaves_no_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("child", ["", "os.fork() or time.sleep(5);"])  # a loader's worker, which outlives its owner
+CHILD = "r, w = os.pipe(); os.fork() or (os.write(w, b'x'), time.sleep(5)); os.read(r, 1);"
+
+
+@pytest.mark.parametrize("child", ["", CHILD])  # a loader's worker, which outlives its owner
 def test_the_lock_of_a_killed_owner_is_free(tmp_path: Path, child: str) -> None:
     code = "import os,sys,time; from core.locks import lock; from pathlib import Path\n"
     code += f"with lock(Path(sys.argv[1]), 'x'):\n {child} print('held', flush=True); time.sleep(60)"
