@@ -92,7 +92,9 @@ def caught_signals() -> Iterator[list[int]]:
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
 
-    previous = {number: signal.signal(number, note) for number in (*STOP_SIGNALS, *END_SIGNALS)}
+    # What nohup or a shell has let this process ignore stays ignored.
+    heard = [number for number in END_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, note) for number in (*STOP_SIGNALS, *heard)}
     try:
         yield received
     finally:

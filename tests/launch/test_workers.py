@@ -83,6 +83,17 @@ def test_a_process_that_was_killed_is_named(tmp_path: Path, capfd: pytest.Captur
     assert "shardclip: process 1 of 2 was ended by SIGSEGV." in capfd.readouterr().err
 
 
+def test_what_nohup_ignores_stays_ignored() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with caught_signals() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert received == [signal.SIGUSR1]
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
 def run(folder: Path, *words: str, save_s: float = 30.0, number: int = 0) -> int:
     """The exit code of processes that do as their words say; once they run, this one is sent a signal."""
 
