@@ -99,8 +99,8 @@ def test_an_owner_that_was_killed_on_this_machine_is_followed(tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("change", "is_followed"),
     [
-        ({"host": "another"}, False),
-        ({"namespace": "pid:[1]"}, False),  # of a container whose processes are not seen from here
+        ({"host": "another", "began": "1"}, False),
+        ({"namespace": "pid:[1]", "began": "1"}, False),  # of a container whose processes are not seen from here
         ({"boot": "before"}, True),
         ({"began": "1"}, True),  # its number is another process's now
         ({}, False),

@@ -104,6 +104,15 @@ def test_machines_that_were_told_different_things_all_end(
         assert isinstance(error, ConfigError) and re.search(sentence, str(error)), error
 
 
+def test_a_rank_that_is_given_twice_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MEET_S", 2.0)
+    monkeypatch.setattr(module, "PART_S", 2.0)
+    port = free_port()
+    said = sorted(map(str, come((3, 0, port, 4), (3, 1, port, 4), (3, 1, port, 4))))
+    assert said[0] == "--machine-rank 1 is given on two machines. Give each its own."
+    assert all("machine 2 of 3 has not come" in sentence for sentence in said[1:])
+
+
 def test_a_machine_that_is_alone_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MEET_S", 1.0)
     monkeypatch.setattr(module, "PART_S", 1.0)
