@@ -96,19 +96,27 @@ def train(
     overrides: Overrides = None,
     processes: Annotated[int | None, typer.Option(help="On this machine; default one per GPU.")] = None,
     accelerate_config: Annotated[Path | None, typer.Option(help="As launch/accelerate/gpu_8.yaml.")] = None,
+    num_machines: Annotated[int | None, typer.Option(help="Each starts this command.")] = None,
+    machine_rank: Annotated[int | None, typer.Option(help="Of this machine, from 0.")] = None,
+    main_address: Annotated[str | None, typer.Option(help="HOST or HOST:PORT of machine 0.")] = None,
 ) -> None:
-    """Train an image encoder: `accelerate launch -m launch.train RECIPE`, with its exit code.
+    """Train an image encoder, with a process per GPU; exit codes 0, 2, 3 (a process was lost), 75 (saved, go on).
 
     Example: shardclip train configs/train/coco2014_resnet50.yaml optim.lr=3e-4
     """
     from launch.launcher import launch_training
     from trainer.config import TrainConfig
-    from trainer.guard.signals import REQUEUE_EXIT_CODE
-    from trainer.run.folder import was_stopped
 
-    config = load_config(TrainConfig, recipe, overrides or [])  # a wrong key ends here, before any process starts
-    code = launch_training([str(recipe), *(overrides or [])], processes, accelerate_config)
-    raise typer.Exit(REQUEUE_EXIT_CODE if code > 128 and was_stopped(config.run_dir) else code)
+    load_config(TrainConfig, recipe, overrides or [])  # a wrong key ends here, before any process starts
+    code = launch_training(
+        [str(recipe), *(overrides or [])],
+        processes,
+        accelerate_config,
+        num_machines=num_machines,
+        machine_rank=machine_rank,
+        main_address=main_address,
+    )
+    raise typer.Exit(code)
 
 
 @app.command()

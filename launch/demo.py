@@ -51,7 +51,7 @@ def run_demo(out: Path, console: Console) -> None:
 
 
 def _train(arguments: list[str]) -> None:
-    code = launch_training(arguments, NUM_PROCESSES, None)
+    code = launch_training(arguments, NUM_PROCESSES)
     if code:
         raise ConfigError(f"demo: training ended with exit code {code}; its own words stand above.")
 

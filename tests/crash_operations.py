@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,14 +36,7 @@ from trainer.checkpoint.folder import (
     save_checkpoint,
     set_aside_after,
 )
-from trainer.run.folder import (
-    flush_events,
-    open_run_folder,
-    read_events,
-    record_event,
-    set_state,
-    was_stopped,
-)
+from trainer.run.folder import flush_events, open_run_folder, read_events, record_event, set_state
 from trainer.run.registry import RegistryLine, read_registry, register_run
 from trainer.trackers.metrics_csv import MetricsCsv, read_metrics
 
@@ -202,7 +196,8 @@ def run(root: Path) -> None:
 
 def run_state(root: Path) -> tuple[bool, list[str]]:
     folder = root / "runs" / "a"
-    return was_stopped(folder), [event["event"] for event in read_events(folder)]
+    state = json.loads((folder / "run.json").read_text())["state"] if (folder / "run.json").exists() else ""
+    return state == "stopped", [event["event"] for event in read_events(folder)]
 
 
 def start(root: Path) -> None:

@@ -21,8 +21,8 @@ DOORS = {  # library -> the only files that may import it
     "fsspec": {"core/storage.py"},
     "torch.distributed": {
         "core/distributed.py",
-        "launch/launcher.py",
-    },  # the latter: how torchrun names a failed process
+        "launch/machines.py",
+    },  # the latter: the store over which machines meet
     "transformers": {"core/text_encoders/pretrained.py"},
     "wandb": {"trainer/trackers/wandb_tracker.py"},
     "pycocotools": {"shard_builder/readers/coco.py"},

@@ -19,8 +19,9 @@ from typing import Any
 
 import gloo
 import pytest
+from endless_runs import command_recipe, run_recipe, wait_for_step
 from holds import Hold
-from training_runs import SMALL_TOWER, recipe, train_worker
+from training_runs import train_worker
 
 from core.config import dump_yaml, from_mapping
 from trainer.config import TrainConfig
@@ -31,7 +32,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PEER_TIMEOUT_S = 3.0
 MARGIN_S = 5.0  # for two processes on a core that others use too
 LAST_STEP = 100  # at which a process is lost
-FOR_EVER = 10**6  # steps: no run may end before a process of it is lost
 SENTENCES = {
     "killed": "ended without a word: it was killed",
     "stopped": f"gave no sign of life for {PEER_TIMEOUT_S:g} s: it is stopped",
@@ -136,26 +136,10 @@ def raise_at_step(lost_rank: int, at: int, folder: Path) -> None:
     Run.count = count  # type: ignore[method-assign]
 
 
-def run_recipe(folder: Path, peer_timeout_s: float, steps: int = FOR_EVER) -> dict[str, Any]:
-    """A run of quick steps without validation, whose loader has a worker: it inherits what must not keep lines open."""
-    epochs = {"epochs": FOR_EVER, "max_steps": steps, "eval_every": FOR_EVER, "checkpoint_every": 50}
-    reading = {"num_workers": 1, "val": []}
-    return recipe(folder, data=reading, peer_timeout_s=peer_timeout_s, model=SMALL_TOWER, **epochs)
-
-
-def wait_for_step(folder: Path, step: int) -> None:
-    """Until `step` steps are in metrics.csv, after its header."""
-    metrics, deadline = folder / "run/metrics.csv", time.monotonic() + 120
-    while not metrics.exists() or metrics.read_text().count("\n") < step + 1:
-        assert time.monotonic() < deadline, "the run does not get there"
-        time.sleep(0.01)
-
-
 def start_commands(folder: Path) -> list[subprocess.Popen[str]]:
     """Two processes of one run, as a launcher starts them."""
-    values = run_recipe(folder, PEER_TIMEOUT_S) | {"model": {"tower": "resnet18", "freeze": "tower", "hidden_dim": 16}}
     path = folder / "recipe.yaml"
-    path.write_text(dump_yaml(from_mapping(TrainConfig, values, "test")))
+    path.write_text(dump_yaml(from_mapping(TrainConfig, command_recipe(folder, PEER_TIMEOUT_S), "test")))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -15,6 +15,7 @@ from trainer.config import TrainConfig
 
 # Of 1 x 1 convolutions in channels_last: the same memory, described in two ways.
 _SPURIOUS = "Grad strides do not match bucket view strides"
+_ABORT_MARGIN_S = 30.0  # of NCCL's watchdog after the watch over lost processes
 
 
 def open_accelerator(config: TrainConfig) -> Accelerator:
@@ -27,6 +28,7 @@ def open_accelerator(config: TrainConfig) -> Accelerator:
     precision = choose_precision(config.precision, torch.device("cuda" if has_gpu else "cpu"))
     _choose_kernels(config.deterministic)
     warnings.filterwarnings("ignore", message=_SPURIOUS)
+    let_the_watch_speak_first(config.peer_timeout_s)
     return Accelerator(
         mixed_precision=precision,
         cpu=not has_gpu,
@@ -35,6 +37,17 @@ def open_accelerator(config: TrainConfig) -> Accelerator:
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
     )
+
+
+def let_the_watch_speak_first(peer_timeout_s: float) -> None:
+    """Give `trainer.guard.peer_watch` time to name a lost process before NCCL's watchdog aborts this one (SIGABRT).
+
+    NCCL may notice first. Its watchdog then leaves time for dumps, four times this figure (15 s), and aborts; the
+    environment decides where it says something else. Read when the process group is made.
+    """
+    if peer_timeout_s:
+        wait_s = max(15.0, (peer_timeout_s + _ABORT_MARGIN_S) / 4)
+        os.environ.setdefault("TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC", str(round(1000 * wait_s)))
 
 
 def _choose_kernels(deterministic: bool) -> None:

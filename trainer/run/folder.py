@@ -127,12 +127,6 @@ def set_state(run: RunFolder, state: State) -> None:
     flush_events(run.path)
 
 
-def was_stopped(run_dir: Path) -> bool:
-    """Whether the run's last process saved and left on request."""
-    path = run_dir / RUN
-    return path.exists() and json.loads(path.read_text())["state"] == "stopped"
-
-
 def record_event(run_dir: Path, kind: str, step: int | None = None, **details: Any) -> None:
     """Add what happened to `events.jsonl`; the report shows it."""
     at = {} if step is None else {"step": step}
