@@ -26,8 +26,9 @@ def open_accelerator(config: TrainConfig) -> Accelerator:
     """
     has_gpu = torch.cuda.is_available()
     precision = choose_precision(config.precision, torch.device("cuda" if has_gpu else "cpu"))
-    _choose_kernels(config.deterministic)
-    warnings.filterwarnings("ignore", message=_SPURIOUS)
+    choose_kernels(config.deterministic)
+    if config.model.channels_last:
+        warnings.filterwarnings("ignore", message=_SPURIOUS)
     let_the_watch_speak_first(config.peer_timeout_s)
     return Accelerator(
         mixed_precision=precision,
@@ -50,7 +51,7 @@ def let_the_watch_speak_first(peer_timeout_s: float) -> None:
         os.environ.setdefault("TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC", str(round(1000 * wait_s)))
 
 
-def _choose_kernels(deterministic: bool) -> None:
+def choose_kernels(deterministic: bool) -> None:
     """Let cuDNN time its convolutions once and keep the fastest, or take only kernels that always round alike.
 
     The latter: an operation that has no such kernel ends the run with torch's sentence, which names it.

@@ -1,12 +1,13 @@
-"""What torch is told before a run begins: NCCL's watchdog lets the watch over lost processes speak first."""
+"""What torch is told before a run begins: when NCCL's watchdog speaks, and which kernels are taken."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+import torch
 
-from trainer.run.accelerator import let_the_watch_speak_first
+from trainer.run.accelerator import choose_kernels, let_the_watch_speak_first
 
 VARIABLE = "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC"
 
@@ -27,3 +28,15 @@ def test_who_sets_it_decides_and_without_a_watch_nothing_is_set(monkeypatch: pyt
     del os.environ[VARIABLE]
     let_the_watch_speak_first(0.0)
     assert VARIABLE not in os.environ
+
+
+def test_kernels_are_the_fastest_or_those_that_round_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    del os.environ["CUBLAS_WORKSPACE_CONFIG"]
+    try:
+        choose_kernels(deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        choose_kernels(deterministic=False)
+    assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark
