@@ -13,7 +13,7 @@ demo: setup  ## draw scenes, build shards, train two processes, evaluate, write 
 	@$(BIN)/shardclip demo
 
 test: setup  ## the whole suite but its long forms; under 20 minutes on 2 cores
-	@$(BIN)/python -m pytest -q -m "not slow and not faults" --cov --cov-report=term
+	@$(BIN)/python -m pytest -q -m "not slow and not faults" -n 2 --dist worksteal --cov --cov-report=term
 
 test-slow: setup  ## the exactness suite in full
 	@$(BIN)/python -m pytest -q -m slow

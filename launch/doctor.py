@@ -192,8 +192,7 @@ def check_memory(config: TrainConfig) -> Iterator[Finding]:
     free = psutil.virtual_memory().available
     needed = 2 * state_bytes(config)
     repair = "Use a machine with more memory, or a smaller model." if needed > free / 2 else ""
-    what = "a copy of the state, and as much again while it is saved"
-    what = f"{what}: about {needed / GIB:.2f} GiB of {free / GIB:.1f} GiB free memory"
+    what = f"the state's copies while it is saved: about {needed / GIB:.2f} GiB of {free / GIB:.1f} GiB free memory"
     yield Finding("warning" if repair else "ok", what, repair)
     if config.data.image_features:
         return  # no picture is read

@@ -32,6 +32,7 @@ build_shards(load_config(BuildConfig, Path(sys.argv[1])))
 INTERRUPTED = f"""
 import os, signal
 from shard_builder import build
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
 save = build.save_result
 def save_and_interrupt(*arguments):
     save(*arguments)
