@@ -41,7 +41,10 @@ def shared_memory(num_bytes: int, page_locked: bool, remedy: str) -> np.ndarray:
     Raises:
         ConfigError: the system does not let this process lock so much.
     """
-    memory = mmap.mmap(-1, num_bytes)
+    try:
+        memory = mmap.mmap(-1, num_bytes)
+    except OSError as error:
+        raise ConfigError(f"{num_bytes / 2**20:.0f} MiB of memory cannot be had ({error.strerror})") from error
     array = np.frombuffer(memory, np.uint8)
     if page_locked:
         _page_lock(array, memory, remedy)

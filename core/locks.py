@@ -24,6 +24,7 @@ from core.sync import make_folder
 
 OWNER_SUFFIX = ".owner"  # of the file that stands in for a lock
 TURN_POLL_S = 0.2  # between two looks at it, for whoever waits for a turn
+TURN_PATIENCE_S = 3600.0  # then its owner is named, since one in another container cannot be known to be dead
 _IS_HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 _HAS_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF, errno.EINVAL}
 _held: set[int] = set()  # descriptors of this process's locks
@@ -57,7 +58,7 @@ def turn(folder: Path) -> Iterator[None]:
     """Wait until no other process of this machine works in `folder`; a file `.turn` is there meanwhile.
 
     Raises:
-        StorageError: the folder cannot be written.
+        StorageError: the folder cannot be written; on a disk without locks, nobody gave the turn for an hour.
     """
     descriptor = _flock(folder / ".turn", fcntl.LOCK_EX)  # opened for writing: NFS locks no other descriptor
     if descriptor is None:
@@ -122,10 +123,11 @@ def _warn(folder: Path, error: OSError) -> None:
 @contextmanager
 def _owned(path: Path, purpose: str, waits: bool) -> Iterator[None]:
     """Hold a file that was created exclusively, in place of a lock."""
+    deadline = time.monotonic() + (TURN_PATIENCE_S if waits else 0)
     while not _create(path, purpose):
         if _take_over(path):
             continue
-        if not waits:
+        if time.monotonic() >= deadline:
             owner = _read_owner(path)
             raise StorageError(
                 f"{path.parent}: in use by {_spoken_owner(owner)}. Wait for it, or stop it. "
@@ -193,18 +195,20 @@ def _is_dead(text: str) -> bool:
     here = _whereabouts()
     if host != here["host"] or not here["boot"]:
         return False
-    if boot != here["boot"]:
-        return True
+    if boot != here["boot"]:  # a restart, unless another machine has the same name
+        return bool(here["machine"]) and owner.get("machine") == here["machine"]
     return bool(namespace == here["namespace"] and began != _began(pid))
 
 
 def _whereabouts() -> dict[str, str]:
     """What tells this machine, its last start and its view of processes from others; empty words where unknown."""
-    boot = namespace = ""
+    machine = boot = namespace = ""
+    with suppress(OSError):
+        machine = Path("/etc/machine-id").read_text().strip()
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = os.readlink("/proc/self/ns/pid")  # containers number their processes anew
-    return {"host": socket.gethostname(), "boot": boot, "namespace": namespace}
+    return {"host": socket.gethostname(), "machine": machine, "boot": boot, "namespace": namespace}
 
 
 def _began(pid: int) -> str:

@@ -15,7 +15,7 @@ from trainer.guard.signals import REQUEUE_EXIT_CODE, STOP_SIGNALS
 
 # What reaches this process alone is meant for all; after these there is nothing to save for.
 END_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-FAREWELL_S = 30.0  # for the others to notice, once a process has ended with an error
+FAREWELL_S = 30.0  # for the others to notice, once a process was lost
 _POLL_S = 0.1
 
 
@@ -25,8 +25,8 @@ def run_workers(
     """Run a process per environment until all have ended; returns the exit code of them all (`common_code`).
 
     Each is told of every signal that this process has `received` and will receive (`caught_signals`). None outlives
-    the others for long: after a signal they have `save_s` seconds to leave, after another one's error `FAREWELL_S`;
-    then they are killed.
+    the others for long: after a signal, or another one's own error, they have `save_s` seconds to leave, after a loss
+    `FAREWELL_S`; then they are killed.
 
     Args:
         environments: one for each process, with its `RANK` and the `WORLD_SIZE`.
@@ -81,7 +81,8 @@ def _patience_s(code: int, save_s: float) -> float:
     """How long the others may outlive a process that ended with `code`."""
     if code == 0:
         return float("inf")  # it had nothing left to do: the first process writes the last files
-    return save_s if code == REQUEUE_EXIT_CODE else FAREWELL_S
+    # Whoever was asked to leave, or ends with an error of its own, may have a checkpoint under way to bring to its end.
+    return FAREWELL_S if code < 0 or code == PEER_LOST_EXIT_CODE else save_s
 
 
 @contextmanager

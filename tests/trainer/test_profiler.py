@@ -43,6 +43,7 @@ def test_the_named_steps_are_recorded(tmp_path: Path, first: int, config: Profil
 def test_other_steps_are_not(tmp_path: Path, config: ProfileConfig) -> None:
     assert list(profiled(batches(3), 4, config, tmp_path)) == [1, 2, 3]
     assert not list(tmp_path.iterdir())
+    assert not torch.autograd._profiler_enabled()
 
 
 def test_an_error_leaves_what_was_recorded(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
+from core.errors import CheckpointError, ShardclipError
 from trainer.checkpoint.snapshot import HostMemory, Snapshot
 
 
@@ -18,7 +20,7 @@ class Saver:
     def __init__(self) -> None:
         self._memory = HostMemory()
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._error: ShardclipError | None = None
 
     @property
     def has_failed(self) -> bool:
@@ -29,7 +31,8 @@ class Saver:
         """Copy `tree` (nested values with tensors) as it is now, and let `write` have the copy in the background.
 
         Raises:
-            BaseException: what the save before it raised.
+            ShardclipError: what the save before it raised.
+            ConfigError: there is no memory for the copy.
         """
         self.wait()  # its copy lies where this one goes
         snapshot = self._memory.copy(tree)
@@ -40,13 +43,13 @@ class Saver:
         """Until nothing is under way.
 
         Raises:
-            BaseException: what a save raised; said once.
+            ShardclipError: what a save raised; said once.
         """
         error = self.close()
         if error is not None:
             raise error
 
-    def close(self) -> BaseException | None:
+    def close(self) -> ShardclipError | None:
         """Wait until nothing is under way; returns what a save raised, where nobody was told of it yet."""
         if self._thread is not None:
             self._thread.join()
@@ -57,5 +60,9 @@ class Saver:
     def _run(self, snapshot: Snapshot, write: Callable[[Any], None]) -> None:
         try:
             write(snapshot.tree())
-        except BaseException as error:
+        except ShardclipError as error:
             self._error = error
+        except Exception as error:  # every rank must hear of it, and only the product's errors are told to all
+            traceback.print_exception(error)
+            self._error = CheckpointError(f"A checkpoint could not be saved: {type(error).__name__}: {error}.")
+            self._error.__cause__ = error

@@ -47,6 +47,7 @@ class PeerWatch:
         self._verdict = ""
         self._has_waited = False  # for somebody to be known lost, in vain
         self._is_known, self._is_left = threading.Event(), threading.Event()
+        self._leaves_by_itself = threading.Event()
 
     def __enter__(self) -> PeerWatch:
         if world_size() > 1 and self._timeout_s:
@@ -74,6 +75,8 @@ class PeerWatch:
         """An exit callback: say who is gone, in place of the error of the collective that missed it."""
         # gloo and NCCL raise RuntimeErrors, at about the moment at which the line to the lost process ends.
         is_of_a_collective = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+        if error is not None and not is_of_a_collective:
+            self._leaves_by_itself.set()  # it may have a checkpoint to bring to its end, which the others do not await
         if not is_of_a_collective or not self._lines or self._has_waited:
             return
         self._has_waited = True
@@ -138,7 +141,7 @@ class PeerWatch:
             line.send(gone=lost, why=why)
 
     def _end_if_it_hangs(self) -> None:
-        if self._is_left.wait(GRACE_S):
+        if self._is_left.wait(GRACE_S) or self._leaves_by_itself.is_set():
             return
         # The folder's disk may hang, or the terminal be gone, with the lost machine: this process ends all the same.
         last_words = threading.Thread(target=self._say_and_note, daemon=True)

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, parse_flag_from_env
 
 from core.precision import choose_precision
 from trainer.config import TrainConfig
@@ -24,7 +24,7 @@ def open_accelerator(config: TrainConfig) -> Accelerator:
     Raises:
         ConfigError: a precision that the device lacks.
     """
-    has_gpu = torch.cuda.is_available()
+    has_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     precision = choose_precision(config.precision, torch.device("cuda" if has_gpu else "cpu"))
     choose_kernels(config.deterministic)
     if config.model.channels_last:

@@ -97,10 +97,16 @@ def open_run_folder(
         if found and resume == "no":
             raise ConfigError(_occupied(path, found))
         run = found or _new_run(path)
+        # Of all processes: what was measured is cut back to the checkpoint with every start.
+        furthest = max(run.get("furthest_step", -1), last_step(path / METRICS))
+        run = {**run, "furthest_step": furthest}
         changes = _config_changes(path, config)
-        branches = resumed_from is not None and _leaves_its_curve(path, changes, resumed_from)
+        branches = resumed_from is not None and furthest > resumed_from and _change_the_curve(changes)
         if branches:
-            run = {**_new_run(path), "parent": {"run_id": run["run_id"], "step": resumed_from}}
+            parent = run.get("parent", {})
+            if parent.get("step") != resumed_from:  # else it is the same past, whatever began there in between
+                parent = {"run_id": run["run_id"], "step": resumed_from}
+            run = {**_new_run(path), "parent": parent, "furthest_step": furthest}
         # First: a folder that holds anything else and no run.json is taken for a stranger's. And before the recipe,
         # since a change of it must not be forgotten before the run has its new id.
         publish_bytes(_as_json({**run, "state": "running"}), path / RUN)
@@ -178,12 +184,10 @@ def _config_changes(path: Path, config: Any) -> list[str]:
     return [line for line in config_diff(old, new) if not line.startswith("resume:")]
 
 
-def _leaves_its_curve(path: Path, changes: Sequence[str], resumed_from: int) -> bool:
-    """Whether what was measured after the checkpoint belongs to a recipe that is no longer followed."""
-    changes_curve = any(
-        not line.startswith(tuple(f"{key}{end}" for key in _CURVELESS for end in ":.")) for line in changes
-    )
-    return changes_curve and last_step(path / METRICS) > resumed_from
+def _change_the_curve(changes: Sequence[str]) -> bool:
+    """Whether the recipe of before would have gone another way."""
+    curveless = tuple(f"{key}{end}" for key in _CURVELESS for end in ":.")
+    return any(not line.startswith(curveless) for line in changes)
 
 
 def _save_settings(path: Path, config: Any, environment: Mapping[str, Any]) -> None:

@@ -207,13 +207,12 @@ class Run:
         """Begin a checkpoint from which the run goes on to the bit, of the state as it is now; collective.
 
         Raises:
-            ShardclipError: the save before it failed.
+            ShardclipError: the save before it failed, or there is no memory for the copy.
         """
         with self.telemetry.saving():
             ledger, random_states = self.ledger.state(), gather_objects(rng_state())
             self.await_save()
-            if is_main():
-                self._begin_save(self._state(step, ledger, random_states), is_best)
+            on_main(lambda: self._begin_save(self._state(step, ledger, random_states), is_best))
 
     def await_save(self) -> None:
         """Until the checkpoint that was begun last is published; collective, so that all ranks know if it failed.

@@ -54,6 +54,8 @@ def profiled(batches: Iterator[T], first_step: int, config: ProfileConfig, folde
     finally:
         if recorder is not None and step > begun:
             _write(recorder, folder)
+        elif recorder is not None:
+            recorder.stop()  # the run ended before the first of the steps
 
 
 def _start() -> profile:

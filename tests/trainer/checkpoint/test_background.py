@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core.errors import StorageError
+from core.errors import CheckpointError, StorageError
 from trainer.checkpoint.background import Saver
 from trainer.checkpoint.snapshot import HostMemory
 from trainer.checkpoint.tensor_tree import encode_tree, map_tensors
@@ -120,6 +120,14 @@ def test_an_error_is_seen_without_waiting_and_told_once_to_the_one_who_waits() -
         saver.wait()
     assert not saver.has_failed
     saver.wait()
+
+
+def test_an_error_that_nobody_foresaw_is_one_that_every_rank_hears_of() -> None:
+    saver = Saver()
+    saver.start({}, lambda tree: 1 / 0)
+    with pytest.raises(CheckpointError, match="could not be saved: ZeroDivisionError: division by zero") as caught:
+        saver.wait()
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 def test_the_next_save_is_not_begun_where_the_one_before_failed() -> None:

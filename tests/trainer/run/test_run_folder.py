@@ -73,6 +73,19 @@ def test_another_recipe_after_an_older_checkpoint_is_another_run(tmp_path: Path)
     }  # fmt: skip
     again = go_on(tmp_path, {**changed, "seed": 5}, 5)  # killed before its first step
     assert (again.run_id, again.parent, again.name) == (branch.run_id, branch.parent, branch.name)
+    other = go_on(tmp_path, {**changed, "seed": 6}, 5)  # a third recipe from there has the same past
+    assert other.run_id not in (branch.run_id, first.run_id) and other.parent == branch.parent
+
+
+def test_what_was_measured_counts_though_a_restart_has_cut_it(tmp_path: Path) -> None:
+    with open_run_folder(tmp_path, CONFIG, environment={}) as first:
+        metrics = MetricsCsv(tmp_path, None)
+        for step in range(1, 11):
+            metrics.log({"train/loss": 1.0}, step, step)
+    assert go_on(tmp_path, CONFIG, 5).run_id == first.run_id
+    MetricsCsv(tmp_path, 5)  # as the start above does, before it fails
+    branch = go_on(tmp_path, {**CONFIG, "seed": 4}, 5)
+    assert branch.run_id != first.run_id and branch.parent == Parent(first.run_id, 5)
 
 
 @pytest.mark.parametrize(("state", "words"), [("finished", "a finished run"), (None, "a run that was cut off")])

@@ -16,6 +16,7 @@ from training_runs import NOISY, SMALL_TOWER, losses, recipe, train_worker
 from core.errors import StorageError
 from core.storage import PARTIAL_PREFIX
 from trainer.checkpoint.files import damage, read_manifest
+from trainer.guard.peer_watch import GRACE_S
 from trainer.guard.signals import REQUEUE_EXIT_CODE
 from trainer.run.folder import read_events
 from trainer.trackers.metrics_csv import read_metrics
@@ -188,6 +189,17 @@ def test_a_run_that_crashes_meanwhile_lets_the_save_come_to_its_end(tmp_path: Pa
     errors = {event["event"]: event["error"] for event in read_events(tmp_path / "run") if "error" in event}
     assert errors.pop("failed") == "ZeroDivisionError: planted"
     assert errors == ({"checkpoint failed": "StorageError: disk: full."} if fails else {})
+
+
+@pytest.mark.slow
+def test_nobody_ends_a_process_that_brings_its_save_to_an_end(tmp_path: Path) -> None:
+    """All ranks fail alike; the others have nothing to save, and have left long before the first is done."""
+    values = recipe(tmp_path, model=SMALL_TOWER, checkpoint_every=7)
+    plant = partial(slow_down, 3.0 + GRACE_S)
+    assert gloo.run(2, train_worker, values, None, 8, plant) == ["crashed", "crashed"]
+    assert list(saves(tmp_path / "run")) == [4, 7]
+    failures = [event["error"] for event in read_events(tmp_path / "run") if event["event"] == "failed"]
+    assert set(failures) == {"ZeroDivisionError: planted"}
 
 
 def fail_at_last(run_dir: Path) -> None:
