@@ -110,7 +110,7 @@ def test_a_mistake_in_a_training_leaves_no_run_folder(recipe: Path, override: st
 def test_verify_names_shard_and_sample(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, recipe: Path
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(cli.console, "width", 200)
     damage(str(recipe.parent / "train"), 13)
     code, said = run(capsys, monkeypatch, "verify", recipe.parent / "train")
     assert code == 1 and "train-00001.tar" in said and "000000013" in said
@@ -119,7 +119,7 @@ def test_verify_names_shard_and_sample(
 def test_doctor_finds_what_would_stop_a_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, recipe: Path
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr(cli.console, "width", 400)
     code, said = run(capsys, monkeypatch, "doctor", recipe)
     assert code == 0 and "24 training samples, 3 steps an epoch" in said
     make_shard_set(recipe.parent / "wide", 12, embed_dim=16)
@@ -132,7 +132,7 @@ def test_doctor_finds_what_would_stop_a_run(
 def test_columns_are_made_listed_shown_and_examined(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, recipe: Path
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr(cli.console, "width", 400)
     train, val, labels = recipe.parent / "train", recipe.parent / "val", recipe.parent / "labels.csv"
     code, said = run(capsys, monkeypatch, "column", train)
     assert code == 0 and "has no columns. `shardclip column` makes them: features, labels" in said
