@@ -25,6 +25,13 @@ def choose_precision(wanted: Precision | Literal["auto"], device: torch.device) 
     return wanted
 
 
+def autocast_type(precision: Precision) -> torch.dtype | None:
+    """The type in which autocast multiplies; None: it is not used."""
+    import torch
+
+    return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
 def computes_bf16(device: torch.device) -> bool:
     """Whether a GPU has bf16 arithmetic; torch emulates it on older ones (T4, V100), slower than float32."""
     import torch

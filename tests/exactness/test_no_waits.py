@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from column_folders import add_column
-from device_trace import DeviceTrace, traced
+from device_trace import traced
 from gloo import run
 from queue_objective import register_queue
 from training_runs import SMALL_TOWER, recipe, train_worker
@@ -34,23 +34,23 @@ CHANGES: dict[str, dict[str, Any]] = {
 IN_TWO_PROCESSES = ("infonce, in pieces, averaged", "a queue", "batch norms")
 
 
-def _read_the_loss(trace: DeviceTrace, result: Any) -> None:
+def _read_the_loss(result: Any) -> None:
     result.loss.item()
 
 
-def _look_at_the_loss(trace: DeviceTrace, result: Any) -> None:
+def _look_at_the_loss(result: Any) -> None:
     result.loss.numpy()
 
 
-def _copy_from_pageable_memory(trace: DeviceTrace, result: Any) -> None:
+def _copy_from_pageable_memory(result: Any) -> None:
     torch.ones(8).to(result.loss.device)
 
 
-def _mix(trace: DeviceTrace, result: Any) -> None:
+def _mix(result: Any) -> None:
     result.rows.own["image"] * torch.ones(1, 8)
 
 
-def _choose_by_value(trace: DeviceTrace, result: Any) -> None:
+def _choose_by_value(result: Any) -> None:
     result.rows.own["image"][result.rows.own["image"] > 0]
 
 
@@ -70,7 +70,7 @@ def traced_run(values: dict[str, Any], plant: str | None = None) -> tuple[int | 
             count = Run.count
 
             def count_and_wait(run: Run, step: int, batch: Any, result: Any, grad_norm: Any) -> None:
-                PLANTS[plant](trace, result)
+                PLANTS[plant](result)
                 count(run, step, batch, result, grad_norm)
 
             Run.count = count_and_wait  # type: ignore[method-assign]

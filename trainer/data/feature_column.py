@@ -18,7 +18,7 @@ from core.column_kind import ColumnPlan, ColumnWork
 from core.columns import FEATURES, ColumnValues, ShardValues
 from core.config import load_config
 from core.errors import ConfigError, DataError
-from core.precision import Precision, choose_precision
+from core.precision import Precision, autocast_type, choose_precision
 from core.shard_set import ShardSet
 
 if TYPE_CHECKING:
@@ -278,10 +278,8 @@ def _finite(shard_set: ShardSet, features: np.ndarray, first: int) -> np.ndarray
 def _autocast(frozen: FrozenTower) -> AbstractContextManager[object]:
     import torch
 
-    if frozen.precision == "no":
-        return nullcontext()
-    dtype = torch.bfloat16 if frozen.precision == "bf16" else torch.float16
-    return torch.autocast(frozen.device.type, dtype)
+    dtype = autocast_type(frozen.precision)
+    return nullcontext() if dtype is None else torch.autocast(frozen.device.type, dtype)
 
 
 def _device(name: str) -> torch.device:

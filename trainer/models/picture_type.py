@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from core.precision import Precision, autocast_type
 from trainer.models.encoder import ImageEncoder
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _MOVES = (torch.ops.aten.clone.default, torch.ops.aten.constant_pad_nd.default)  # values stay what they are
 
 
 @torch.no_grad()
-def picture_type(encoder: ImageEncoder, size: int, device: torch.device, precision: str) -> torch.dtype:
+def picture_type(encoder: ImageEncoder, size: int, device: torch.device, precision: Precision) -> torch.dtype:
     """Autocast's type where it is the first thing that happens to pictures, float32 everywhere else.
 
     Most towers begin with a product, whose inputs autocast rounds: pictures that are rounded before give the same to
@@ -28,9 +28,9 @@ def picture_type(encoder: ImageEncoder, size: int, device: torch.device, precisi
         size: of the pictures, pixels.
         precision: "no", "bf16" or "fp16".
     """
-    if precision == "no":
+    dtype, was_training = autocast_type(precision), encoder.training
+    if dtype is None:
         return torch.float32
-    dtype, was_training = _AUTOCAST[precision], encoder.training
     pictures = torch.zeros(2, 3, size, size, device=device)
     encoder.eval()
     with torch.autocast(device.type, dtype), _FirstUses(pictures, dtype) as uses:

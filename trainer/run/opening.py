@@ -21,6 +21,7 @@ from core.config import to_mapping
 from core.distributed import is_main, on_main, rank, world_size
 from core.errors import CheckpointError, ConfigError, PeerLostError, StorageError
 from core.host_memory import keep_freed_memory
+from core.precision import choose_precision
 from core.seeding import derive_seed
 from core.shard_set import ShardSet
 from trainer.checkpoint.background import Saver
@@ -251,7 +252,7 @@ def _placed(model: TrainedModel, config: TrainConfig, device: torch.device) -> T
 
 def _augment(config: TrainConfig, encoder: Encoder, data: Data, accelerator: Accelerator) -> Augment:
     """From stored pictures to what the tower takes, in its type; unused where stored features take their place."""
-    precision = "no" if config.data.image_features else accelerator.mixed_precision
+    precision = choose_precision(config.precision, accelerator.device)
     dtype = picture_type(encoder.image_encoder, data.size, accelerator.device, precision)
     mean, std = encoder.normalization
     return Augment(config.augment, data.size, mean, std, config.seed, config.model.channels_last, dtype)
