@@ -49,6 +49,9 @@ def load_config(cls: type[T], recipe: Path | None, overrides: Sequence[str] = ()
 
 def read_recipe(recipe: Path) -> dict[str, Any]:
     """The recipe's keys with every scalar as text."""
+    if recipe.is_dir():
+        inside = ", ".join(str(path) for path in sorted(recipe.glob("*.yaml"))[:5])
+        raise ConfigError(f"{recipe}: is a folder: name a recipe{f', as {inside}' if inside else ''}.")
     if not recipe.is_file():
         siblings = [str(p) for p in recipe.parent.glob("*.yaml")] if recipe.parent.is_dir() else []
         raise ConfigError(f"{recipe}: no such recipe.{did_you_mean(str(recipe), siblings)}")

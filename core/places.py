@@ -6,6 +6,7 @@ which we know it for ours. `/`, the home folder and what lies above it never are
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -75,7 +76,8 @@ def expect_no_common_folder(path: str | Path, key: str) -> None:
         ConfigError: it is blank, `/`, the home folder or one above it.
     """
     expect_given(path, key)
-    if is_local(path) and (why := why_common(local(path), Path.cwd(), Path.home())):
+    home = Path(os.path.expanduser("~"))  # where nobody knows it, a folder called ~: `Path.home` would raise
+    if is_local(path) and (why := why_common(local(path), Path.cwd(), home)):
         raise ConfigError(f"{key} is {path}, {why}")
 
 

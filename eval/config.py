@@ -51,6 +51,7 @@ class EvalConfig:
             if protocol not in PROTOCOLS:
                 raise ConfigError(f"protocols: unknown protocol '{protocol}'. Known: {', '.join(PROTOCOLS)}.")
         check_templates(self.all_templates())
+        self.all_classes()  # a file that is not there
 
     def all_classes(self) -> tuple[str, ...]:
         """Classes for images without labels."""

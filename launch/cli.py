@@ -122,7 +122,7 @@ def train(
 def doctor(recipe: Recipe, overrides: Overrides = None, processes: Processes = None) -> None:
     """Read a training recipe, its shards and this environment; name what is wrong, each with its repair.
 
-    Example: shardclip doctor configs/train/coco2014_resnet50.yaml
+    Example: shardclip doctor configs/train/coco2014_resnet50.yaml --processes 2
     """
     from launch.examine import examine
     from trainer.config import TrainConfig
@@ -138,9 +138,8 @@ def evaluate(recipe: Recipe, overrides: Overrides = None) -> None:
 
     Example: shardclip eval configs/eval/coco2014_val.yaml checkpoint=runs/coco2014_resnet50
     """
-    from eval.early import expect_measurable
-
     from eval.config import EvalConfig
+    from eval.early import expect_measurable
 
     config = load_config(EvalConfig, recipe, overrides or [])
     with kept("An evaluation is written at its end: what was measured before stays as it was."):

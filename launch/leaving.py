@@ -53,8 +53,9 @@ def run(app: Callable[..., Any]) -> None:
 
 
 def _sentence_of(error: Any) -> str:
-    message = " ".join(error.format_message().split()).rstrip(".")
-    return f"{message}. See `{error.ctx.command_path if error.ctx else 'shardclip'} --help`."
+    message = " ".join(error.format_message().split())
+    end = "" if message.endswith((".", "?")) else "."
+    return f"{message}{end} See `{error.ctx.command_path if error.ctx else 'shardclip'} --help`."
 
 
 def _leave(sentence: str, code: int) -> None:

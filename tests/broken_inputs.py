@@ -26,7 +26,7 @@ samples_per_shard: 8
 workers: 1
 cache_dir: {folder}/cache
 """
-EVAL = "checkpoint: {folder}/run\nshards: {folder}/val\nout: {folder}/measured\n"
+EVAL = "checkpoint: {folder}/done/checkpoints/step-00000001\nshards: {folder}/val\nout: {folder}/measured\n"
 
 # What a blank or common folder, other people's things, or a file are to a verb that writes.
 _NO_PLACES = ["", "'_'", "{home}", "{home}/..", "{home}/photos/..", "{link}", "{photos}", "{classes}", "{jpg}", "~/new"]
@@ -227,6 +227,7 @@ def inputs() -> list[list[str]]:
         *([verb, "{build}", f"out={place}"] for verb in ("build", "plan") for place in _NO_PLACES),
         *([verb, "{build}", f"cache_dir={place}"] for verb in ("build", "plan") for place in _NO_CACHES),
         *(["train", "{recipe}", f"run_dir={place}"] for place in _NO_PLACES),
+        *(["eval", "{measure}", f"out={place}"] for place in _NO_PLACES),
         *(["demo", "--out", place] for place in _NO_PLACES),
         *(["embed", "{train}", "--encoder", "minilm", "--cache-dir", place] for place in _NO_CACHES),
         *(["preview", "{train}", "--out", place] for place in ("", "{folder}", "x.pdf", "x")),
@@ -327,6 +328,8 @@ def workspace(folder: Path) -> dict[str, str]:
     write_photos(folder / "photos", 6)
     (folder / "classes/cat").mkdir(parents=True)
     shutil.copy(folder / "photos/000.jpg", folder / "classes/cat/1.jpg")
+    (folder / "done/checkpoints/step-00000001").mkdir(parents=True)  # as far as a name goes
+    (folder / "done/run.json").touch()
     (folder / "empty-run").mkdir()
     (folder / "empty-run/run.json").write_text(json.dumps({"state": "failed", "started": "today"}))
     files = {"recipe": TRAIN, "build": BUILD, "measure": EVAL}

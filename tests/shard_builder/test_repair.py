@@ -110,6 +110,13 @@ def test_sources_that_changed_are_another_recipe(built: BuildConfig, console: Co
         build_shards(built, console)
 
 
+def test_verify_says_what_repairs_a_shard(built: BuildConfig, console: Console) -> None:
+    flip_bit(Path(built.out))
+    assert verify(built.out, console, workers=1)
+    said = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert f"`shardclip build` with the recipe of this set (out={built.out}) writes it again" in said
+
+
 def test_whoever_opens_a_set_that_lost_a_shard_is_told_the_command(built: BuildConfig) -> None:
     lose_tar(Path(built.out))
     with pytest.raises(DamagedError, match=rf"is missing. `shardclip build` .*out={built.out}.* from the sources"):
