@@ -20,6 +20,7 @@ from trainer.optim.schedule import lr_at
 from trainer.run.folder import CHECKPOINTS, expect_to_go_on
 from trainer.samplers.order import sampled
 from trainer.samplers.slices import expect_whole_chunks, steps_per_epoch
+from trainer.trackers.wandb_tracker import choose_mode
 
 
 def check_places(config: TrainConfig, processes: int | None) -> None:
@@ -87,4 +88,10 @@ def expect_same_captions(config: TrainConfig, train: ShardSet, val: ShardSet) ->
         )
 
 
-CHECKS = (check_places, check_beginning, check_tower, check_data)
+def check_tracking(config: TrainConfig, processes: int | None) -> None:
+    """A tracker that was asked for by name can be had; what `auto` comes to, the run says."""
+    if config.tracking.wandb in ("online", "offline"):
+        choose_mode(config.tracking, lambda sentence: None)
+
+
+CHECKS = (check_places, check_beginning, check_tower, check_tracking, check_data)

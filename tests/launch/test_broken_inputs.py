@@ -10,33 +10,10 @@ from pathlib import Path
 
 import pytest
 from broken_inputs import inputs, words_of, workspace
+from command_line import PROGRAM, faults
 from photo_folders import folder_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
-# Each input in this one process, as `main` gets it: what it said, how it left, how long it took.
-PROGRAM = """
-import contextlib, io, json, sys, time
-from launch import cli
-class NoTorch:
-    def find_spec(self, name, path=None, target=None):
-        if name in ("torch", "transformers", "accelerate", "matplotlib"):
-            raise AssertionError(f"{name} was to be loaded")
-sys.meta_path.insert(0, NoTorch())  # nothing starts, whatever is overlooked
-outcomes = []
-for words in json.load(open(sys.argv[1])):
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    sys.argv, began = ["shardclip", *words], time.perf_counter()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            cli.main()
-        except SystemExit as leaving:
-            code = leaving.code or 0
-        except BaseException as error:
-            code = f"{type(error).__name__}: {error}"
-    seconds = time.perf_counter() - began
-    outcomes.append(dict(words=words, code=code, out=out.getvalue(), err=err.getvalue(), s=seconds))
-print(json.dumps(outcomes))
-"""
 SAMPLE = 12  # of all, as commands of their own
 
 
@@ -66,21 +43,6 @@ def test_mistakes_end_in_one_sentence_without_torch_and_leave_nothing(places: di
     after = folder_bytes(places["folder"])
     assert after.keys() - before.keys() == set() and after == before, sorted(after.keys() ^ before.keys())
     assert list((tmp_path / "here").iterdir()) == []
-
-
-def faults(outcome: dict) -> list[str]:
-    """What is wrong with how a mistake was answered."""
-    said = outcome["err"].strip()
-    found = []
-    if outcome["code"] not in (1, 2):
-        found.append(f"left with {outcome['code']}")
-    if "Traceback" in outcome["out"] + said:
-        found.append("a traceback")
-    if outcome["code"] == 2 and (not said.startswith("shardclip: ") or "\n" in said):
-        found.append("not one sentence")
-    if outcome["code"] == 1 and not outcome["out"].strip():
-        found.append("said nothing")
-    return found
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from broken_inputs import words_of, workspace
-from test_broken_inputs import PROGRAM, ROOT, faults
+from command_line import PROGRAM, faults
 
+ROOT = Path(__file__).resolve().parents[2]
 READ_ONLY = 'mount --make-rprivate / && mount -o remount,bind,ro / && ! touch {probe} 2>/dev/null && exec "$@"'
 COMMANDS = [
     *(["build", "{build}", f"out={place}"] for place in ("/", "//", "/..", "{home}", "{photos}")),
