@@ -50,6 +50,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
+            if number == signal.SIGINT:
+                return  # a terminal tells the owner too, who still needs a loader worker that has just been forked
             # A forked loader worker has inherited this handler: it must still die when it is told to.
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -74,5 +74,19 @@ def test_a_forked_worker_still_dies_of_sigterm() -> None:
         assert worker.exitcode == -signal.SIGTERM and not stop.requested
 
 
+def test_a_forked_worker_leaves_a_ctrl_c_to_its_owner() -> None:
+    interrupted = multiprocessing.get_context("fork").Event()
+
+    def press() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        interrupted.set()
+
+    with StopRequest() as stop:
+        worker = multiprocessing.get_context("fork").Process(target=press)
+        worker.start()
+        worker.join(10)
+    assert worker.exitcode == 0 and interrupted.is_set() and not stop.requested
+
+
 def test_the_exit_code_asks_for_another_go() -> None:
     assert REQUEUE_EXIT_CODE == os.EX_TEMPFAIL
