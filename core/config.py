@@ -17,10 +17,11 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 
 from core.errors import ConfigError, did_you_mean
+from core.recipe_kinds import other_kind
 
 T = TypeVar("T")
 _NULL = ("", "null", "none", "~")
-_NULL_TEXT = ("null", "~")  # where text is wanted: "" and "none" are words there, as in weights: none
+_NULL_TEXT = ("null", "~")  # where text is wanted: "none" is a word there, as in weights: none
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -39,6 +40,8 @@ def load_config(cls: type[T], recipe: Path | None, overrides: Sequence[str] = ()
         ConfigError: the file is missing or no YAML, or a key, type or value is wrong.
     """
     mapping = read_recipe(recipe) if recipe else {}
+    if recipe and (kind := other_kind(mapping, cls.__name__)):
+        raise ConfigError(f"{recipe}: this is {kind.what}: {kind.command.format(recipe)} ...")
     for override in overrides:
         _apply_override(mapping, override)
     return from_mapping(cls, mapping, str(recipe) if recipe else "command line")
@@ -46,11 +49,16 @@ def load_config(cls: type[T], recipe: Path | None, overrides: Sequence[str] = ()
 
 def read_recipe(recipe: Path) -> dict[str, Any]:
     """The recipe's keys with every scalar as text."""
+    if recipe.is_dir():
+        inside = ", ".join(str(path) for path in sorted(recipe.glob("*.yaml"))[:5])
+        raise ConfigError(f"{recipe}: is a folder: name a recipe{f', as {inside}' if inside else ''}.")
     if not recipe.is_file():
         siblings = [str(p) for p in recipe.parent.glob("*.yaml")] if recipe.parent.is_dir() else []
         raise ConfigError(f"{recipe}: no such recipe.{did_you_mean(str(recipe), siblings)}")
     try:
-        mapping = yaml.load(recipe.read_text(), Loader=_TextLoader)  # a SafeLoader that keeps scalars as text
+        mapping = yaml.load(recipe.read_text(encoding="utf-8"), Loader=_TextLoader)  # safe; scalars stay text
+    except (UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{recipe}: cannot be read as text ({error}). Name a YAML file.") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{recipe}: not valid YAML: {' '.join(str(error).split())}") from error
     if mapping is None:
@@ -70,7 +78,8 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
             raise ConfigError(f"{where}: the key '{key}' has moved: {moved[key]}.")
         if key not in known:
             raise ConfigError(f"{where}: unknown key '{key}' in {cls.__name__}.{did_you_mean(str(key), known)}")
-    values = {key: convert(value, hints[key], f"{where}: {key}") for key, value in mapping.items()}
+    usual = {f.name: f.default for f in fields(cls)}  # type: ignore[arg-type]
+    values = {key: convert(_named(value, usual[key]), hints[key], f"{where}: {key}") for key, value in mapping.items()}
     missing = [f.name for f in fields(cls) if f.init and f.name not in values and _is_required(f)]  # type: ignore[arg-type]
     if missing:
         raise ConfigError(f"{where}: {cls.__name__} needs '{missing[0]}'. Add the line `{missing[0]}: ...`.")
@@ -97,6 +106,8 @@ def convert(value: Any, declared: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise _wrong_type(where, value, "`key: value` lines")
         return from_mapping(declared, value, where)  # type: ignore[arg-type]
+    if declared in (str, Path) and _is_blank(value):
+        raise _blank(where, declared)
     if _is_null(value, declared):
         return _nothing(declared, origin, where)
     if origin in (tuple, list) or declared in (tuple, list):
@@ -164,9 +175,11 @@ def _apply_override(mapping: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"command line: '{override}' is no override. Write key=value, as in optim.lr=3e-4.")
     try:
-        value = yaml.load(text, Loader=_TextLoader) if text else ""
+        value = yaml.load(text, Loader=_TextLoader) if text.strip() else ""
     except yaml.YAMLError:
         value = text
+    if isinstance(value, dict) and any(":" in str(name) and not text for name, text in value.items()):
+        raise ConfigError(f"command line: '{override}': a blank belongs behind each colon, as in {{name: mix}}.")
     *parents, last = key.split(".")
     for parent in parents:
         node = mapping.get(parent)
@@ -183,7 +196,25 @@ def _is_required(f: dataclasses.Field[Any]) -> bool:
     return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 
+def _named(value: Any, usual: Any) -> Any:
+    """`{label_smoothing: 0.1}` without a name is meant for the part that is used where none is named."""
+    if isinstance(usual, Choice) and isinstance(value, Mapping) and "name" not in value:
+        return {"name": usual.name, **value}
+    return value
+
+
+def _is_blank(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
+def _blank(where: str, declared: Any, or_null: str = "") -> ConfigError:
+    """`run_dir=$UNSET` must not be the folder one stands in, nor `start_from=$UNSET` no start at all."""
+    return ConfigError(f"{where} is blank: {_spoken(declared)} is needed. Give one, or leave it out{or_null}.")
+
+
 def _convert_union(value: Any, args: tuple[Any, ...], where: str) -> Any:
+    if _is_blank(value) and (words := [a for a in args if a in (str, Path)]):
+        raise _blank(where, words[0], " (null: none)")
     if type(None) in args and _is_null(value):
         return None
     problem: ConfigError | None = None

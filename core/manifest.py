@@ -9,7 +9,7 @@ from typing import Any
 
 from core.errors import ManifestError, StorageError
 from core.fields import fill
-from core.storage import exists, join, publish_bytes, read_bytes
+from core.storage import exists, is_local, join, local, publish_bytes, read_bytes
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
@@ -107,7 +107,7 @@ def load_manifest(url: str) -> Manifest:
     """
     path = join(url, MANIFEST_NAME)
     if not exists(path):
-        raise ManifestError(f"{url}: no {MANIFEST_NAME}, so no shard set is there. Build one with `shardclip build`.")
+        raise ManifestError(f"{url}: no {MANIFEST_NAME}, so no shard set is there. {_instead(url)}")
     try:
         data = read_bytes(path)
         body = json.loads(data)
@@ -124,6 +124,31 @@ def load_manifest(url: str) -> Manifest:
     if _signed(body) != data:
         raise ManifestError(f"{path}: its own hash does not fit: it was altered. Restore it, or build the set again.")
     return _manifest_of(body, path)
+
+
+def mended_by(url: str, manifest: Manifest) -> str:
+    """The sentence that says how a set gets back what it lost of its shards."""
+    if manifest.image.codec == "mixed":
+        return f"Restore it, or take the set as it is now: `shardclip index-shards {url}`."
+    return f"`shardclip build` with the recipe of this set (out={url}) writes it again from the sources."
+
+
+def _instead(url: str) -> str:
+    """What to do where no set is, by what is there."""
+    if not is_local(url):
+        return "Build one with `shardclip build`."
+    folder = local(url)
+    if not folder.exists():
+        return "There is no such folder."
+    if not folder.is_dir():
+        return f"It is a file: name a folder{f', {folder.parent}' if folder.suffix == '.tar' else ''}."
+    if (folder / ".build").exists():
+        return "A build was not finished there: the same `shardclip build` goes on with it."
+    if any(folder.glob("*.tar")):
+        return f"It holds tars: `shardclip index-shards {url}` makes a set of them."
+    if inner := sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST_NAME}")):
+        return f"Name one of its folders: {', '.join(inner[:5])}."
+    return "Build one with `shardclip build`."
 
 
 def _signed(body: dict[str, Any]) -> bytes:

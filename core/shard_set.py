@@ -15,10 +15,10 @@ import numpy as np
 from core.column_values import Column, open_heads, united_classes
 from core.columns import FOLDER, HEAD_NAME, TEXT, ColumnFile, column_names, load_head, unfinished_columns
 from core.errors import DamagedError, ManifestError
-from core.manifest import ImageSpec, Manifest, ShardEntry, TextEncoderSpec, load_manifest
+from core.manifest import ImageSpec, Manifest, ShardEntry, TextEncoderSpec, load_manifest, mended_by
 from core.mapped import mapped
 from core.shard_index import IMAGE, JSON, NPY, TXT, ShardIndex, checksum, decode_index, samples_fingerprint, split_name
-from core.storage import fetch, is_local, join, sha256_of, size
+from core.storage import exists, fetch, is_local, join, sha256_of, size
 
 
 class DamagedSampleError(DamagedError):
@@ -288,11 +288,9 @@ class ShardSet:
             url, entry = self._shards[shard]
             path = fetch(join(url, entry.index_name), self.cache_dir, entry.index_sha256)
             if not path.exists():
-                raise ManifestError(f"{path}: the manifest names it, it is missing. Restore it or build the set again.")
+                raise DamagedError(f"{path}: the manifest names it, it is missing. {self._mended_by(url)}")
             if not self._verified and sha256_of(path) != entry.index_sha256:
-                raise DamagedError(
-                    f"{path}: the index is not the one the manifest names. Restore it or build the set again."
-                )
+                raise DamagedError(f"{path}: the index is not the one the manifest names. {self._mended_by(url)}")
             self._indexes[shard] = decode_index(path.read_bytes(), str(path))
         return self._indexes[shard]
 
@@ -303,9 +301,13 @@ class ShardSet:
             files.append((entry.embeddings.name, entry.embeddings.bytes))
         for name, expected in files:
             path = join(url, name)
+            if is_local(path) and not exists(path):
+                raise DamagedError(f"{path}: the manifest names it, it is missing. {self._mended_by(url)}")
             if is_local(path) and (found := size(path)) != expected:
-                remedy = "Restore it or build the set again."
-                raise DamagedError(f"{path}: has {found} bytes, the manifest says {expected}. {remedy}")
+                raise DamagedError(f"{path}: has {found} bytes, the manifest says {expected}. {self._mended_by(url)}")
+
+    def _mended_by(self, url: str) -> str:
+        return mended_by(url, self.manifests[self.urls.index(url)])
 
     def _map(self, shard: int, file: str) -> memoryview:
         url, entry = self._shards[shard]

@@ -25,7 +25,13 @@ PARTIAL_PREFIX = ".partial-"  # temporary names; never read, swept by the next w
 
 
 def join(base: str | Path, *names: str) -> str:
-    """`base/name/...` for a path or a URL."""
+    """`base/name/...` for a path or a URL.
+
+    Raises:
+        StorageError: `base` is blank; it would be the root of the file system.
+    """
+    if not str(base).strip():
+        raise StorageError("a path is blank: name a folder, a file or a URL.")
     return "/".join([str(base).rstrip("/") or "/", *names]) if names else str(base)
 
 

@@ -9,12 +9,11 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from core.errors import ConfigError, DataError
+from core.errors import DataError
 from core.storage import publish_bytes
+from eval.early import RANKS, no_baseline
 from eval.metrics import Ranks, paired_bootstrap
 from trainer.telemetry.names import IMAGE_TO_TEXT, RECALL_KS, TEXT_TO_IMAGE
-
-RANKS = "ranks.safetensors"
 
 
 def save_ranks(ranks: Ranks, image_of_text: np.ndarray, path: Path) -> None:
@@ -36,7 +35,7 @@ def gains_over(baseline: Path, ranks: Ranks, image_of_text: np.ndarray) -> dict[
     """
     path = baseline / RANKS
     if not path.exists():
-        raise ConfigError(f"baseline: {path} is missing. Name the folder of an earlier `shardclip eval`.")
+        raise no_baseline(baseline)
     with safe_open(path, framework="numpy") as file:
         before = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     if not np.array_equal(before["image_of_text"], image_of_text):

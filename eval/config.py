@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from core import parts
 from core.config import Choice
 from core.errors import ConfigError
+from core.text_encoders import TEXT_ENCODERS
 from eval.evaluations.retrieval import PROTOCOLS
 from eval.evaluations.zero_shot import check_templates, read_lines
 
@@ -38,10 +40,18 @@ class EvalConfig:
     cache_dir: Path | None = None
 
     def __post_init__(self) -> None:
+        if not self.shards:
+            raise ConfigError("shards is empty. Name at least one shard set.")
+        if self.text_encoder is not None:
+            parts.check(TEXT_ENCODERS, self.text_encoder, "text_encoder", given=["device"])
+        for name, least in (("batch_size", 1), ("num_workers", 0), ("num_examples", 0), ("loss_batch_size", 2)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ConfigError(f"{name} is {value}: at least {least} is needed.")
         for protocol in self.protocols:
             if protocol not in PROTOCOLS:
                 raise ConfigError(f"protocols: unknown protocol '{protocol}'. Known: {', '.join(PROTOCOLS)}.")
         check_templates(self.all_templates())
+        self.all_classes()  # a file that is not there
 
     def all_classes(self) -> tuple[str, ...]:
         """Classes for images without labels."""

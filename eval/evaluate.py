@@ -19,15 +19,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from core.columns import column_names
-from core.config import to_mapping
+from core.config import dump_yaml, to_mapping
 from core.errors import ConfigError, DataError
 from core.host_memory import keep_freed_memory
 from core.manifest import MANIFEST_NAME
 from core.shard_set import ShardSet
 from core.storage import exists, join, publish_bytes
-from eval.baseline import RANKS, gains_over, save_ranks
+from eval.baseline import gains_over, save_ranks
 from eval.classes import neighbours, zero_shot, zero_shot_labelled
 from eval.config import EvalConfig
+from eval.early import MARK, RANKS, RESULTS, expect_place
 from eval.encoder import LoadedEncoder, load_encoder, open_same_text, text_embedder, trained_embedder
 from eval.evaluations import figures_of
 from eval.evaluations.evaluation import Subject
@@ -49,7 +50,7 @@ from eval.ranks import retrieval_ranks
 from eval.report.charts import result_charts, sheets, training_charts
 from eval.report.drawing import save_jpeg, save_png
 from eval.report.exhibits import Shelf, rank_bands, show_queries, show_retrieval, show_similarity
-from eval.report.page import PICTURES, RESULTS, write_report
+from eval.report.page import PICTURES, write_report
 from trainer.data.loader import TEXT_ALONE, EvalLoader
 from trainer.data.names import LABEL
 from trainer.run.environment import describe_environment, hardware
@@ -76,6 +77,7 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
         keep_freed_memory()
     encoder = load_encoder(config.checkpoint, device)
     run_dir = encoder.path.parent.parent
+    expect_place(config, encoder.path)
     out = config.out or run_dir
     console.print(f"evaluating {encoder.path} on {', '.join(config.shards)} -> {out}")
     if not encoder.compares_text:
@@ -85,6 +87,7 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
     labelled = _labelled_set(work, shard_set)
 
     found = work.extract(shard_set)
+    publish_bytes(dump_yaml(config).encode(), out / MARK)  # the folder is ours from now on
     results: dict[str, Any] = _identity(work, shard_set, found, run_dir)
     subject = Subject(pictures_of(found).images)
     if isinstance(found, Extracted):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,8 @@ import typer
 from rich.console import Console
 
 from core.config import load_config
-from core.errors import ShardclipError
+from core.places import expect_given
+from launch.leaving import kept, run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,22 +20,18 @@ app = typer.Typer(
     help="Train CLIP-style image encoders: build shards once, stream them to every GPU, follow recall.",
 )
 console = Console(highlight=False, soft_wrap=True)
+_EMBEDDED = "Finished columns stay, and embedded captions in {}: the same command goes on from them."
 Recipe = Annotated[Path, typer.Argument(help="A YAML recipe of configs/.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, as in optim.lr=3e-4", show_default=False)]
-CacheDir = Annotated[Path, typer.Option(help="For caption embeddings, and files of remote sets.")]
+# Paths are text until they are known not to be blank: Path("") is the folder that one stands in.
+CacheDir = Annotated[str, typer.Option(help="For caption embeddings, and files of remote sets.")]
+Processes = Annotated[int | None, typer.Option(help="On this machine; default one per GPU.")]
 Shards = Annotated[str, typer.Argument(help="A shard set: folder or URL.", show_default=False)]
 
 
 def main() -> None:
     """Run a verb; mistakes that people can mend end in one sentence and exit code 2."""
-    try:
-        app()
-    except ShardclipError as error:
-        print(f"shardclip: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("shardclip: stopped.", file=sys.stderr)
-        sys.exit(130)
+    run(app)
 
 
 @app.command()
@@ -47,7 +43,9 @@ def build(recipe: Recipe, overrides: Overrides = None) -> None:
     from shard_builder.build import build_shards
     from shard_builder.config import BuildConfig
 
-    build_shards(load_config(BuildConfig, recipe, overrides or []), console)
+    config = load_config(BuildConfig, recipe, overrides or [])
+    with kept(f"The finished shards stay in {config.out}: the same command goes on from them."):
+        build_shards(config, console)
 
 
 @app.command()
@@ -59,7 +57,8 @@ def plan(recipe: Recipe, overrides: Overrides = None) -> None:
     from shard_builder.config import BuildConfig
     from shard_builder.estimate import estimate_build
 
-    estimate_build(load_config(BuildConfig, recipe, overrides or []), console=console)
+    with kept("A plan writes nothing."):
+        estimate_build(load_config(BuildConfig, recipe, overrides or []), console=console)
 
 
 @app.command()
@@ -70,13 +69,15 @@ def verify(shards: Shards) -> None:
     """
     from shard_builder.verify import verify as find_faults
 
-    raise typer.Exit(1 if find_faults(shards, console=console) else 0)
+    with kept("Checking changes nothing."):
+        faults = find_faults(shards, console=console)
+    raise typer.Exit(1 if faults else 0)
 
 
 @app.command()
 def preview(
     shards: Shards,
-    out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("preview.jpg"),
+    out: Annotated[str, typer.Option(help="Where the picture goes.")] = "preview.jpg",
     count: Annotated[int, typer.Option(help="How many images.")] = 24,
     seed: Annotated[int, typer.Option(help="Which ones.")] = 0,
     query: Annotated[str | None, typer.Option(help="Only images with this text in a caption.")] = None,
@@ -87,14 +88,15 @@ def preview(
     """
     from shard_builder.preview import preview as draw
 
-    draw(shards, out, count, seed, query, console=console)
+    with kept("No picture was written."):
+        draw(shards, _path(out, "--out"), count, seed, query, console=console)
 
 
 @app.command()
 def train(
     recipe: Recipe,
     overrides: Overrides = None,
-    processes: Annotated[int | None, typer.Option(help="On this machine; default one per GPU.")] = None,
+    processes: Processes = None,
     accelerate_config: Annotated[Path | None, typer.Option(help="As launch/accelerate/gpu_8.yaml.")] = None,
     num_machines: Annotated[int | None, typer.Option(help="Each starts this command.")] = None,
     machine_rank: Annotated[int | None, typer.Option(help="Of this machine, from 0.")] = None,
@@ -104,31 +106,30 @@ def train(
 
     Example: shardclip train configs/train/coco2014_resnet50.yaml optim.lr=3e-4
     """
+    from launch.early import expect_startable
     from launch.launcher import launch_training
+    from launch.machines import words_of
     from trainer.config import TrainConfig
 
-    load_config(TrainConfig, recipe, overrides or [])  # a wrong key ends here, before any process starts
-    code = launch_training(
-        [str(recipe), *(overrides or [])],
-        processes,
-        accelerate_config,
-        num_machines=num_machines,
-        machine_rank=machine_rank,
-        main_address=main_address,
-    )
-    raise typer.Exit(code)
+    with kept("No process was started."):
+        words = words_of(processes, accelerate_config, num_machines, machine_rank, main_address)
+        expect_startable(load_config(TrainConfig, recipe, overrides or []), words.total)
+        code = launch_training([str(recipe), *(overrides or [])], words)
+    raise SystemExit(code)
 
 
 @app.command()
-def doctor(recipe: Recipe, overrides: Overrides = None) -> None:
+def doctor(recipe: Recipe, overrides: Overrides = None, processes: Processes = None) -> None:
     """Read a training recipe, its shards and this environment; name what is wrong, each with its repair.
 
-    Example: shardclip doctor configs/train/coco2014_resnet50.yaml
+    Example: shardclip doctor configs/train/coco2014_resnet50.yaml --processes 2
     """
-    from launch.doctor import examine
+    from launch.examine import examine
     from trainer.config import TrainConfig
 
-    raise typer.Exit(1 if examine(load_config(TrainConfig, recipe, overrides or []), console) else 0)
+    with kept("Looking changes nothing."):
+        found_errors = examine(load_config(TrainConfig, recipe, overrides or []), processes, console)
+    raise typer.Exit(1 if found_errors else 0)
 
 
 @app.command("eval")
@@ -138,20 +139,30 @@ def evaluate(recipe: Recipe, overrides: Overrides = None) -> None:
     Example: shardclip eval configs/eval/coco2014_val.yaml checkpoint=runs/coco2014_resnet50
     """
     from eval.config import EvalConfig
-    from eval.evaluate import evaluate as run
+    from eval.early import expect_measurable
 
-    run(load_config(EvalConfig, recipe, overrides or []), console)
+    config = load_config(EvalConfig, recipe, overrides or [])
+    with kept("An evaluation is written at its end: what was measured before stays as it was."):
+        expect_measurable(config)
+        from eval.evaluate import evaluate as measure
+
+        measure(config, console)
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="A run folder that `eval` has measured.")]) -> None:
+def report(run: Annotated[str, typer.Argument(help="A run folder that `eval` has measured.")]) -> None:
     """Write report.html again from what lies in the run folder.
 
     Example: shardclip report runs/coco2014_resnet50
     """
-    from eval.report.page import write_report
+    from eval.early import expect_measured
 
-    console.print(f"report: {write_report(run)}")
+    folder = _path(run, "RUN")
+    with kept("An earlier report stays as it was."):
+        expect_measured(folder)
+        from eval.report.page import write_report
+
+        console.print(f"report: {write_report(folder)}")
 
 
 @app.command("index-shards")
@@ -166,7 +177,8 @@ def index_shards(
     """
     from shard_builder.index_tars import index_shards as index
 
-    index(shards, split, size, console=console)
+    with kept("The set is as it was before."):
+        index(shards, split, size, console=console)
 
 
 @app.command()
@@ -174,7 +186,7 @@ def embed(
     shards: Annotated[list[str], typer.Argument(help="Shard sets: folders or URLs.", show_default=False)],
     encoder: Annotated[str, typer.Option(help="A frozen text encoder: hf_clip, minilm or sentence.")] = "hf_clip",
     model: Annotated[str | None, typer.Option(help="Its model: a hub name or a folder.")] = None,
-    cache_dir: CacheDir = Path("~/.cache/shardclip"),
+    cache_dir: CacheDir = "~/.cache/shardclip",
 ) -> None:
     """Add caption embeddings to sets, built or adopted: the same as `column text`.
 
@@ -184,7 +196,8 @@ def embed(
     from shard_builder.embed import embed_shards
 
     choice = Choice(encoder, {"model": model} if model else {})
-    embed_shards(shards, choice, cache_dir=cache_dir, console=console)
+    with kept(_EMBEDDED.format(cache_dir)):
+        embed_shards(shards, choice, cache_dir=_path(cache_dir, "--cache-dir"), console=console)
 
 
 @app.command()
@@ -193,7 +206,7 @@ def column(
         list[str],
         typer.Argument(metavar="KIND SET [SET...] [key=value...]", help="labels, tokens, text, topics, features; list"),
     ],
-    cache_dir: CacheDir = Path("~/.cache/shardclip"),
+    cache_dir: CacheDir = "~/.cache/shardclip",
 ) -> None:
     """Add what is known of the samples later to sets, which stay as they are; `column list SET` shows what is there.
 
@@ -201,20 +214,30 @@ def column(
     """
     from launch.columns import column as make
 
-    make(words, cache_dir, console)
+    with kept(_EMBEDDED.format(cache_dir)):
+        make(words, _path(cache_dir, "--cache-dir"), console)
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where shards and run go.")] = Path("runs/demo"),
+    out: Annotated[str, typer.Option(help="Where shards and run go.")] = "runs/demo",
 ) -> None:
     """Do the whole job in minutes on drawn scenes: build, train with two processes, evaluate, report.
 
     Example: shardclip demo
     """
-    from launch.demo import run_demo
+    from core.places import DEMO, expect_folder_of_ours
 
-    run_demo(out, console)
+    expect_folder_of_ours(out, "--out", DEMO)
+    with kept(f"What is finished stays in {out}: the same command goes on from it."):
+        from launch.demo import run_demo
+
+        run_demo(Path(out), console)
+
+
+def _path(text: str, option: str) -> Path:
+    expect_given(text, option)
+    return Path(text)
 
 
 if __name__ == "__main__":

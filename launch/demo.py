@@ -16,8 +16,10 @@ from core.errors import ConfigError
 from eval.config import EvalConfig
 from eval.evaluate import evaluate
 from launch.launcher import launch_training
+from launch.machines import Machines, Words
 from shard_builder.build import build_shards
 from shard_builder.config import BuildConfig
+from trainer.guard.signals import REQUEUE_EXIT_CODE
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NUM_PROCESSES = 2
@@ -51,7 +53,9 @@ def run_demo(out: Path, console: Console) -> None:
 
 
 def _train(arguments: list[str]) -> None:
-    code = launch_training(arguments, NUM_PROCESSES)
+    code = launch_training(arguments, Words(Machines(), NUM_PROCESSES))
+    if code == REQUEUE_EXIT_CODE:
+        raise KeyboardInterrupt  # it was stopped, and has saved
     if code:
         raise ConfigError(f"demo: training ended with exit code {code}; its own words stand above.")
 

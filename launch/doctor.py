@@ -1,34 +1,35 @@
-"""Read recipe, shards and environment before a run; name every hindrance with its repair."""
+"""What `shardclip doctor` looks at once torch is loaded: each check names what it found, with its repair."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import psutil
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from core.columns import column_names, column_url, load_head
 from core.cores import available_cores
 from core.errors import ShardclipError
-from core.precision import computes_bf16
+from core.precision import choose_precision, computes_bf16
 from core.shard_set import ShardSet
 from eval.validation import plan_validation, validation_columns
+from launch.examine import Check, Finding, Level
 from trainer.config import TrainConfig
 from trainer.data.buffers import buffer_bytes
 from trainer.data.columns import BatchColumns, most_captions
 from trainer.data.feature_column import default_column_name, expect_features_of
 from trainer.data.inputs import batch_columns
-from trainer.data.loader import sampled
 from trainer.data.names import TEXT, TOKENS
+from trainer.data.order_identity import order_identity
 from trainer.data.stream import max_in_flight
+from trainer.optim.build import build_optimizer
+from trainer.run.parts import build_model, expect_possible_sync, find_checkpoint, identity_of, open_data
 from trainer.run.recipe_model import recipe_model
+from trainer.samplers.order import sampled
 from trainer.samplers.slices import steps_per_epoch
 from trainer.trackers.wandb_tracker import choose_mode
 
@@ -36,30 +37,10 @@ GIB = 2**30
 _WIDEST_CROP, _LEAST_JITTER = 0.5, 0.3  # weaker ones leave two views too much alike (Chen et al. 2020, fig. 5)
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What one check found; `repair` is empty where all is well."""
-
-    level: Literal["ok", "warning", "error"]
-    what: str
-    repair: str = ""
-
-
-def examine(config: TrainConfig, console: Console) -> bool:
-    """Print every finding; returns whether one of them is an error."""
-    findings = [finding for check in CHECKS for finding in _run(check, config)]
-    table = Table("", "what", "repair", title="doctor", title_justify="left")
-    colours = {"ok": "green", "warning": "yellow", "error": "red"}
-    for finding in findings:
-        table.add_row(f"[{colours[finding.level]}]{finding.level}[/]", finding.what, finding.repair)
-    console.print(table)
-    return any(finding.level == "error" for finding in findings)
-
-
-def check_shards(config: TrainConfig) -> Iterator[Finding]:
+def check_shards(config: TrainConfig, ranks: int) -> Iterator[Finding]:
     """Manifests, indexes, the same encoder on both sides, batch against set, whole steps on every rank."""
     train = _open_training_set(config)
-    steps = steps_per_epoch(len(train), config.global_batch_size, max(1, torch.cuda.device_count()))
+    steps = steps_per_epoch(len(train), config.global_batch_size, ranks)
     dropped = len(train) - steps * config.global_batch_size
     yield Finding("ok", f"{len(train):,} training samples, {steps:,} steps an epoch, {dropped:,} left over in each")
     compares_stored = config.build_objective().needs_text and config.build_text() is None
@@ -76,7 +57,7 @@ def check_shards(config: TrainConfig) -> Iterator[Finding]:
             yield Finding("ok", f"{len(validation):,} validation samples{same}")
 
 
-def check_validation(config: TrainConfig) -> Iterator[Finding]:
+def check_validation(config: TrainConfig, ranks: int) -> Iterator[Finding]:
     """What training will be followed by, and what names its best checkpoint."""
     objective = config.build_objective()
     if not config.data.val:
@@ -94,7 +75,7 @@ def check_validation(config: TrainConfig) -> Iterator[Finding]:
         yield Finding("warning", what, f"`shardclip column labels {' '.join(config.data.train)}`.")
 
 
-def check_views(config: TrainConfig) -> Iterator[Finding]:
+def check_views(config: TrainConfig, ranks: int) -> Iterator[Finding]:
     """Two views of a picture must differ in more than what is easily undone, or comparing them teaches nothing."""
     objective = config.build_objective()
     if objective.views < 2:
@@ -115,7 +96,7 @@ def check_views(config: TrainConfig) -> Iterator[Finding]:
         yield Finding("ok", f"{objective.views} views of each picture, by crops and colours")
 
 
-def check_columns(config: TrainConfig) -> Iterator[Finding]:
+def check_columns(config: TrainConfig, ranks: int) -> Iterator[Finding]:
     """What is known of the samples beside the shards, whether it still speaks of them, and what the objective needs."""
     for name in config.build_objective().columns:
         if name in config.data.columns:  # the others are in every batch
@@ -139,10 +120,10 @@ def check_columns(config: TrainConfig) -> Iterator[Finding]:
         yield Finding("ok", f"{url}: columns {', '.join(fitting) or 'none'}")
 
 
-def check_sampler(config: TrainConfig) -> Iterator[Finding]:
+def check_sampler(config: TrainConfig, ranks: int) -> Iterator[Finding]:
     """The sampler can fill an epoch of this data, and the columns that batches carry are there."""
     train, size = _open_training_set(config), config.global_batch_size
-    steps = steps_per_epoch(len(train), size, max(1, torch.cuda.device_count()))
+    steps = steps_per_epoch(len(train), size, ranks)
     order = sampled(config.data.sampler, train, size, steps, config.seed, epoch=0)
     visits = np.bincount(order, minlength=len(train))
     what = f"sampler {config.data.sampler.name}: {int((visits > 0).sum()):,} samples in the first epoch"
@@ -157,7 +138,7 @@ def check_sampler(config: TrainConfig) -> Iterator[Finding]:
     yield Finding("ok", f"batches carry image_id, {', '.join(columns)}")
 
 
-def check_frozen_tower(config: TrainConfig) -> Iterator[Finding]:
+def check_frozen_tower(config: TrainConfig, ranks: int) -> Iterator[Finding]:
     """A tower that is frozen over unchanged pictures computes the same in every epoch; stored outputs are its own."""
     if config.data.image_features:
         train = _open_training_set(config)
@@ -177,7 +158,7 @@ def check_frozen_tower(config: TrainConfig) -> Iterator[Finding]:
     )
 
 
-def check_weights(config: TrainConfig) -> Iterator[Finding]:
+def check_weights(config: TrainConfig, ranks: int) -> Iterator[Finding]:
     """The tower's pretrained weights can be had here."""
     model, start = recipe_model(config, _open_training_set(config))
     count = sum(p.numel() for p in model.encoder.parameters()) / 1e6
@@ -185,25 +166,41 @@ def check_weights(config: TrainConfig) -> Iterator[Finding]:
     yield Finding("ok", f"{config.model.tower}, {count:.1f} M parameters: {weights}")
 
 
-def check_memory(config: TrainConfig) -> Iterator[Finding]:
+def check_opening(config: TrainConfig, ranks: int) -> Iterator[Finding]:
+    """All that a run builds before it makes its folder: loader, model, optimizer; the checkpoint it goes on from."""
+    objective, text = config.build_objective(), config.build_text()
+    with ExitStack() as resources:
+        data = open_data(config, objective, text, torch.device("cpu"), resources)
+        model, _ = build_model(config, data)
+        build_optimizer(model, config.optim)
+        order = order_identity(data.train, data.loader, config.data.sampler, config.seed)
+        checkpoint = find_checkpoint(config, identity_of(config, model.encoder, data), order, data.train)
+        goes_on = f"goes on from step {checkpoint.step}" if checkpoint else "begins"
+        yield Finding("ok", f"the run {goes_on}, to step {data.total_steps:,}")
+
+
+def check_memory(config: TrainConfig, ranks: int) -> Iterator[Finding]:
     """The largest block of logits, and the host's memory: for a copy of the state, and for the loader's buffers."""
-    rows, columns = logits_block(config)
+    rows, columns = logits_block(config, ranks)
     yield Finding("ok", f"logits: blocks of {rows:,} x {columns:,}, {rows * columns * 4 / GIB:.2f} GiB at a time")
     free = psutil.virtual_memory().available
     needed = 2 * state_bytes(config)
-    repair = "Use a machine with more memory, or a smaller model." if needed > free / 2 else ""
     what = f"the state's copies while it is saved: about {needed / GIB:.2f} GiB of {free / GIB:.1f} GiB free memory"
-    yield Finding("warning" if repair else "ok", what, repair)
+    yield _of_memory(what, needed, free, "Use a machine with more memory, or a smaller model.")
     if config.data.image_features:
         return  # no picture is read
-    ranks = max(1, torch.cuda.device_count())
     rows, workers = config.global_batch_size // ranks, config.data.num_workers
     in_flight = max_in_flight(rows, workers, config.data.prefetch)
     stored = _open_training_set(config).image.size  # the device resizes to image_size
     needed = ranks * buffer_bytes(in_flight, rows, stored)
-    repair = "Lower data.prefetch or global_batch_size." if needed > free / 2 else ""
     what = f"loader buffers of all ranks: about {needed / GIB:.2f} GiB of {free / GIB:.1f} GiB free memory"
-    yield Finding("warning" if repair else "ok", what, repair)
+    yield _of_memory(what, needed, free, "Lower data.prefetch or global_batch_size.")
+
+
+def _of_memory(what: str, needed: float, free: float, repair: str) -> Finding:
+    """More than there is cannot be had; more than half leaves little to the rest."""
+    level: Level = "error" if needed > free else "warning" if needed > free / 2 else "ok"
+    return Finding(level, what, "" if level == "ok" else repair)
 
 
 def state_bytes(config: TrainConfig) -> int:
@@ -214,13 +211,13 @@ def state_bytes(config: TrainConfig) -> int:
     return weights * (2 if config.optim.ema_decay else 1) + 2 * trained
 
 
-def logits_block(config: TrainConfig) -> tuple[int, int]:
+def logits_block(config: TrainConfig, ranks: int) -> tuple[int, int]:
     """Rows and columns of the largest matrix that the objective compares at once.
 
     Columns are the global batch: every view of a picture, or every caption (of the training set's most).
     """
     objective, size = config.build_objective(), config.global_batch_size
-    own = size // max(1, torch.cuda.device_count())
+    own = size // ranks
     rows = min(objective.block_size or own, own)
     per_sample = objective.views
     if objective.all_captions:
@@ -229,9 +226,9 @@ def logits_block(config: TrainConfig) -> tuple[int, int]:
     return rows, size * per_sample
 
 
-def check_cores(config: TrainConfig) -> Iterator[Finding]:
+def check_cores(config: TrainConfig, ranks: int) -> Iterator[Finding]:
     """Loader workers of all ranks against the machine's cores."""
-    ranks, cores = max(1, torch.cuda.device_count()), available_cores()
+    cores = available_cores()
     asked = config.data.num_workers * ranks
     repair = f"Set data.num_workers to {max(1, cores // ranks)} or less." if asked > cores else ""
     yield Finding(
@@ -239,7 +236,7 @@ def check_cores(config: TrainConfig) -> Iterator[Finding]:
     )
 
 
-def check_imaging(config: TrainConfig) -> Iterator[Finding]:
+def check_imaging(config: TrainConfig, ranks: int) -> Iterator[Finding]:
     """pillow-simd in its own folder; Pillow and pillow-simd never mixed in one."""
     folder = Path(sys.prefix) / "lib" / "shardclip-pillow-simd"
     mixed = list(Path(sys.prefix).glob("lib/python*/site-packages/pillow_simd-*.dist-info"))
@@ -253,15 +250,16 @@ def check_imaging(config: TrainConfig) -> Iterator[Finding]:
         yield Finding("warning", "pillow-simd is not installed: building resizes about half as fast", repair)
 
 
-def check_device(config: TrainConfig) -> Iterator[Finding]:
+def check_device(config: TrainConfig, ranks: int) -> Iterator[Finding]:
     """What computes, and in which precision."""
     if not torch.cuda.is_available():
-        level: Literal["warning", "error"] = "error" if config.precision == "fp16" else "warning"
-        repair = (
-            "Set precision=no." if level == "error" else "Fine for small runs; install a GPU driver for large ones."
-        )
-        yield Finding(level, "no GPU: training runs on the CPU", repair)
+        yield Finding("warning", "no GPU: training runs on the CPU", "Fine for small runs; else install a GPU driver.")
+        choose_precision(config.precision, torch.device("cpu"))
+        expect_possible_sync(config, torch.device("cpu"), ranks)
         return
+    if ranks > torch.cuda.device_count():
+        what = f"{ranks} processes for {torch.cuda.device_count()} GPUs"
+        yield Finding("error", what, f"Give --processes {torch.cuda.device_count()}, or start on several machines.")
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         yield Finding("ok", f"GPU {number}: {properties.name}, {properties.total_memory / GIB:.0f} GiB")
@@ -269,14 +267,14 @@ def check_device(config: TrainConfig) -> Iterator[Finding]:
             yield Finding("warning", f"precision is bf16, which GPU {number} can only emulate", "Set precision=fp16.")
 
 
-def check_wandb(config: TrainConfig) -> Iterator[Finding]:
+def check_wandb(config: TrainConfig, ranks: int) -> Iterator[Finding]:
     """Where metrics will go."""
     said: list[str] = []
     mode = choose_mode(config.tracking, said.append)
     yield Finding("ok", f"wandb: {mode}. {' '.join(said)}".strip())
 
 
-CHECKS: tuple[Callable[[TrainConfig], Iterator[Finding]], ...] = (
+CHECKS: tuple[Check, ...] = (
     check_device,
     check_shards,
     check_columns,
@@ -285,6 +283,7 @@ CHECKS: tuple[Callable[[TrainConfig], Iterator[Finding]], ...] = (
     check_sampler,
     check_weights,
     check_frozen_tower,
+    check_opening,
     check_memory,
     check_cores,
     check_imaging,
@@ -311,12 +310,3 @@ def _open_validation_set(config: TrainConfig) -> Iterator[ShardSet]:
     """The validation set, if there is one."""
     if config.data.val:
         yield ShardSet.open(config.data.val, config.data.cache_dir, config.data.text)
-
-
-def _run(check: Callable[[TrainConfig], Iterator[Finding]], config: TrainConfig) -> list[Finding]:
-    findings: list[Finding] = []
-    try:
-        findings.extend(check(config))
-    except ShardclipError as error:  # the sentence says what to do; the other checks go on
-        findings.append(Finding("error", str(error)))
-    return findings

@@ -9,61 +9,40 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from core.cores import available_cores
 from core.errors import ConfigError
+from launch.machines import Words
 
 TRAINING_MODULE = "launch.train"
 SAVE_VARIABLE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # torchrun's and `accelerate launch`'s name for the same time
 SAVE_S = 600
 
 
-def launch_training(
-    arguments: Sequence[str],
-    num_processes: int | None,
-    accelerate_config: Path | None = None,
-    *,
-    num_machines: int | None = None,
-    machine_rank: int | None = None,
-    main_address: str | None = None,
-) -> int:
+def launch_training(arguments: Sequence[str], words: Words) -> int:
     """Run the training processes of this machine to their end; returns the exit code.
 
     One process alone takes this one's place, so signals reach it and its exit code is this command's. Several are
-    told of SIGTERM and SIGUSR1, and have as many seconds to save as `TORCH_ELASTIC_SHUTDOWN_TIMEOUT` says (600).
+    told of SIGTERM, SIGUSR1 and Ctrl-C, and have 600 s to save, or what `TORCH_ELASTIC_SHUTDOWN_TIMEOUT` says.
 
     Args:
         arguments: recipe and overrides for `launch.train`.
-        num_processes: on this machine; None for one per GPU, or one on the CPU.
-        accelerate_config: a file of `launch/accelerate/` or of `accelerate config`, in place of `num_processes`.
-        num_machines: each starts the same command; they need as many processes each.
-        machine_rank: of this machine, from 0.
-        main_address: `HOST` or `HOST:PORT` of machine 0.
 
     Raises:
-        ConfigError: the words do not fit each other, this machine, or what the other machines were told.
+        ConfigError: the words do not fit this machine, or what the other machines were told.
     """
     import torch
 
-    from launch.machines import machines_of, meet, plan_of
+    from launch.meeting import meet
     from launch.workers import caught_signals, run_workers
-    from trainer.guard.signals import REQUEUE_EXIT_CODE
+    from trainer.guard.signals import REQUEUE_EXIT_CODE, hold_interrupts
 
     save_s = _save_s()
-    gpus = torch.cuda.device_count()
-    if accelerate_config and num_processes is not None:
-        raise ConfigError(f"--processes {num_processes}: {accelerate_config} says how many. Give one of the two.")
-    environment: dict[str, str] = {}
-    if accelerate_config:
-        machines, processes, environment = plan_of(accelerate_config, num_machines, machine_rank, main_address)
-    else:
-        machines = machines_of(num_machines, machine_rank, main_address)
-        processes = max(gpus, 1) if num_processes is None else num_processes
-        if gpus and processes > gpus:
-            raise ConfigError(f"--processes {processes}: this machine has {gpus} GPUs. Ask for at most {gpus}.")
-    if processes < 1:
-        raise ConfigError(f"--processes {processes}: a machine needs at least one.")
+    gpus, machines = torch.cuda.device_count(), words.machines
+    processes = max(gpus, 1) if words.processes is None else words.processes
+    environment = dict(words.environment)
+    if gpus and processes > gpus and "ACCELERATE_USE_CPU" not in environment:
+        raise ConfigError(f"--processes {processes}: this machine has {gpus} GPUs. Ask for at most {gpus}.")
     if not gpus:
         environment["ACCELERATE_USE_CPU"] = "true"
     # Validation and saving use the cores of all ranks; torchrun would leave each a single thread.
@@ -72,7 +51,8 @@ def launch_training(
     command = [sys.executable, "-m", TRAINING_MODULE, *arguments]
     if processes * machines.count == 1:
         sys.stdout.flush()
-        os.execv(sys.executable, command)
+        with hold_interrupts():
+            os.execv(sys.executable, command)
     if gpus > 1:
         _mind_consumer_cards()
     meeting = meet(machines, processes)

@@ -1,7 +1,8 @@
 """Train from a recipe: `accelerate launch -m launch.train configs/train/coco2014_resnet50.yaml optim.lr=3e-4`.
 
 Exit codes: 0 trained; 2 a mistake, named in one sentence; 3 another process of the run was lost; 75 stopped on request
-(SIGTERM, SIGUSR1) after saving. After 3 and 75, start the same command again to go on.
+(SIGTERM, SIGUSR1, Ctrl-C) after saving; 130 left at once, by a second Ctrl-C or one before the run was open. After 3
+and 75, start the same command again to go on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from core.config import load_config
 from core.errors import PeerLostError, ShardclipError
+from trainer.guard.signals import interrupts_leave_quietly
 
 
 def main(arguments: list[str]) -> int:
@@ -62,4 +64,5 @@ def _say(sentence: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with interrupts_leave_quietly():
+        sys.exit(main(sys.argv[1:]))

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 from trainer.guard.peer_watch import PEER_LOST_EXIT_CODE
-from trainer.guard.signals import REQUEUE_EXIT_CODE, STOP_SIGNALS
+from trainer.guard.signals import REQUEUE_EXIT_CODE, STOP_SIGNALS, hold_interrupts
 
 # What reaches this process alone is meant for all; after these there is nothing to save for.
-END_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+END_SIGNALS = (signal.SIGHUP, signal.SIGQUIT)
 FAREWELL_S = 30.0  # for the others to notice, once a process was lost
 _POLL_S = 0.1
 
@@ -26,7 +26,7 @@ def run_workers(
 
     Each is told of every signal that this process has `received` and will receive (`caught_signals`). None outlives
     the others for long: after a signal, or another one's own error, they have `save_s` seconds to leave, after a loss
-    `FAREWELL_S`; then they are killed.
+    `FAREWELL_S`; then they are killed. A second SIGINT is a person who does not want to wait: they are killed at once.
 
     Args:
         environments: one for each process, with its `RANK` and the `WORLD_SIZE`.
@@ -35,10 +35,11 @@ def run_workers(
     is_impatient = False
     num_told, deadline = 0, float("inf")
     # A session of their own: what a terminal sends to all comes once, from here.
-    running = {
-        environment["RANK"]: subprocess.Popen(command, env=environment, start_new_session=True)
-        for environment in environments
-    }
+    with hold_interrupts():
+        running = {
+            environment["RANK"]: subprocess.Popen(command, env=environment, start_new_session=True)
+            for environment in environments
+        }
     while running:
         for number in received[num_told:]:
             for process in running.values():
@@ -52,6 +53,11 @@ def run_workers(
                 deadline = min(deadline, time.monotonic() + _patience_s(code, save_s))
                 if code < 0 and not is_impatient and -code not in received:
                     _say(f"process {rank} of {environments[0]['WORLD_SIZE']} was ended by {_name(-code)}.")
+        if received.count(signal.SIGINT) > 1 and not is_impatient:
+            is_impatient = True
+            _say("left at once, without saving; the same command goes on from the last checkpoint.")
+            for process in running.values():
+                process.kill()
         if time.monotonic() > deadline and not is_impatient:
             is_impatient = True
             for rank, process in running.items():
@@ -68,6 +74,8 @@ def common_code(codes: Sequence[int], received: Sequence[int]) -> int:
     noticed and however it ended; then that all left on request. Whoever was told to end and did not save in time has
     the signal's code, 128 and its number.
     """
+    if received.count(signal.SIGINT) > 1:
+        return 128 + signal.SIGINT
     own = [code for code in codes if code > 0 and code not in (PEER_LOST_EXIT_CODE, REQUEUE_EXIT_CODE)]
     is_lost = PEER_LOST_EXIT_CODE in codes or any(code < 0 for code in codes)
     if received and (received[0] in END_SIGNALS or any(-code in (signal.SIGKILL, *received) for code in codes)):
@@ -94,8 +102,9 @@ def caught_signals() -> Iterator[list[int]]:
         received.append(number)
 
     # What nohup or a shell has let this process ignore stays ignored.
-    heard = [number for number in END_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, note) for number in (*STOP_SIGNALS, *heard)}
+    deaf = {n for n in (signal.SIGINT, *END_SIGNALS) if signal.getsignal(n) is signal.SIG_IGN}
+    heard = [number for number in (*STOP_SIGNALS, *END_SIGNALS) if number not in deaf]
+    previous = {number: signal.signal(number, note) for number in heard}
     try:
         yield received
     finally:

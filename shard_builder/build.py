@@ -1,7 +1,8 @@
 """Build a shard set from a recipe: `shardclip build configs/build/coco2014_train.yaml`.
 
 The story: read the source, plan the shards, embed the captions that no build has embedded before, let the engine's
-workers write the shards, publish the manifest. A killed build goes on where it was; a finished one is left alone.
+workers write the shards, publish the manifest. A killed build goes on where it was; a finished one is left alone,
+but for shards that it has lost, which are written again.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from hashlib import sha256
@@ -22,6 +24,7 @@ from core.errors import DataError
 from core.image import imaging_library
 from core.locks import lock
 from core.manifest import Manifest, TextEncoderSpec, save_manifest
+from core.places import SHARD_SET, expect_folder_of_ours, expect_no_common_folder
 from core.shard_set import ShardSet
 from core.storage import is_local, join, local, publish_bytes
 from shard_builder.build_state import close_state, finished_results, open_state, save_build, save_result
@@ -37,6 +40,7 @@ from shard_builder.layout import ShardPlan, plan_shards
 from shard_builder.progress import progress_bar, spoken_bytes, spoken_seconds, summary_table
 from shard_builder.records import Skip
 from shard_builder.rejected import REJECTED_NAME, count_by_reason, write_rejected
+from shard_builder.repair import lost_shards, repair
 from shard_builder.writer import ShardResult, ShardTask, write_shard
 
 _UNSUPPORTED_HINT = " (plain Pillow reads more formats: engine.pillow_simd=false)"
@@ -46,23 +50,27 @@ def build_shards(config: BuildConfig, console: Console | None = None) -> Manifes
     """Build the set that the recipe describes, or what is left of it to build; returns its manifest.
 
     Raises:
+        ConfigError: `out` is no place for a set (`core.places`).
         ManifestError: the folder holds another recipe's set.
         DataError: more than `max_skipped` of the inputs cannot be used.
         StorageError: another build is at work there, or the disk is full.
     """
     console = console or Console()
     started = time.monotonic()
+    expect_places(config)
     engine = parts.build(ENGINES, config.engine, "engine", workers=config.num_workers)
-    with lock(_lock_path(config), f"a build of {config.out}"), engine:
+    with engine, ExitStack() as held:
         inputs = read_inputs(config.source, config.split)
         console.print(f"{len(inputs.records):,} images, {len(inputs.captions):,} distinct captions -> {config.out}")
+        encoder = text_encoder_spec(config.text_encoder)
+        # Only now: it makes the folder, and a mistake in the recipe leaves none.
+        held.enter_context(lock(_lock_path(config), f"a build of {config.out}"))
         library = engine.call(imaging_library)
         say_which_library(library, console)
-        encoder = text_encoder_spec(config.text_encoder)
         recipe = recipe_of(_settings(config), inputs.records, inputs.skipped, inputs.image_bytes, library, encoder)
         finished = open_state(config.out, recipe)
         if finished:
-            console.print(f"[green]already built[/]: {config.out} holds exactly this, nothing to do.")
+            _mend(config, encoder, inputs, finished, engine, console)
             return finished
         _expect_few_skips(inputs.skipped, inputs.num_inputs, config)
 
@@ -87,6 +95,16 @@ def build_shards(config: BuildConfig, console: Console | None = None) -> Manifes
         close_state(config.out)
     console.print(summary_table(manifest, _figures(config, ordered, rate, time.monotonic() - started)))
     return manifest
+
+
+def expect_places(config: BuildConfig) -> None:
+    """Raise where the set or the cache must not be written: a blank path, `/`, the home folder, a folder of photos.
+
+    Raises:
+        ConfigError: in one sentence.
+    """
+    expect_folder_of_ours(config.out, "out", SHARD_SET)
+    expect_no_common_folder(config.cache_dir.expanduser(), "cache_dir")
 
 
 def say_which_library(library: str, console: Console) -> None:
@@ -125,14 +143,44 @@ def _write_shards(
         console.print(
             f"Going on with a killed build: {len(results):,} of {len(plans):,} shards are finished and intact."
         )
-    image = config.image
-    tasks = [ShardTask(p, config.out, image.spec, image.max_pixels, config.caption_cache, encoder) for p in missing]
+    tasks = [_task(config, plan, encoder) for plan in missing]
     with progress_bar(console, "images", total=len(inputs.records), done=done) as show:
         for task, result in engine.run(write_shard, tasks, lambda position: show(done + position)):
             save_result(config.out, task.name, result)
             results[task.name] = result
             _expect_few_skips(_all_skips(inputs, results.values()), inputs.num_inputs, config)
     return (len(inputs.records) - done) / (time.monotonic() - started)
+
+
+def _task(config: BuildConfig, plan: ShardPlan, encoder: TextEncoderSpec) -> ShardTask:
+    return ShardTask(plan, config.out, config.image.spec, config.image.max_pixels, config.caption_cache, encoder)
+
+
+def _mend(
+    config: BuildConfig,
+    encoder: TextEncoderSpec,
+    inputs: Inputs,
+    finished: Manifest,
+    engine: ProcessesEngine,
+    console: Console,
+) -> None:
+    """Write again what a finished set of this recipe has lost; say that nothing is to be done where it is whole."""
+    lost = lost_shards(config.out, finished)
+    if not lost:
+        console.print(f"[green]already built[/]: {config.out} holds exactly this, nothing to do.")
+        return
+    console.print(
+        f"[yellow]{len(lost)} of {len(finished.shards)} shards are missing or damaged[/]: writing them again."
+    )
+    names = {entry.name for entry in lost}
+    plans = plan_shards(inputs.records, config.split, config.samples_per_shard, config.seed)
+    wanted = [plan for plan in plans if plan.name in names]
+    captions = sorted({caption for plan in wanted for record in plan.records for caption in record.captions})
+    bar = partial(progress_bar, console)
+    embed_with_progress(config.text_encoder, encoder, captions, config.caption_cache, config.text_batch_size, bar)
+    tasks = {plan.name: _task(config, plan, encoder) for plan in wanted}
+    repair(config.out, tasks, lost, engine, console)
+    ShardSet.open(config.out, text="")
 
 
 def _all_skips(inputs: Inputs, results: Iterable[ShardResult]) -> list[Skip]:

@@ -15,7 +15,6 @@ from core.config import config_diff
 from core.errors import ManifestError, StorageError
 from core.fields import fill
 from core.manifest import MANIFEST_NAME, Manifest, ShardEntry, load_manifest
-from core.shard_set import ShardSet
 from core.storage import (
     exists,
     is_local,
@@ -39,11 +38,11 @@ STATE_NAME = ".build"
 
 
 def open_state(out: str, recipe: Mapping[str, Any]) -> Manifest | None:
-    """The finished set of this very recipe, or None when there is work to do (new, or to be continued).
+    """The finished set of this very recipe, though it may have lost shards since; None when there is work to do.
+
 
     Raises:
         ManifestError: another recipe's set or unfinished build lies in the folder.
-        DamagedError: the finished set has files missing or of another size.
     """
     if is_local(out):
         sweep_partials(local(out))
@@ -51,7 +50,6 @@ def open_state(out: str, recipe: Mapping[str, Any]) -> Manifest | None:
         manifest = load_manifest(out)
         if manifest.build_fingerprint not in fingerprints_of(recipe):
             raise _other_recipe(out, "holds a shard set", _read_json(join(out, BUILD_NAME)).get("recipe"), recipe)
-        ShardSet.open(out)  # indexes by hash, tars by size: cheap; `verify` reads everything
         close_state(out)
         return manifest
     begun = _read_json(join(out, STATE_NAME, "recipe.json"))

@@ -29,6 +29,7 @@ from core.columns import (
 from core.config import Choice, config_diff
 from core.errors import ManifestError
 from core.locks import lock
+from core.places import expect_no_common_folder
 from core.shard_set import ShardSet
 from core.storage import is_local, join, local
 from shard_builder.progress import progress_bar, spoken_bytes, spoken_seconds
@@ -54,6 +55,7 @@ def make_columns(
     console = console or Console()
     parts.check(table, choice, "column", given=["work"])
     cache_dir = cache_dir.expanduser()
+    expect_no_common_folder(cache_dir, "--cache-dir")
     together = [ShardSet.open(url, cache_dir) for url in urls]
     bar = partial(progress_bar, console)
     works = [ColumnWork(shard_set, together, cache_dir, bar) for shard_set in together]

@@ -12,6 +12,7 @@ from core.config import Choice
 from core.cores import available_cores
 from core.errors import ConfigError
 from core.manifest import ImageSpec
+from core.text_encoders import TEXT_ENCODERS
 from shard_builder.engines import ENGINES
 from shard_builder.readers import READERS
 
@@ -60,6 +61,7 @@ class BuildConfig:
     def __post_init__(self) -> None:
         parts.check(READERS, self.source, "source", given=["split"])
         parts.check(ENGINES, self.engine, "engine", given=["workers"])
+        parts.check(TEXT_ENCODERS, self.text_encoder, "text_encoder")
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.split):
             raise ConfigError(f"split is '{self.split}': it names files, so letters, digits, - and _ only.")
         if self.samples_per_shard < 1:

@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rich.console import Console
@@ -18,7 +18,7 @@ from core.image import ImageError, decode_into, imaging_library
 from core.manifest import ImageSpec
 from core.seeding import permutation
 from core.storage import read_bytes
-from shard_builder.build import say_which_library
+from shard_builder.build import expect_places, say_which_library
 from shard_builder.caption_cache import CaptionCache
 from shard_builder.caption_embeddings import captions_per_s, text_encoder_spec
 from shard_builder.config import BuildConfig
@@ -30,6 +30,7 @@ from shard_builder.rejected import count_by_reason
 from shard_builder.writer import prepare_image
 
 SAMPLE = 64  # images and, at most, four times as many captions
+MEASURE_S, LEAST = 0.6, 8  # how long images are prepared, and how many at least
 DECODE_S = 0.3  # how long decoding is measured
 LOADER_SHARE = 0.85  # of a core's time a loader worker spends decoding; the rest reads, checks and hands over
 _BLOCK = 512
@@ -79,10 +80,11 @@ def estimate_build(config: BuildConfig, gpu_images_per_s: float = 2500.0, consol
         DataError: the source has no image, or none of the sampled ones can be used.
     """
     console = console or Console()
+    expect_places(config)
     inputs = read_inputs(config.source, config.split)
     if not inputs.records:
         raise DataError(f"source '{config.source.name}': has no usable image ({count_by_reason(inputs.skipped)}).")
-    chosen = sorted(permutation(len(inputs.records), config.seed, "estimate")[:SAMPLE].tolist())
+    chosen = permutation(len(inputs.records), config.seed, "estimate")[:SAMPLE].tolist()
     images = [inputs.records[i].image for i in chosen]
     with parts.build(ENGINES, config.engine, "engine", workers=1) as engine:
         say_which_library(engine.call(imaging_library), console)
@@ -93,28 +95,35 @@ def estimate_build(config: BuildConfig, gpu_images_per_s: float = 2500.0, consol
         )
     encoder = text_encoder_spec(config.text_encoder)
     missing = CaptionCache(config.caption_cache, encoder).missing(inputs.captions)
-    kept_share = len(measured.stored_bytes) / len(images)
+    num_measured = len(measured.stored_bytes) + sum(measured.failed.values())
+    kept_share = len(measured.stored_bytes) / num_measured
     expected = Estimate(
         num_images=len(inputs.records),
         num_captions=sum(len(record.captions) for record in inputs.records),
         skipped=count_by_reason(inputs.skipped),
         failed_share=1 - kept_share,
         set_bytes=round(kept_share * _set_bytes(inputs.records, measured.stored_bytes, encoder.embed_dim)),
-        images_per_s=len(images) / measured.seconds,
+        images_per_s=num_measured / measured.seconds,
         captions_to_encode=len(missing),
-        captions_per_s=captions_per_s(config.text_encoder, missing, config.text_batch_size) if missing else 0.0,
+        captions_per_s=0.0,
         decodes_per_s=measured.decodes_per_s,
     )
     console.print(_table(config, expected, gpu_images_per_s))
+    if missing:  # the encoder takes seconds to load
+        rate = captions_per_s(config.text_encoder, missing, config.text_batch_size)
+        expected = replace(expected, captions_per_s=rate)
+    console.print(_times(config, expected))
     return expected
 
 
 def measure_images(images: Sequence[str], spec: ImageSpec, max_pixels: int) -> Measured:
-    """Do a worker's work on `images` and take the time; runs in a worker."""
+    """Do a worker's work on `images`, as many as `MEASURE_S` is enough for, and take the time; runs in a worker."""
     stored: list[bytes] = []
     failed: Counter[str] = Counter()
     start = time.perf_counter()
     for image in images:
+        if len(stored) >= LEAST and time.perf_counter() - start > MEASURE_S:
+            break
         try:
             stored.append(prepare_image(read_bytes(image), spec, max_pixels).data)
         except ImageError as error:
@@ -151,30 +160,41 @@ def _in_tar(size: int) -> int:
 
 
 def _table(config: BuildConfig, expected: Estimate, gpu_images_per_s: float) -> Table:
-    table = Table(show_header=False, box=None, padding=(0, 2))
-    table.add_column(style="dim", justify="right")
-    table.add_column()
+    """What is known without the text encoder."""
+    table = _grid()
     table.add_row("images", f"{expected.num_images:,}")
     for reason, count in expected.skipped.items():
         table.add_row("left out", f"[yellow]{count:,} {reason}[/]")
     if expected.failed_share:
         table.add_row("", f"[yellow]and about {expected.failed_share:.1%}, which cannot be decoded[/]")
     table.add_row("captions", f"{expected.num_captions:,}")
-    if expected.captions_to_encode:
-        text_s = expected.captions_to_encode / expected.captions_per_s
-        rate = f"{expected.captions_per_s:,.0f} captions/s"
-        table.add_row("to encode", f"{expected.captions_to_encode:,}, at {rate}: {spoken_seconds(text_s)}")
-    else:
-        table.add_row("to encode", "0: all are in the cache")
+    to_encode = f"{expected.captions_to_encode:,}"
+    table.add_row("to encode", to_encode if expected.captions_to_encode else "0: all are in the cache")
     table.add_row("disk", spoken_bytes(expected.set_bytes))
-    for workers in sorted({1, 4, 16, config.num_workers}):
-        build_time = spoken_seconds(expected.build_s(workers))
-        here = "   <- this recipe, here" if workers == config.num_workers else ""
-        table.add_row("time" if workers == 1 else "", f"{workers:>3} workers: {build_time}{here}")
-    table.add_row("", f"one worker prepares {expected.images_per_s:,.0f} images/s")
+    table.add_row("images/s", f"{expected.images_per_s:,.0f} by each worker")
     table.add_row(
         "training",
         f"{expected.loader_workers(gpu_images_per_s)} loader workers keep a GPU busy that trains "
         f"{gpu_images_per_s:,.0f} images/s (one core decodes {expected.decodes_per_s:,.0f} images/s)",
     )
+    return table
+
+
+def _times(config: BuildConfig, expected: Estimate) -> Table:
+    """How long it takes, once it is known how quickly captions are encoded."""
+    table = _grid()
+    if expected.captions_to_encode:
+        text_s = expected.captions_to_encode / expected.captions_per_s
+        table.add_row("captions/s", f"{expected.captions_per_s:,.0f}: {spoken_seconds(text_s)} for all")
+    for workers in sorted({1, 4, 16, config.num_workers}):
+        build_time = spoken_seconds(expected.build_s(workers))
+        here = "   <- this recipe, here" if workers == config.num_workers else ""
+        table.add_row("time" if workers == 1 else "", f"{workers:>3} workers: {build_time}{here}")
+    return table
+
+
+def _grid() -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    table.add_column(style="dim", justify="right", min_width=10)
+    table.add_column()
     return table

@@ -22,6 +22,7 @@ from core.errors import DataError, ManifestError, ShardclipError, StorageError
 from core.locks import lock
 from core.manifest import MANIFEST_NAME, ImageSpec, Manifest, ShardEntry, index_name, load_manifest, save_manifest
 from core.mapped import mapped
+from core.places import expect_no_common_folder
 from core.shard_index import (
     IMAGE,
     JSON,
@@ -110,6 +111,7 @@ def index_shards(
         DataError: not one sample has an image and a caption.
     """
     console = console or Console()
+    expect_no_common_folder(url, "the folder of tars")
     tars = [name for name in list_names(url) if name.endswith(".tar")]
     if not tars:
         raise StorageError(f"{url}: holds no .tar file. Name the folder with the shards.")

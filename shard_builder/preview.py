@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from core.columns import LABELS, NO_NUMBER, TOPICS, column_names, load_head
-from core.errors import DataError
+from core.errors import ConfigError, DataError
 from core.seeding import permutation
 from core.shard_set import ShardSet
 from core.storage import publish_bytes
@@ -35,9 +35,11 @@ def preview(
         query: only samples of which a caption contains this text, in any case.
 
     Raises:
+        ConfigError: `out` is no name of a picture, or `count` none of samples.
         DataError: no sample has the text.
     """
     console = console or Console()
+    _expect_picture(out, count)
     shard_set = ShardSet.open(url, cache_dir)
     samples = list(islice(_matching(shard_set, seed, query), count))
     if not samples:
@@ -52,6 +54,13 @@ def preview(
         console.print(column_table(url))
     console.print(f"{len(samples)} samples drawn in {out}")
     return samples
+
+
+def _expect_picture(out: Path, count: int) -> None:
+    if out.is_dir() or out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ConfigError(f"--out is {out}: name a picture that ends in .jpg or .png.")
+    if count < 1:
+        raise ConfigError(f"--count is {count}: at least 1 is needed.")
 
 
 def _matching(shard_set: ShardSet, seed: int, query: str | None) -> Iterator[int]:

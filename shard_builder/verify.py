@@ -19,7 +19,7 @@ from core.columns import ColumnHead
 from core.cores import available_cores
 from core.errors import DamagedError, ManifestError, StorageError
 from core.image import ImageError, decode_into
-from core.manifest import MANIFEST_NAME, ImageSpec, Manifest, ShardEntry, load_manifest
+from core.manifest import MANIFEST_NAME, ImageSpec, Manifest, ShardEntry, load_manifest, mended_by
 from core.mapped import mapped
 from core.shard_index import (
     IMAGE,
@@ -93,6 +93,7 @@ class ShardFindings:
 def verify(url: str, console: Console | None = None, workers: int = 0, cache_dir: Path | None = None) -> list[Fault]:
     """Read every file of the set and return all faults, sorted; prints them as a table."""
     console = console or Console()
+    manifest = None
     try:
         manifest = load_manifest(url)
     except ManifestError as error:
@@ -109,6 +110,8 @@ def verify(url: str, console: Console | None = None, workers: int = 0, cache_dir
             )
     if faults:
         console.print(fault_table(url, faults))
+    if manifest and any(fault.file in (shard.name, shard.index_name) for shard in manifest.shards for fault in faults):
+        console.print(mended_by(url, manifest))
     return faults
 
 

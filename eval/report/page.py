@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.errors import DamagedError, StorageError
+from core.errors import DamagedError
 from core.storage import publish_bytes
+from eval.early import RESULTS, expect_measured
 from eval.report.charts import result_charts, training_charts
 from eval.report.drawing import DARK, LIGHT, Figure, Theme, png_bytes
 from trainer.run.environment import hardware
@@ -18,7 +19,7 @@ from trainer.telemetry import names
 from trainer.telemetry.names import DIRECTIONS, RECALL_KS
 from trainer.trackers.metrics_csv import METRICS, Row, read_metrics
 
-RESULTS, REPORT, PICTURES = "results.json", "report.html", "pictures"
+REPORT, PICTURES = "report.html", "pictures"
 _TEMPLATE = Path(__file__).parent / "page.html"
 _INSTABILITIES = ("loss spike", "non-finite step")
 _MAX_EVENTS = 40  # listed; all of them lie in events.jsonl
@@ -34,8 +35,8 @@ def write_report(folder: Path) -> Path:
     """
     results = _json(folder / RESULTS)
     run_dir = folder / results.get("run_dir", ".")
-    if not results and not (run_dir / METRICS).exists() and not (run_dir / RUN).exists():
-        raise StorageError(f"{folder}: neither {RESULTS} nor a run is there. Run `shardclip eval RECIPE` first.")
+    if not results:
+        expect_measured(run_dir)
     html = render(results, folder / PICTURES, **_run_facts(run_dir))
     publish_bytes(html.encode(), folder / REPORT)
     return folder / REPORT

@@ -51,7 +51,7 @@ def without_captions(folder: Path) -> None:
 def test_an_objective_of_pictures_alone_is_not_asked_for_captions(folder: Path) -> None:
     without_captions(folder)
     config = config_of(folder)
-    findings = [*check_shards(config), *check_weights(config), *check_validation(config)]
+    findings = [*check_shards(config, 1), *check_weights(config, 1), *check_validation(config, 1)]
     assert {f.level for f in findings} == {"ok"}
     said = " ".join(f.what for f in findings)
     assert "caption" not in said and "validation measures val/knn/accuracy, val/knn1/accuracy" in said
@@ -61,15 +61,15 @@ def test_an_objective_of_pictures_alone_is_not_asked_for_captions(folder: Path) 
 def test_a_validation_that_measures_nothing_is_refused_and_an_absent_one_is_a_warning(folder: Path) -> None:
     bare = make_shard_set(folder / "bare", 5)
     with pytest.raises(ConfigError, match=r"has no class labels, .* set data.val=\[\]"):
-        list(check_validation(config_of(folder, data={"val": bare})))
-    (finding,) = check_validation(config_of(folder, data={"val": ()}))
+        list(check_validation(config_of(folder, data={"val": bare}), 1))
+    (finding,) = check_validation(config_of(folder, data={"val": ()}), 1)
     assert finding.level == "warning" and "k-NN accuracy is not followed" in finding.repair
-    (finding,) = check_validation(config_of(folder, "infonce", data={"val": ()}))
+    (finding,) = check_validation(config_of(folder, "infonce", data={"val": ()}), 1)
     assert "recall is not followed" in finding.repair
     unlabelled = config_of(folder, data={"train": bare}, global_batch_size=4)
-    assert [f.level for f in check_validation(unlabelled)] == ["ok", "warning"]
+    assert [f.level for f in check_validation(unlabelled, 1)] == ["ok", "warning"]
     with pytest.raises(ConfigError, match="best_by: validation measures no 'val/los'. Did you mean 'val/loss'"):
-        list(check_validation(config_of(folder, "infonce", best_by="val/los")))
+        list(check_validation(config_of(folder, "infonce", best_by="val/los"), 1))
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_a_validation_that_measures_nothing_is_refused_and_an_absent_one_is_a_wa
 )
 def test_memory_of_the_logits_counts_views_and_captions(folder: Path, objective: Any, block: tuple[int, int]) -> None:
     config = config_of(folder, objective, data={"columns": {"label": "labels"}})
-    assert logits_block(config) == block
-    assert f"blocks of {block[0]} x {block[1]}," in next(iter(check_memory(config))).what
+    assert logits_block(config, 1) == block
+    assert f"blocks of {block[0]} x {block[1]}," in next(iter(check_memory(config, 1))).what
 
 
 @pytest.mark.parametrize(("freeze", "decay"), [("tower", None), ("nothing", None), ("nothing", 0.9)])
@@ -95,21 +95,21 @@ def test_memory_counts_the_copy_that_is_saved(folder: Path, freeze: str, decay: 
     tower = 11.2e6 * 4  # bytes; its head is some hundred thousand
     copies = {"tower": 1, "nothing": 3 + bool(decay)}[freeze]
     assert copies * tower < state_bytes(config) < 1.15 * copies * tower
-    finding = list(check_memory(config))[1]
+    finding = list(check_memory(config, 1))[1]
     assert f"about {2 * state_bytes(config) / GIB:.2f} GiB of" in finding.what and finding.level == "ok"
 
 
 def test_views_that_hardly_differ_are_a_warning(folder: Path) -> None:
-    (weak,) = check_views(config_of(folder, augment={"crop_scale": (0.9, 1.0)}))
+    (weak,) = check_views(config_of(folder, augment={"crop_scale": (0.9, 1.0)}), 1)
     assert weak.level == "warning" and "crops keep at least 90 %" in weak.what and "colours change with" in weak.what
-    (strong,) = check_views(config_of(folder, augment={"crop_scale": (0.08, 1.0), "jitter": 0.8}))
+    (strong,) = check_views(config_of(folder, augment={"crop_scale": (0.08, 1.0), "jitter": 0.8}), 1)
     assert strong.level == "ok"
-    assert list(check_views(config_of(folder, "infonce"))) == []
+    assert list(check_views(config_of(folder, "infonce"), 1)) == []
 
 
 def test_the_column_that_an_objective_needs_is_named(folder: Path) -> None:
-    first = next(iter(check_columns(config_of(folder, "supcon", data={"columns": {"label": "labels"}}))))
+    first = next(iter(check_columns(config_of(folder, "supcon", data={"columns": {"label": "labels"}}), 1)))
     assert first.level == "ok" and first.what == "supcon needs 'label': column labels (labels)"
     add_column(str(folder / "train"), "features.x", np.zeros((24, 2), "<f4"))
-    first = next(iter(check_columns(config_of(folder, "supcon", data={"columns": {"label": "features.x"}}))))
+    first = next(iter(check_columns(config_of(folder, "supcon", data={"columns": {"label": "features.x"}}), 1)))
     assert first.level == "error" and "a number for each sample is needed" in first.what

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from core.errors import ConfigError
-from launch import machines as module
-from launch.machines import Machines, machines_of, meet, plan_of
+from launch import meeting as module
+from launch.machines import Machines, machines_of, plan_of
+from launch.meeting import meet
 
 EXAMPLES = Path(module.__file__).parent / "accelerate"
 

@@ -34,9 +34,11 @@ def test_recipes_are_read_without_torch(kind: str, name: str, module: str) -> No
 
 
 @pytest.mark.parametrize(
-    "module", ["trainer.objectives", "trainer.samplers", "trainer.models.texts", "eval.evaluations"]
-)
-def test_tables_of_parts_load_no_torch(module: str) -> None:
+    "module",
+    ["trainer.objectives", "trainer.samplers", "trainer.models.texts", "eval.evaluations", "core.text_encoders",
+     "trainer.early", "eval.early", "launch.early", "launch.examine", "launch.machines", "launch.launcher"],
+)  # fmt: skip
+def test_tables_and_early_checks_load_no_torch(module: str) -> None:
     program = f"import sys, {module}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout == "False\n", done.stderr

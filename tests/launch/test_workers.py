@@ -27,8 +27,9 @@ if word.startswith("code"):
     sys.exit(int(word[4:]))
 if word.startswith("kill"):
     os.kill(os.getpid(), int(word[4:]))
-for number in (signal.SIGTERM, signal.SIGUSR1):
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
     signal.signal(number, save)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 (Path(sys.argv[1]) / os.environ["RANK"]).touch()
 time.sleep(60)
 """
@@ -50,15 +51,23 @@ time.sleep(60)
         ([-signal.SIGUSR1, 3], [signal.SIGUSR1], 138),  # before it could catch it
         ([-signal.SIGINT, -signal.SIGINT], [signal.SIGINT], 130),
         ([2, 2], [signal.SIGTERM], 2),
+        ([75, 75], [signal.SIGINT], 75),
+        ([KILLED, KILLED], [signal.SIGINT, signal.SIGINT], 130),
+        ([75, KILLED], [signal.SIGINT, signal.SIGINT], 130),
     ],
 )
 def test_one_exit_code_says_what_came_of_all(codes: list[int], received: list[int], code: int) -> None:
     assert common_code(codes, received) == code
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_to_one_process_reaches_all_and_lets_them_save(tmp_path: Path, number: signal.Signals) -> None:
     assert run(tmp_path, "0.1", "1.5", save_s=30, number=number) == 75
+
+
+def test_a_second_ctrl_c_waits_for_nobody(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "50", "50", save_s=600, number=signal.SIGINT, times=2) == 130
+    assert capfd.readouterr().err.count("left at once, without saving") == 1
 
 
 def test_who_does_not_save_in_time_is_killed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -94,13 +103,15 @@ def test_what_nohup_ignores_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, previous)
 
 
-def run(folder: Path, *words: str, save_s: float = 30.0, number: int = 0) -> int:
+def run(folder: Path, *words: str, save_s: float = 30.0, number: int = 0, times: int = 1) -> int:
     """The exit code of processes that do as their words say; once they run, this one is sent a signal."""
 
     def send() -> None:
         while len(list(folder.iterdir())) < len(words):
             time.sleep(0.05)
-        os.kill(os.getpid(), number)
+        for _ in range(times):
+            os.kill(os.getpid(), number)
+            time.sleep(0.3)
 
     environments = [{**os.environ, "RANK": str(rank), "WORLD_SIZE": str(len(words))} for rank in range(len(words))]
     with caught_signals() as received:

@@ -14,7 +14,7 @@ from photo_folders import folder_bytes, picture, write_photos
 from rich.console import Console
 
 from core.config import Choice, load_config
-from core.errors import ConfigError, DamagedError, DataError, ManifestError, StorageError
+from core.errors import ConfigError, DataError, ManifestError, StorageError
 from core.locks import lock
 from core.manifest import Manifest, load_manifest
 from core.shard_set import ShardSet
@@ -166,15 +166,6 @@ def test_a_second_run_finds_the_set_and_leaves_it(make_config: MakeConfig, conso
     assert build_shards(config, console) == first
     assert "already built" in console.file.getvalue()  # type: ignore[attr-defined]
     assert {path: path.stat().st_mtime_ns for path in Path(config.out).iterdir()} == before
-
-
-def test_a_finished_set_with_a_shard_cut_short_is_named(make_config: MakeConfig, console: Console) -> None:
-    config = make_config()
-    build_shards(config, console)
-    tar = Path(config.out) / "train-00001.tar"
-    tar.write_bytes(tar.read_bytes()[:-512])
-    with pytest.raises(DamagedError, match="train-00001.tar"):
-        build_shards(config, console)
 
 
 def test_a_set_of_other_settings_is_refused_by_their_names(

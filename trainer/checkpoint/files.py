@@ -9,13 +9,15 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from core.errors import CheckpointError
 from core.fields import fill
-from trainer.checkpoint.tensor_tree import Pieces
+
+if TYPE_CHECKING:
+    from trainer.checkpoint.tensor_tree import Pieces
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1

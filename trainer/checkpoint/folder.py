@@ -9,6 +9,8 @@
       model.json      what the weights are: model, embed_dim, text encoder, image size, mean, std, config
       manifest.json   size and sha256 of every file, and of itself
 
+Finding one imports no torch: a command line says at once that none is there.
+
 A folder that has its name is whole (it was renamed when it was). `latest` is the highest step; `best` is the newest
 one whose manifest says so: no pointer file can be stale or half written.
 """
@@ -21,9 +23,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from core.errors import CheckpointError
 from core.storage import PARTIAL_PREFIX, publish_folder, sweep_partials
@@ -40,15 +40,11 @@ from trainer.checkpoint.files import (
     read_verified,
     write_files,
 )
-from trainer.checkpoint.tensor_tree import (
-    Pieces,
-    decode_tensors,
-    decode_tree,
-    dump_json,
-    encode_tensors,
-    encode_tree,
-    parse_json,
-)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.checkpoint.tensor_tree import Pieces
 
 ENCODER, OBJECTIVE, EMA, OPTIMIZER = "encoder", "objective", "ema", "optimizer"  # parts: a file each
 STATE, IDENTITY, SUFFIX = "state.json", "model.json", ".safetensors"
@@ -90,6 +86,8 @@ def save_checkpoint(
         StorageError: the disk is full or cannot be written; what was there before is untouched.
         CheckpointError: what was written reads back differently; what was there before is untouched.
     """
+    from trainer.checkpoint.tensor_tree import dump_json, encode_tensors, encode_tree
+
     target = folder / step_name(int(state["step"]))
     sweep_partials(folder)
     if target.exists():
@@ -123,6 +121,8 @@ def load_checkpoint(path: Path, expected_identity: Mapping[str, Any] | None = No
         CheckpointError: a file is missing, cut short or altered (named), or the checkpoint is of another model
             (the fields that differ are named with both values).
     """
+    from trainer.checkpoint.tensor_tree import decode_tensors, decode_tree, parse_json
+
     manifest = read_manifest(path)
     expect_parts(path, manifest)
     for name in (part_file(ENCODER), part_file(OPTIMIZER), STATE, IDENTITY):
@@ -169,6 +169,8 @@ def load_latest(folder: Path, expected_identity: Mapping[str, Any] | None = None
 
 def read_identity(path: Path) -> dict[str, Any]:
     """The verified `model.json`: enough to build the model before its weights are read."""
+    from trainer.checkpoint.tensor_tree import parse_json
+
     data = read_verified(path, IDENTITY, read_manifest(path).entry(path, IDENTITY))
     identity: dict[str, Any] = decoded(path / IDENTITY, parse_json, data)
     return identity

@@ -25,6 +25,8 @@ from core.config import config_diff, dump_yaml
 from core.errors import ConfigError, DamagedError, StorageError
 from core.journal import append_json, fsync, read_json_lines
 from core.locks import lock
+from core.places import RUN as RUN_CONTENTS
+from core.places import expect_folder_of_ours
 from core.storage import publish_bytes, sweep_partials
 from trainer.trackers.metrics_csv import METRICS, last_step
 
@@ -91,11 +93,10 @@ def open_run_folder(
         ConfigError: there is a run in the folder and `resume` does not continue it.
         StorageError: another process holds the folder.
     """
+    expect_folder_of_ours(path, "run_dir", RUN_CONTENTS)
     with lock(path / ".lock", f"training run {path.name}"):
         sweep_partials(path)
-        found = _found_run(path)
-        if found and resume == "no":
-            raise ConfigError(_occupied(path, found))
+        found = expect_to_go_on(path, resume)
         run = found or _new_run(path)
         # Of all processes: what was measured is cut back to the checkpoint with every start.
         furthest = max(run.get("furthest_step", -1), last_step(path / METRICS))
@@ -116,6 +117,19 @@ def open_run_folder(
             record_event(path, "branched off", resumed_from, run_id=run["run_id"], parent=run["parent"]["run_id"])
         parent = Parent(**run["parent"]) if "parent" in run else None
         yield RunFolder(path, run["run_id"], run["started"], tuple(changes), parent)
+
+
+def expect_to_go_on(path: Path, resume: str) -> dict[str, Any] | None:
+    """What `run.json` says of the run in a folder, None where there is none; writes nothing.
+
+    Raises:
+        ConfigError: there is one and `resume` does not go on with it, or one of another version.
+        DamagedError: `run.json` is damaged.
+    """
+    found = _found_run(path)
+    if found and resume == "no":
+        raise ConfigError(_occupied(path, found))
+    return found
 
 
 def note_failure(run_dir: Path, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:

@@ -27,6 +27,16 @@ def steps_per_epoch(num_samples: int, global_batch_size: int, world_size: int) -
     return num_samples // global_batch_size
 
 
+def expect_whole_chunks(global_batch_size: int, world_size: int, accumulate: int) -> None:
+    """Raise ConfigError where a process's share of a batch cannot be cut into `accumulate` equal pieces."""
+    own = global_batch_size // world_size
+    if own % accumulate or own // accumulate < 1:
+        raise ConfigError(
+            f"accumulate is {accumulate}: a process has {own} of the {global_batch_size} pairs, which cannot be cut "
+            "into that many equal pieces. Choose a divisor."
+        )
+
+
 def step_slice(order: np.ndarray, step: int, global_batch_size: int, rank: int, world_size: int) -> np.ndarray:
     """This rank's part of one step: its contiguous part of positions `[step * G, (step + 1) * G)`."""
     per_rank = global_batch_size // world_size

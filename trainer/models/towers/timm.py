@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from core.errors import ConfigError, WeightsError, did_you_mean
 from trainer.models.config import is_path
+from trainer.models.tower_names import timm_is_missing
 from trainer.models.towers.tower import Tower, built_for, expect_whole_patches, reason_of
 from trainer.models.towers.weights import TO_BE_A_PATH, fill, read_state_dict, shapes
 from trainer.pictures.normalization import Normalization
@@ -45,9 +46,7 @@ def _library(called: str) -> Any:
     try:
         import timm
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"model.tower: {called} needs timm, which is not installed: run `pip install 'shardclip[timm]'`."
-        ) from error
+        raise timm_is_missing(called) from error
     return timm
 
 

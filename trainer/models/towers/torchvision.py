@@ -14,22 +14,21 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from core.errors import ConfigError, WeightsError, did_you_mean
+from core.errors import WeightsError, did_you_mean
 from trainer.models.config import is_path
+from trainer.models.tower_names import NO_TOWERS, unknown_torchvision
 from trainer.models.towers.tower import Tower, built_for, expect_whole_patches
 from trainer.models.towers.weights import TO_BE_A_PATH, Shapes, fill, read_state_dict, shapes
 from trainer.pictures.normalization import Normalization
 
-# GoogLeNet and Inception end in several outputs while training; SqueezeNet has no linear layer to take off.
-_NO_TOWERS = ("googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1")
-NAMES = tuple(name for name in torchvision.models.list_models(module=torchvision.models) if name not in _NO_TOWERS)
+NAMES = tuple(name for name in torchvision.models.list_models(module=torchvision.models) if name not in NO_TOWERS)
 _POSITIONS = "encoder.pos_embedding"  # (1, 1 + patches, D), the class token first
 
 
 def torchvision_tower(name: str, weights: str, image_size: int) -> Tower:
     """The classifier without its last linear layer."""
     if name not in NAMES:
-        raise ConfigError(f"model.tower: torchvision has no image classifier '{name}'.{did_you_mean(name, NAMES)}")
+        raise unknown_torchvision(name, NAMES)
     normalization = None
     if weights != "none" and not is_path(weights):
         normalization = _normalization(_published(name, weights))

@@ -1,0 +1,50 @@
+"""What of an evaluation can be known to fail without torch: said within a second, before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.errors import ConfigError, StorageError
+from core.places import EVALUATION, expect_folder_of_ours, expect_no_common_folder
+from core.shard_set import ShardSet
+from core.storage import is_local
+from eval.config import EvalConfig
+from trainer.checkpoint.folder import resolve_checkpoint
+from trainer.run.folder import RUN
+from trainer.trackers.metrics_csv import METRICS
+
+RANKS, RESULTS = "ranks.safetensors", "results.json"
+MARK = EVALUATION.marks[0]  # the resolved recipe, which lies there before anything else does
+
+
+def expect_measurable(config: EvalConfig) -> None:
+    """Raise the first mistake that can be known.
+
+    Raises:
+        ShardclipError: no checkpoint, set or file is where the recipe says; or `out` holds other things.
+    """
+    checkpoint = resolve_checkpoint(config.checkpoint)
+    expect_place(config, checkpoint)
+    for url in (*config.shards, *config.labelled_shards, *config.gallery):
+        if is_local(url):
+            ShardSet.open(url, config.cache_dir, text="")  # alone: which captions they share, the checkpoint decides
+    if config.baseline is not None and not (config.baseline / RANKS).exists():
+        raise no_baseline(config.baseline)
+
+
+def expect_place(config: EvalConfig, checkpoint: Path) -> None:
+    """Raise ConfigError where results must not be written."""
+    expect_folder_of_ours(config.out or checkpoint.parent.parent, "out", EVALUATION)
+    if config.cache_dir is not None:
+        expect_no_common_folder(config.cache_dir, "cache_dir")
+
+
+def no_baseline(folder: Path) -> ConfigError:
+    """The sentence for a baseline that is none."""
+    return ConfigError(f"baseline: {folder / RANKS} is missing. Name the folder of an earlier `shardclip eval`.")
+
+
+def expect_measured(folder: Path) -> None:
+    """Raise StorageError where there is nothing to report on."""
+    if not any((folder / name).exists() for name in (RESULTS, METRICS, RUN)):
+        raise StorageError(f"{folder}: neither {RESULTS} nor a run is there. Run `shardclip eval RECIPE` first.")

@@ -1,0 +1,143 @@
+"""A finished set that lost a shard gets the very same one back, or says what differs; it is never made worse."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from holds import Hold
+from photo_folders import folder_bytes, picture
+from rich.console import Console
+
+from core.config import dump_yaml
+from core.errors import DamagedError, ManifestError
+from core.shard_set import ShardSet
+from shard_builder.build import build_shards
+from shard_builder.config import BuildConfig
+from shard_builder.verify import verify
+
+ROOT = Path(__file__).resolve().parents[2]
+MakeConfig = Callable[..., BuildConfig]
+# Stands still when the repaired shard is on the disk, before it is published.
+HELD = """
+import sys
+from pathlib import Path
+from core.config import load_config
+from holds import Hold
+from shard_builder import repair
+from shard_builder.build import build_shards
+from shard_builder.config import BuildConfig
+real = repair.publish
+def held(*arguments):
+    if arguments[1].endswith(sys.argv[2]):
+        Hold(Path(sys.argv[3])).stand_still()
+    return real(*arguments)
+repair.publish = held
+build_shards(load_config(BuildConfig, Path(sys.argv[1])))
+"""
+
+
+@pytest.fixture
+def built(make_config: MakeConfig, console: Console) -> BuildConfig:
+    config = make_config()
+    build_shards(config, console)
+    return config
+
+
+def lose_tar(folder: Path) -> None:
+    (folder / "train-00001.tar").unlink()
+
+
+def lose_index(folder: Path) -> None:
+    (folder / "train-00002.idx").unlink()
+
+
+def lose_both(folder: Path) -> None:
+    lose_tar(folder)
+    (folder / "train-00001.idx").unlink()
+
+
+def cut_tar(folder: Path) -> None:
+    with open(folder / "train-00000.tar", "r+b") as file:
+        file.truncate(700)
+
+
+def flip_bit(folder: Path) -> None:
+    data = bytearray((folder / "train-00003.tar").read_bytes())
+    data[5000] ^= 1
+    (folder / "train-00003.tar").write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [lose_tar, lose_index, lose_both, cut_tar, flip_bit])
+def test_a_lost_shard_comes_back_to_the_byte(
+    built: BuildConfig, console: Console, damage: Callable[[Path], None]
+) -> None:
+    folder = Path(built.out)
+    before = folder_bytes(folder)
+    damage(folder)
+    manifest = build_shards(built, console)
+    assert folder_bytes(folder) == before and manifest.num_samples == 30
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "1 of 4 shards are missing or damaged" in said and "repaired" in said
+    assert verify(built.out, console, workers=1) == []
+    build_shards(built, console)
+    assert "nothing to do" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_shard_that_comes_out_different_is_not_put_back(
+    built: BuildConfig, console: Console, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(built.out)
+    lose_tar(folder)
+    left = folder_bytes(folder)
+    for image in sorted(photos.parent.glob("*.jpg")):  # same sizes, or it would be another recipe
+        data = bytearray(image.read_bytes())
+        data[-40] ^= 0x55
+        image.write_bytes(data)
+    with pytest.raises(DamagedError, match=r"train-00001.tar: written again .* not what it was \(image of \d samples"):
+        build_shards(built, console)
+    assert folder_bytes(folder) == left, "neither a shard nor litter"
+
+
+def test_sources_that_changed_are_another_recipe(built: BuildConfig, console: Console, photos: Path) -> None:
+    lose_tar(Path(built.out))
+    (photos.parent / "000.jpg").write_bytes(picture(5, size=(90, 70)))
+    with pytest.raises(ManifestError, match="of other inputs or settings"):
+        build_shards(built, console)
+
+
+def test_verify_says_what_repairs_a_shard(built: BuildConfig, console: Console) -> None:
+    flip_bit(Path(built.out))
+    assert verify(built.out, console, workers=1)
+    said = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert f"`shardclip build` with the recipe of this set (out={built.out}) writes it again" in said
+
+
+def test_whoever_opens_a_set_that_lost_a_shard_is_told_the_command(built: BuildConfig) -> None:
+    lose_tar(Path(built.out))
+    with pytest.raises(DamagedError, match=rf"is missing. `shardclip build` .*out={built.out}.* from the sources"):
+        ShardSet.open(built.out)
+
+
+@pytest.mark.parametrize("file", ["train-00001.tar", "train-00001.idx"])
+def test_a_repair_that_is_killed_leaves_the_set_no_worse_and_goes_on(
+    built: BuildConfig, console: Console, tmp_path: Path, file: str
+) -> None:
+    folder = Path(built.out)
+    before = folder_bytes(folder)
+    lose_both(folder)
+    recipe, hold = tmp_path / "recipe.yaml", Hold(tmp_path / "held")
+    recipe.write_text(dump_yaml(built))
+    command = [sys.executable, "-c", HELD, str(recipe), file, str(hold.file)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+        hold.wait(lambda: process.poll() is None)
+        process.kill()
+    whole = {name: data for name, data in folder_bytes(folder).items() if name in before}
+    assert whole.items() <= before.items(), "a file of the sealed set is half written"
+    build_shards(built, console)
+    assert folder_bytes(folder) == before
