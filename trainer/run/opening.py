@@ -56,6 +56,7 @@ from trainer.step.proof import ProofInputs, prove_gradients
 from trainer.telemetry.flops import flops_per_image, peak_flops
 from trainer.telemetry.stability import StabilityConfig
 from trainer.telemetry.window import Telemetry
+from trainer.trackers.opening import check_trackers
 from trainer.trackers.tracker import RunTrackers
 
 _PROOF_SAMPLES = 16  # whose captions the proof draws from
@@ -94,6 +95,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     if config.resume not in ("auto", "no"):
         on_main(lambda: resolve_checkpoint(Path(config.resume)))  # before a folder is made for it
     objective, text = config.build_objective(), config.build_text()
+    check_trackers(config.tracking)
     data = _open_data(config, objective, text, device, resources)
     seed_generators(config.seed)  # the same initial weights on every rank
     bare, start = _build_model(config, data)
