@@ -166,7 +166,7 @@ def check_frozen_tower(config: TrainConfig) -> Iterator[Finding]:
             expect_features_of(model.encoder, config, shard_set)
         yield Finding("ok", f"{config.data.image_features} was made by this tower")
         return
-    if config.model.freeze != "tower" or config.augment.changes_pictures:
+    if config.model.freeze != "tower" or config.model.thaw or config.augment.changes_pictures:
         return
     sets = " ".join([*config.data.train, *config.data.val])
     yield Finding(

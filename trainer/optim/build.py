@@ -36,10 +36,13 @@ def build_optimizer(model: TrainedModel, config: OptimConfig) -> torch.optim.Ada
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, lr: float) -> dict[str, float]:
-    """Give every group its share of `lr`; returns the learning rate of each part by name."""
+    """Give every group its share of `lr`; returns the rate of each part by name, 0 while all of it is frozen."""
+    rates: dict[str, float] = {}
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_ratio"]
-    return {group["name"]: group["lr"] for group in optimizer.param_groups}
+        trains = any(p.requires_grad for p in group["params"])
+        rates[group["name"]] = max(rates.get(group["name"], 0.0), group["lr"] if trains else 0.0)
+    return rates
 
 
 def _decays(parameter: nn.Parameter) -> bool:

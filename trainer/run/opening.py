@@ -5,7 +5,7 @@ What fails here fails before step 1, with one sentence; nothing is created befor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -37,19 +37,19 @@ from trainer.guard.signals import StopRequest
 from trainer.models.encoder import Encoder
 from trainer.models.picture_type import picture_type
 from trainer.models.texts.text import LiveText
+from trainer.models.thaw import Freezing, freezing
 from trainer.models.trained import TrainedModel
 from trainer.objectives.objective import Objective
-from trainer.optim.build import build_optimizer
-from trainer.optim.ema import AveragedModel
 from trainer.optim.schedule import lr_at
 from trainer.pictures.augment import Augment, Normalize
 from trainer.run.accelerator import open_accelerator
 from trainer.run.announce import announce
 from trainer.run.environment import describe_environment
 from trainer.run.folder import CHECKPOINTS, RunFolder, note_failure, open_run_folder, record_event
+from trainer.run.prepare import prepare
 from trainer.run.recipe_model import recipe_model
 from trainer.run.rng import seed_generators, set_rng_state
-from trainer.run.run import MakeValidation, Run, console
+from trainer.run.run import MakeValidation, Run, Validation, console
 from trainer.run.start_from import Start
 from trainer.run.state import Holders, RunState, restore, state_of
 from trainer.step.proof import ProofInputs, prove_gradients
@@ -71,6 +71,7 @@ class Data:
     loader: TrainLoader
     size: int  # of the pictures that the tower sees, pixels
     total_steps: int
+    freezing: Freezing
 
 
 def open_run(config: TrainConfig, make_validation: MakeValidation) -> Run:
@@ -94,34 +95,30 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         keep_freed_memory()
     if config.resume not in ("auto", "no"):
         on_main(lambda: resolve_checkpoint(Path(config.resume)))  # before a folder is made for it
-    objective, text = config.build_objective(), config.build_text()
     check_trackers(config.tracking)
+    objective, text = config.build_objective(), config.build_text()
     data = _open_data(config, objective, text, device, resources)
     seed_generators(config.seed)  # the same initial weights on every rank
     bare, start = _build_model(config, data)
     encoder = bare.encoder
-    input_shape = _input_shape(config, encoder, data.size)
-    # A text tower that is trained is not counted, so nothing is said of the device's use then.
-    flops = flops_per_image(encoder.image_encoder, input_shape) * objective.views if text is None else None
-    model, holders = _prepare(config, bare, accelerator)
     identity = _identity(config, encoder, data)
-    mean, std = encoder.normalization
-    normalize = Normalize(data.size, mean, std, config.model.channels_last)
-    validate = None
-    if data.val:
-        validate = make_validation(data.val, data.train, normalize, objective, config, accelerator)
     order = order_identity(data.train, data.loader, config.data.sampler, config.seed)
-    environment = describe_environment(world_size())
     checkpoint = _find_checkpoint(config, identity, order, data.train)
+    steps_done = checkpoint.step if checkpoint else 0
+    encoder.image_encoder.freeze_until(data.freezing.at(steps_done))
+    input_shape = _input_shape(config, encoder, data.size)
+    count_flops = partial(_flops, encoder, input_shape, objective, text)
+    flops = count_flops()
+    model, holders = prepare(config, bare, accelerator, data.freezing, steps_done)
+    validate = _validation(config, data, objective, encoder, accelerator, make_validation)
+    environment = describe_environment(world_size())
     saver = Saver()
     folder = _open_folder(config, environment, checkpoint, resources, watch, saver)
     if checkpoint is not None:
         on_main(lambda: set_aside_after(folder.checkpoints, checkpoint.step) and None)
 
-    inputs = _proof_inputs(objective, text, data, input_shape)
-    ratios = prove_gradients(
-        model, objective, holders.objective_state, inputs, accumulate=config.accumulate, seed=config.seed
-    )
+    prove = partial(_prove, config, holders, _proof_inputs(objective, text, data, input_shape))
+    ratios = prove(model)
     if config.model.compile:
         holders.model.compile()
     seed_generators(derive_seed(config.seed, "dropout", rank()))
@@ -138,6 +135,9 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         augment=_augment(config, encoder, data, accelerator),
         objective=objective,
         model=model,
+        prove=prove,
+        count_flops=count_flops,
+        freezing=data.freezing,
         holders=holders,
         validate=validate,
         telemetry=Telemetry(device, flops_per_image=flops, peak_flops=peak, stability=StabilityConfig()),
@@ -170,8 +170,9 @@ def _open_data(
     resources.callback(loader.close)
     total_steps = min(config.epochs * loader.steps_per_epoch, 2**62 if config.max_steps is None else config.max_steps)
     lr_at(0, total_steps, config.optim)  # a warm-up longer than the run ends here
+    frozen = freezing(config.model.freeze, config.model.thaw, total_steps)
     _expect_whole_chunks(config)
-    return Data(train_set, val_set, loader, config.image_size or train_set.image.size, total_steps)
+    return Data(train_set, val_set, loader, config.image_size or train_set.image.size, total_steps, frozen)
 
 
 def _open_validation_set(config: TrainConfig, train_set: ShardSet, compares_stored: bool) -> ShardSet | None:
@@ -230,26 +231,11 @@ def _input_shape(config: TrainConfig, encoder: Encoder, size: int) -> tuple[int,
     return (encoder.image_encoder.tower_dim,) if config.data.image_features else (3, size, size)
 
 
-def _prepare(config: TrainConfig, model: TrainedModel, accelerator: Accelerator) -> tuple[nn.Module, Holders]:
-    """The model on its device, wrapped for several processes, and all that a run goes on from."""
-    device = accelerator.device
-    bare = _placed(model, config, device)
-    averaged = AveragedModel(bare, config.optim.ema_decay) if config.optim.ema_decay else None
-    wrapped, optimizer = accelerator.prepare(bare, build_optimizer(bare, config.optim))
-    state = bare.objective.initial_state(bare.encoder.describe()["embed_dim"])
-    on_device = {name: tensor.to(device) for name, tensor in state.items()}
-    return wrapped, Holders(bare, on_device, averaged, optimizer)
-
-
-def _placed(model: TrainedModel, config: TrainConfig, device: torch.device) -> TrainedModel:
-    model = model.to(device)
-    if config.model.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    if config.model.sync_batchnorm and world_size() > 1:
-        if device.type != "cuda":
-            raise ConfigError("model.sync_batchnorm needs GPUs. Set model.sync_batchnorm=false.")
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return model
+def _flops(encoder: Encoder, input_shape: tuple[int, ...], objective: Objective, text: LiveText | None) -> float | None:
+    """Of one sample, by what trains now."""
+    if text is not None:  # a text tower that is trained is not counted, so nothing is said of the device's use
+        return None
+    return flops_per_image(encoder.image_encoder, input_shape) * objective.views
 
 
 def _augment(config: TrainConfig, encoder: Encoder, data: Data, accelerator: Accelerator) -> Augment:
@@ -258,6 +244,28 @@ def _augment(config: TrainConfig, encoder: Encoder, data: Data, accelerator: Acc
     dtype = picture_type(encoder.image_encoder, data.size, accelerator.device, precision)
     mean, std = encoder.normalization
     return Augment(config.augment, data.size, mean, std, config.seed, config.model.channels_last, dtype)
+
+
+def _validation(
+    config: TrainConfig,
+    data: Data,
+    objective: Objective,
+    encoder: Encoder,
+    accelerator: Accelerator,
+    make_validation: MakeValidation,
+) -> Callable[[TrainedModel, int], Validation] | None:
+    """What measures the model at a step, where there is anything to measure it on."""
+    if data.val is None:
+        return None
+    mean, std = encoder.normalization
+    normalize = Normalize(data.size, mean, std, config.model.channels_last)
+    return make_validation(data.val, data.train, normalize, objective, config, accelerator)
+
+
+def _prove(config: TrainConfig, holders: Holders, inputs: ProofInputs, wrapped: nn.Module) -> dict[str, float]:
+    """Hold the gradients of what trains now against those of one process."""
+    objective, state = holders.model.objective, holders.objective_state
+    return prove_gradients(wrapped, objective, state, inputs, accumulate=config.accumulate, seed=config.seed)
 
 
 def _proof_inputs(objective: Objective, text: LiveText | None, data: Data, input_shape: tuple[int, ...]) -> ProofInputs:

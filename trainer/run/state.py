@@ -150,8 +150,8 @@ def _load_optimizer(optimizer: Any, checkpoint: Checkpoint) -> None:
     now, was = optimizer.param_groups, checkpoint.optimizer_state["param_groups"]
     if [(g["name"], len(g["params"])) for g in now] != [(g["name"], len(g["params"])) for g in was]:
         raise CheckpointError(
-            f"{checkpoint.path}: was trained with other parameters than this recipe trains. Put model.freeze and "
-            f"optim back. {_REMEDY}"
+            f"{checkpoint.path}: was trained with other parameters than this recipe trains. Put model.freeze, "
+            f"model.thaw and optim back. {_REMEDY}"
         )
     settings = [{name: value for name, value in group.items() if name != "params"} for group in now]
     # Before loading: where a step count lies depends on whether its group is fused.
