@@ -32,7 +32,7 @@ DOORS = {  # library -> the only files that may import it
     "sklearn": {"shard_builder/columns/topics.py"},
     "faiss": {"search/index.py"},
     "fastapi": {"search/server.py"},
-    "timm": {"trainer/models/towers/timm.py"},
+    "timm": {"trainer/models/towers/timm.py", "trainer/optim/timm_optimizers.py"},
     "matplotlib": {"eval/report/drawing.py"},
     "jinja2": {"eval/report/page.py"},
 }

@@ -34,7 +34,8 @@ def test_recipes_are_read_without_torch(kind: str, name: str, module: str) -> No
 
 
 @pytest.mark.parametrize(
-    "module", ["trainer.objectives", "trainer.samplers", "trainer.models.texts", "eval.evaluations"]
+    "module",
+    ["trainer.objectives", "trainer.samplers", "trainer.optim.config", "trainer.models.texts", "eval.evaluations"],
 )
 def test_tables_of_parts_load_no_torch(module: str) -> None:
     program = f"import sys, {module}; print('torch' in sys.modules)"

@@ -51,7 +51,7 @@ from trainer.run.recipe_model import recipe_model
 from trainer.run.rng import seed_generators, set_rng_state
 from trainer.run.run import MakeValidation, Run, Validation, console
 from trainer.run.start_from import Start
-from trainer.run.state import Holders, RunState, restore, state_of
+from trainer.run.state import Holders, RunState, expect_optimizer, restore, state_of
 from trainer.step.proof import ProofInputs, prove_gradients
 from trainer.telemetry.flops import flops_per_image, peak_flops
 from trainer.telemetry.stability import StabilityConfig
@@ -341,6 +341,7 @@ def _find_checkpoint(
     if found is None:
         return None
     checkpoint = load_checkpoint(found, identity)
+    expect_optimizer(checkpoint, config.optim.optimizer.name)
     if difference := order_difference(checkpoint.state.get("order", {}), order, train_set):
         raise CheckpointError(
             f"{found}: {difference}: the samples would come in another order. Put it back, or start in another run_dir."

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.config import Choice, convert
 from core.errors import CheckpointError
 from trainer.checkpoint.folder import EMA, ENCODER, OBJECTIVE, Checkpoint, save_checkpoint
 from trainer.checkpoint.tensor_tree import map_tensors
@@ -116,6 +117,21 @@ def state_of(checkpoint: Checkpoint) -> RunState:
             f"{checkpoint.path}: its state has no '{missing}', so it was written by another version and cannot be "
             f"resumed. {_REMEDY}"
         ) from None
+
+
+def expect_optimizer(checkpoint: Checkpoint, name: str) -> None:
+    """Raise where another optimizer trained it: one's moments mean nothing to another; its options may change.
+
+    Raises:
+        CheckpointError: says which optimizer it was.
+    """
+    optim = checkpoint.identity.get("config", {}).get("optim", {})
+    was = convert(optim.get("optimizer", "adamw"), Choice, f"{checkpoint.path}: optim.optimizer").name
+    if was != name:
+        raise CheckpointError(
+            f"{checkpoint.path}: was trained with the optimizer {was}, this recipe's is {name}. Put optim.optimizer "
+            f"back. {_REMEDY}"
+        )
 
 
 def restore(holders: Holders, checkpoint: Checkpoint, state: RunState) -> None:
