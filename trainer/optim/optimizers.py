@@ -25,6 +25,11 @@ class OptimizerPart(ABC):
     reads: ClassVar[tuple[str, ...]] = ("betas", "eps")  # which of these settings of `optim` count
     has_fused: ClassVar[bool] = False  # in one kernel, which decides itself whether the gradients are finite
 
+    @property
+    def num_moments(self) -> int:
+        """Tensors of a parameter's size that it keeps for each: two averages, or fewer."""
+        return 2
+
     def check(self, lr: float, weight_decay: float) -> None:
         """Raise where settings that each may be right do not go together.
 
@@ -73,6 +78,10 @@ class SGD(OptimizerPart):
         if self.nesterov and not self.momentum:
             raise ConfigError("optim.optimizer 'sgd': nesterov needs a momentum. Set momentum to 0.9, or leave it out.")
 
+    @property
+    def num_moments(self) -> int:
+        return 1 if self.momentum else 0
+
     def check(self, lr: float, weight_decay: float) -> None:
         """Raise where decay alone would undo what is learned: AdamW's usual decay is far too much here."""
         shrinkage = lr * weight_decay / (1 - self.momentum)
@@ -107,6 +116,10 @@ class Lion(OptimizerPart):
     """The sign of a momentum (Chen 2023): a third to a tenth of AdamW's rate, with as many times its decay."""
 
     reads = ("betas",)
+
+    @property
+    def num_moments(self) -> int:
+        return 1
 
     def build(
         self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, fused: bool

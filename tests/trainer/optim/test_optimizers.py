@@ -148,6 +148,10 @@ def test_a_state_that_was_written_and_read_goes_on_to_the_bit(name: str, fused: 
     again = optimizer_of(broken, name, fused)
     again.load_state_dict(decode_tree(written))
     assert b"".join(encode_tree(again.state_dict())) == written
+    state = again.state_dict()["state"]
+    kept = sum(x.ndim > 0 for number in state for x in state[number].values() if isinstance(x, Tensor))
+    trained = sum(p.requires_grad and p.ndim > 0 for p in broken.parameters())
+    assert kept == OptimConfig(optimizer=CASES[name][0], lr=1e-3).optimizer_part.num_moments * trained
     steps(broken, again, range(3, 6))
     for ours, theirs in zip(broken.parameters(), whole.parameters(), strict=True):
         assert torch.equal(ours, theirs)
