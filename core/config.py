@@ -150,6 +150,26 @@ def config_diff(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return lines
 
 
+def with_defaults(mapping: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """A saved config, with the defaults of the keys that were not known when it was saved.
+
+    Args:
+        config: a dataclass of the same kind, as it is now; anything else has no defaults.
+    """
+    filled = dict(mapping)
+    if not is_dataclass(config) or isinstance(config, Choice):  # a part's options are its own business
+        return filled
+    for f in fields(config):
+        if f.name in filled:
+            if isinstance(filled[f.name], Mapping):
+                filled[f.name] = with_defaults(filled[f.name], getattr(config, f.name))
+        elif f.default is not dataclasses.MISSING:
+            filled[f.name] = to_mapping(f.default)
+        elif f.default_factory is not dataclasses.MISSING:
+            filled[f.name] = to_mapping(f.default_factory())
+    return filled
+
+
 class _TextLoader(yaml.SafeLoader):
     """A safe loader without implicit types (scalars stay text) and without silently repeated keys."""
 

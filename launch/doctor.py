@@ -26,11 +26,13 @@ from trainer.data.inputs import batch_columns
 from trainer.data.names import TEXT, TOKENS
 from trainer.data.order_identity import order_identity
 from trainer.data.stream import max_in_flight
+from trainer.models.thaw import in_order
 from trainer.optim.build import build_optimizer
 from trainer.run.parts import build_model, expect_possible_sync, find_checkpoint, identity_of, open_data
 from trainer.run.recipe_model import recipe_model
 from trainer.samplers.order import sampled
 from trainer.samplers.slices import steps_per_epoch
+from trainer.trackers.opening import check_trackers
 from trainer.trackers.wandb_tracker import choose_mode
 
 GIB = 2**30
@@ -147,7 +149,7 @@ def check_frozen_tower(config: TrainConfig, ranks: int) -> Iterator[Finding]:
             expect_features_of(model.encoder, config, shard_set)
         yield Finding("ok", f"{config.data.image_features} was made by this tower")
         return
-    if config.model.freeze != "tower" or config.augment.changes_pictures:
+    if config.model.freeze != "tower" or config.model.thaw or config.augment.changes_pictures:
         return
     sets = " ".join([*config.data.train, *config.data.val])
     yield Finding(
@@ -204,11 +206,13 @@ def _of_memory(what: str, needed: float, free: float, repair: str) -> Finding:
 
 
 def state_bytes(config: TrainConfig) -> int:
-    """What a run holds a copy of to save it: weights, their averages, and two moments of each that is trained."""
+    """What a run holds a copy of to save it: weights, their averages, and the moments of each that is ever trained."""
     model, _ = recipe_model(config, _open_training_set(config))
+    for _, until in in_order(config.model.thaw):
+        model.encoder.image_encoder.freeze_until(until)
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     trained = sum(p.nbytes for parameters in model.parameter_groups().values() for p in parameters)
-    return weights * (2 if config.optim.ema_decay else 1) + 2 * trained
+    return weights * (2 if config.optim.ema_decay else 1) + config.optim.optimizer_part.num_moments * trained
 
 
 def logits_block(config: TrainConfig, ranks: int) -> tuple[int, int]:
@@ -272,6 +276,9 @@ def check_wandb(config: TrainConfig, ranks: int) -> Iterator[Finding]:
     said: list[str] = []
     mode = choose_mode(config.tracking, said.append)
     yield Finding("ok", f"wandb: {mode}. {' '.join(said)}".strip())
+    if config.tracking.tensorboard:
+        check_trackers(config.tracking)
+        yield Finding("ok", f"TensorBoard: `tensorboard --logdir {config.run_dir}`")
 
 
 CHECKS: tuple[Check, ...] = (

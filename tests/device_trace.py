@@ -171,7 +171,7 @@ class DeviceTrace(TorchDispatchMode):
 
 
 def watch_training(trace: DeviceTrace) -> None:
-    """Plant: runs are traced, and watched in all of the loop but log lines, validations, saves and ends of epochs."""
+    """Plant: runs are traced, and watched in the loop but for thaws, log lines, validations, saves, ends of epochs."""
     from trainer.run.run import Run
 
     def paused(act: Callable) -> Callable:
@@ -192,7 +192,7 @@ def watch_training(trace: DeviceTrace) -> None:
 
     real_batches = Run.batches
     Run.batches = batches  # type: ignore[method-assign]
-    for name in ("log", "evaluate", "save", "account", "leave", "finish"):
+    for name in ("thaw", "log", "evaluate", "save", "account", "leave", "finish"):
         setattr(Run, name, paused(getattr(Run, name)))
 
 

@@ -25,12 +25,14 @@ DOORS = {  # library -> the only files that may import it
     },  # the latter: the store over which machines meet
     "transformers": {"core/text_encoders/pretrained.py"},
     "wandb": {"trainer/trackers/wandb_tracker.py"},
+    "tensorboard": {"trainer/trackers/tensorboard_tracker.py"},
+    "torch.utils.tensorboard": {"trainer/trackers/tensorboard_tracker.py"},
     "pycocotools": {"shard_builder/readers/coco.py"},
     "simplejpeg": {"core/image.py"},
     "sklearn": {"shard_builder/columns/topics.py"},
     "faiss": {"search/index.py"},
     "fastapi": {"search/server.py"},
-    "timm": {"trainer/models/towers/timm.py"},
+    "timm": {"trainer/models/towers/timm.py", "trainer/optim/timm_optimizers.py"},
     "matplotlib": {"eval/report/drawing.py"},
     "jinja2": {"eval/report/page.py"},
 }

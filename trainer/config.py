@@ -191,6 +191,11 @@ class TrainConfig:
                 f"data.image_features holds what a frozen tower made of the pictures, model.freeze is "
                 f"{self.model.freeze}. Set model.freeze=tower, or leave data.image_features out."
             )
+        if self.model.thaw:
+            raise ConfigError(
+                "data.image_features holds what a frozen tower made of the pictures, but model.thaw would let it "
+                "train. Leave one of them out."
+            )
         if self.augment.changes_pictures:
             raise ConfigError(
                 "data.image_features holds what the tower made of unchanged pictures, but augment changes them. Set "

@@ -15,11 +15,13 @@ from core.storage import is_local
 from trainer.checkpoint.folder import latest_checkpoint, resolve_checkpoint
 from trainer.config import TrainConfig
 from trainer.models.config import SUFFIXES, is_path
+from trainer.models.thaw import freezing
 from trainer.models.tower_names import expect_tower
 from trainer.optim.schedule import lr_at
 from trainer.run.folder import CHECKPOINTS, expect_to_go_on
 from trainer.samplers.order import sampled
 from trainer.samplers.slices import expect_whole_chunks, steps_per_epoch
+from trainer.trackers.opening import check_trackers
 from trainer.trackers.wandb_tracker import choose_mode
 
 
@@ -66,6 +68,7 @@ def check_data(config: TrainConfig, processes: int | None) -> None:
     expect_whole_chunks(config.global_batch_size, processes or 1, config.accumulate)
     total = config.epochs * steps if config.max_steps is None else min(config.epochs * steps, config.max_steps)
     lr_at(0, total, config.optim)
+    freezing(config.model.freeze, config.model.thaw, total)
     compares_stored = config.build_objective().needs_text and config.build_text() is None
     if compares_stored:
         train.embed_dim  # noqa: B018  raises
@@ -90,6 +93,7 @@ def expect_same_captions(config: TrainConfig, train: ShardSet, val: ShardSet) ->
 
 def check_tracking(config: TrainConfig, processes: int | None) -> None:
     """A tracker that was asked for by name can be had; what `auto` comes to, the run says."""
+    check_trackers(config.tracking)
     if config.tracking.wandb in ("online", "offline"):
         choose_mode(config.tracking, lambda sentence: None)
 

@@ -25,15 +25,16 @@ def train(run: Run) -> int:
         ShardclipError: damaged data, steps that stay without finite loss, samples missed or repeated, a checkpoint
             that cannot be saved.
     """
-    config, accelerator, model, holders = run.config, run.accelerator, run.model, run.holders
+    config, accelerator, holders = run.config, run.accelerator, run.holders
     with run.resources:
         vote = Vote(accelerator.device)
         for step, batch in enumerate(run.batches(), run.start_step + 1):
+            run.thaw(step)
             rates = set_learning_rates(holders.optimizer, lr_at(step - 1, run.total_steps, config.optim))
             before = run.keep()
             chunks, given, state = run.chunks(batch), run.given(batch), holders.objective_state
-            result = forward_backward(model, chunks, given, run.objective, state, backward=accelerator.backward)
-            grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
+            result = forward_backward(run.model, chunks, given, run.objective, state, backward=accelerator.backward)
+            grad_norm = accelerator.clip_grad_norm_(run.model.parameters(), config.optim.max_grad_norm)
             run.update(result, grad_norm, before)
 
             run.count(step, batch, result, grad_norm)

@@ -8,7 +8,16 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from core.config import Choice, config_diff, dump_yaml, from_mapping, load_config, read_recipe, to_mapping
+from core.config import (
+    Choice,
+    config_diff,
+    dump_yaml,
+    from_mapping,
+    load_config,
+    read_recipe,
+    to_mapping,
+    with_defaults,
+)
 from core.errors import ConfigError
 from core.parts import build
 
@@ -138,6 +147,20 @@ def test_config_diff_names_what_changed() -> None:
     old = to_mapping(from_mapping(Config, {"run_dir": "a", "optim": {"lr": "1"}}, "t"))
     new = to_mapping(from_mapping(Config, {"run_dir": "a", "optim": {"lr": "2"}}, "t"))
     assert config_diff(old, new) == ["optim.lr: 1.0 -> 2.0"]
+
+
+def test_a_key_that_is_newer_than_a_saved_config_had_its_default_then() -> None:
+    new = from_mapping(Config, {"run_dir": "a", "loss": {"name": "infonce", "block_size": "8"}}, "t")
+    whole = to_mapping(new)
+    old = {
+        **{key: value for key, value in whole.items() if key not in ("fit", "shards")},
+        "optim": {"lr": 1.0},
+    }
+    filled = with_defaults(old, new)
+    assert filled == {**whole, "optim": {**whole["optim"], "lr": 1.0}}
+    changed = config_diff(filled, {**whole, "fit": "pad"})
+    assert sorted(changed) == ["fit: crop -> pad", "optim.lr: 1.0 -> 0.0005"]
+    assert with_defaults({"a": 1}, {"b": 2}) == {"a": 1}
 
 
 @dataclass(frozen=True)

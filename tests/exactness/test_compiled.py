@@ -55,3 +55,12 @@ def test_a_single_process_compiles_once_too(tmp_path: Path) -> None:
     values = recipe(tmp_path, model={"tower": "small", "freeze": "nothing", "compile": True}, epochs=1, eval_every=2)
     ((code, _, frames),) = run(1, compiled_run, values)
     assert code == 0 and frames[1] == frames[-1] > 0
+
+
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_thaw_compiles_once_more_and_nothing_else_does(tmp_path: Path, world_size: int) -> None:
+    model = {"tower": "small", "freeze": "tower", "thaw": {"3": "nothing"}, "compile": True}
+    values = recipe(tmp_path, model=model, eval_every=2)
+    for code, _, frames in run(world_size, compiled_run, values, timeout_s=300):
+        assert code == 0 and len(frames) == 12
+        assert frames[1] == frames[2] < frames[4] == frames[-1], frames

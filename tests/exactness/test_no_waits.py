@@ -29,9 +29,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "a queue": {"objective": {"name": "queued", "length": 12}, "data": {"val": []}, **AVERAGED},
     "without augmentation": {"augment": {"crop_scale": (1, 1), "flip": 0.0}},
+    "sgd, thawing": {
+        "model": {**SMALL_TOWER, "freeze": "tower", "thaw": {"2": "stem", "4": "nothing"}},
+        "optim": {"optimizer": {"name": "sgd", "nesterov": True}, "weight_decay": 1e-4, "ema_decay": 0.9},
+    },
     "batch norms": {"model": {"tower": "shufflenet_v2_x0_5", "freeze": "nothing"}, "image_size": 64, **AVERAGED},
 }  # fmt: skip
-IN_TWO_PROCESSES = ("infonce, in pieces, averaged", "a queue", "batch norms")
+IN_TWO_PROCESSES = ("infonce, in pieces, averaged", "a queue", "sgd, thawing", "batch norms")
 
 
 def _read_the_loss(result: Any) -> None:

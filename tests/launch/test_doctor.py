@@ -88,12 +88,21 @@ def test_memory_of_the_logits_counts_views_and_captions(folder: Path, objective:
     assert f"blocks of {block[0]} x {block[1]}," in next(iter(check_memory(config, 1))).what
 
 
-@pytest.mark.parametrize(("freeze", "decay"), [("tower", None), ("nothing", None), ("nothing", 0.9)])
-def test_memory_counts_the_copy_that_is_saved(folder: Path, freeze: str, decay: float | None) -> None:
-    model = {"tower": "resnet18", "freeze": freeze}
-    config = config_of(folder, "infonce", model=model, optim={"ema_decay": decay} if decay else {})
+@pytest.mark.parametrize(
+    ("model", "optim", "copies"),
+    [
+        ({"freeze": "tower"}, {}, 1),
+        ({"freeze": "nothing"}, {}, 3),
+        ({"freeze": "nothing"}, {"ema_decay": 0.9}, 4),
+        ({"freeze": "nothing"}, {"optimizer": "sgd", "weight_decay": 0.0}, 2),
+        ({"freeze": "tower", "thaw": {"5": "layer1", "9": "nothing"}}, {}, 3),
+    ],
+)
+def test_memory_counts_the_copy_that_is_saved(
+    folder: Path, model: dict[str, Any], optim: dict[str, Any], copies: int
+) -> None:
+    config = config_of(folder, "infonce", model={"tower": "resnet18", **model}, optim=optim)
     tower = 11.2e6 * 4  # bytes; its head is some hundred thousand
-    copies = {"tower": 1, "nothing": 3 + bool(decay)}[freeze]
     assert copies * tower < state_bytes(config) < 1.15 * copies * tower
     finding = list(check_memory(config, 1))[1]
     assert f"about {2 * state_bytes(config) / GIB:.2f} GiB of" in finding.what and finding.level == "ok"

@@ -13,8 +13,10 @@ from core.config import Choice
 from core.errors import ConfigError
 from trainer.models.config import ModelConfig
 from trainer.models.encoder import Encoder, ImageEncoder
+from trainer.models.freeze import expect_thawing
 from trainer.models.texts.rebuild import rebuild_text
 from trainer.models.texts.tower import TextTower
+from trainer.models.thaw import in_order
 from trainer.models.towers import TOWERS
 from trainer.models.towers.tower import Tower
 from trainer.objectives.objective import Objective
@@ -38,10 +40,11 @@ def build_encoder(
         of_weights: how the pictures of weights that are filled in later were normalised.
 
     Raises:
-        ConfigError: unknown tower or stage, or a tower that cannot have this size.
+        ConfigError: unknown tower or stage, stages that do not thaw, or a tower that cannot have this size.
         WeightsError: the weights are missing or those of another tower.
     """
     tower = build_tower(config.tower, config.weights, image_size)
+    expect_thawing(tower.module, config.freeze, [until for _, until in in_order(config.thaw)])
     if config.sync_batchnorm:
         _expect_plain_batch_norms(tower)
     known = tower.normalization or of_weights or CLIP

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from core.config import Choice
 from core.errors import ConfigError
+from trainer.models.thaw import in_order
 
 SUFFIXES = (".pth", ".pt", ".safetensors")  # of state dicts
 _CHECKPOINT = re.compile(r"/(best|latest|step-\d+)/?$")  # what names one, though it may not be there
@@ -29,6 +30,8 @@ class ModelConfig:
     embed_dim: int = 0  # of the head's output; 0: as the captions' embeddings, or what the objective asks for
     dropout: float = 0.0  # in the head, before each of its two layers
     freeze: str = "nothing"  # "nothing", "tower", or a stage ("layer2"): it and all before it
+    # What `freeze` is after so many steps, or so large a share of the run: {500: layer3, 1000: nothing}, {25%: layer3}.
+    thaw: dict[str, str] = field(default_factory=dict)
     sync_batchnorm: bool = False  # batch statistics over all ranks; for small batches per GPU
     channels_last: bool = True
     compile: bool = False  # torch.compile the model before training
@@ -41,6 +44,11 @@ class ModelConfig:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}: give a width, or 0 for the usual one.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout is {self.dropout}: it is a probability, from 0 to below 1.")
+        if self.thaw and self.freeze == "nothing":
+            raise ConfigError(
+                "model.thaw is set, but model.freeze is nothing. Say what is frozen at first: freeze: tower."
+            )
+        in_order(self.thaw)
         if Path(self.weights).is_dir() or _CHECKPOINT.search(self.weights):
             raise ConfigError(
                 f"model.weights is the run or checkpoint {self.weights}; it takes published weights of a tower. Begin "

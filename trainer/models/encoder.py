@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.data.names import TEXT
-from trainer.models.freeze import freeze
+from trainer.models.freeze import NOTHING, frozen_modules, num_frozen
 from trainer.models.texts.tower import TextTower
 from trainer.objectives.objective import IMAGE, IMAGE2
 from trainer.pictures.normalization import Normalization
@@ -33,8 +33,24 @@ class ImageEncoder(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(hidden_dim, embed_dim),
         )
-        self._frozen = freeze(tower, frozen_until)
-        self._tower_trains = any(p.requires_grad for p in tower.parameters())
+        self._may_train = [p.requires_grad for p in tower.parameters()]  # some towers fix tensors of their own
+        self.freeze_until(frozen_until)
+
+    def freeze_until(self, stage: str) -> None:
+        """Freeze the stage `stage` of the tower and all before it ("tower", "nothing"), and let the rest train.
+
+        What was frozen before and is no longer goes back to the mode of the whole: its batch statistics move again.
+
+        Raises:
+            ConfigError: the tower has no such stage.
+        """
+        count = num_frozen(self.tower, stage)
+        for number, (parameter, may_train) in enumerate(zip(self.tower.parameters(), self._may_train, strict=True)):
+            parameter.requires_grad_(may_train and number >= count)
+        self.frozen_until = stage
+        self._frozen = [] if stage == NOTHING else frozen_modules(self.tower)
+        self._tower_trains = any(p.requires_grad for p in self.tower.parameters())
+        self.train(self.training)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Args:

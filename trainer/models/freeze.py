@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from core.errors import ConfigError, did_you_mean
+
+NOTHING, TOWER = "nothing", "tower"
 
 
 def stages(tower: nn.Module) -> list[str]:
@@ -25,25 +29,49 @@ def stages(tower: nn.Module) -> list[str]:
     return split(tower, "")
 
 
-def freeze(tower: nn.Module, until: str) -> list[str]:
-    """Stop the gradients of the stage `until` and of all that comes before it ("tower": of everything).
+def num_frozen(tower: nn.Module, until: str, key: str = "model.freeze") -> int:
+    """How many of the tower's parameters, counted from the first, belong to the stage `until` and all before it.
 
-    Returns:
-        Names of the modules without a trainable parameter: they must stay in eval mode, or batch norms and dropout
-        change what a frozen part computes.
+    Args:
+        until: a stage, or "tower": all of them, or "nothing".
+        key: of the recipe, for the sentence of an error.
+
+    Raises:
+        ConfigError: the tower has no such stage.
     """
-    if until == "nothing":
-        return []
     names = [name for name, _ in tower.named_parameters()]
-    if until == "tower":
-        last = len(names)
-    elif until in stages(tower):
-        last = max(i for i, name in enumerate(names) if name.startswith(until + ".")) + 1
-    else:
-        known = ["nothing", "tower", *stages(tower)]
-        raise ConfigError(f"model.freeze: this tower has no stage '{until}'.{did_you_mean(until, known)}")
-    for name in names[:last]:
-        tower.get_parameter(name).requires_grad_(False)
+    if until == NOTHING:
+        return 0
+    if until == TOWER:
+        return len(names)
+    known = stages(tower)
+    if until not in known:
+        raise ConfigError(f"{key}: this tower has no stage '{until}'.{did_you_mean(until, [NOTHING, TOWER, *known])}")
+    return max(i for i, name in enumerate(names) if name.startswith(until + ".")) + 1
+
+
+def expect_thawing(tower: nn.Module, freeze: str, thaw: Sequence[str]) -> None:
+    """Raise where a stage of `thaw`, in their order, does not let more of the tower train than the one before it.
+
+    Raises:
+        ConfigError: it does not, or the tower has no such stage.
+    """
+    before, frozen = freeze, num_frozen(tower, freeze)
+    for until in thaw:
+        left = num_frozen(tower, until, "model.thaw")
+        if left >= frozen:
+            raise ConfigError(
+                f"model.thaw: '{until}' comes after '{before}', but leaves no less of the tower frozen. Its stages, "
+                f"from the pictures on: {', '.join(stages(tower))}."
+            )
+        before, frozen = until, left
+
+
+def frozen_modules(tower: nn.Module) -> list[str]:
+    """Names of the modules without a trainable parameter.
+
+    They must stay in eval mode, or batch norms and dropout change what a frozen part computes.
+    """
     return [name for name, module in tower.named_modules() if _is_frozen(module)]
 
 

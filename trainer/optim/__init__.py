@@ -1,1 +1,1 @@
-"""What moves the weights: AdamW, its schedule, and a running average."""
+"""What moves the weights: an optimizer, its schedule, and a running average."""

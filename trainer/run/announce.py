@@ -12,7 +12,7 @@ from core.storage import exists, join, publish_bytes, read_bytes
 from trainer.run.run import Run, console
 from trainer.telemetry import names
 from trainer.trackers.opening import open_trackers
-from trainer.trackers.wandb_tracker import RunIdentity
+from trainer.trackers.tracker import RunIdentity
 
 CONTACT_SHEET = "contact_sheet.jpg"  # where the builder left one
 

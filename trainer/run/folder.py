@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import yaml
 
-from core.config import config_diff, dump_yaml
+from core.config import config_diff, dump_yaml, with_defaults
 from core.errors import ConfigError, DamagedError, StorageError
 from core.journal import append_json, fsync, read_json_lines
 from core.locks import lock
@@ -195,6 +195,7 @@ def _config_changes(path: Path, config: Any) -> list[str]:
     if not (path / CONFIG).exists():
         return []
     old, new = yaml.safe_load((path / CONFIG).read_text()), yaml.safe_load(dump_yaml(config))
+    old = with_defaults(old, config)  # a key that is newer than the run, and left alone, is no change
     return [line for line in config_diff(old, new) if not line.startswith("resume:")]
 
 

@@ -5,7 +5,7 @@ What fails here fails before step 1, with one sentence; nothing is created befor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -31,32 +31,25 @@ from trainer.guard.peer_watch import PeerWatch
 from trainer.guard.signals import StopRequest
 from trainer.models.encoder import Encoder
 from trainer.models.picture_type import picture_type
+from trainer.models.texts.text import LiveText
 from trainer.models.trained import TrainedModel
-from trainer.optim.build import build_optimizer
-from trainer.optim.ema import AveragedModel
+from trainer.objectives.objective import Objective
 from trainer.pictures.augment import Augment, Normalize
 from trainer.run.accelerator import open_accelerator
 from trainer.run.announce import announce
 from trainer.run.environment import describe_environment
 from trainer.run.folder import RunFolder, note_failure, open_run_folder, record_event
-from trainer.run.parts import (
-    Data,
-    build_model,
-    expect_possible_sync,
-    find_checkpoint,
-    identity_of,
-    open_data,
-    proof_inputs,
-    shape_of_inputs,
-)
+from trainer.run.parts import Data, build_model, find_checkpoint, identity_of, open_data, proof_inputs, shape_of_inputs
+from trainer.run.prepare import prepare
 from trainer.run.rng import seed_generators, set_rng_state
-from trainer.run.run import MakeValidation, Run, console
+from trainer.run.run import MakeValidation, Run, Validation, console
 from trainer.run.start_from import Start
 from trainer.run.state import Holders, RunState, restore, state_of
-from trainer.step.proof import prove_gradients
+from trainer.step.proof import ProofInputs, prove_gradients
 from trainer.telemetry.flops import flops_per_image, peak_flops
 from trainer.telemetry.stability import StabilityConfig
 from trainer.telemetry.window import Telemetry
+from trainer.trackers.opening import check_trackers
 from trainer.trackers.tracker import RunTrackers
 
 
@@ -81,33 +74,30 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         keep_freed_memory()
     if config.resume not in ("auto", "no"):
         on_main(lambda: resolve_checkpoint(Path(config.resume)))  # before a folder is made for it
+    check_trackers(config.tracking)
     objective, text = config.build_objective(), config.build_text()
     data = open_data(config, objective, text, device, resources)
     seed_generators(config.seed)  # the same initial weights on every rank
     bare, start = build_model(config, data)
     encoder = bare.encoder
-    input_shape = shape_of_inputs(config, encoder, data.size)
-    # A text tower that is trained is not counted, so nothing is said of the device's use then.
-    flops = flops_per_image(encoder.image_encoder, input_shape) * objective.views if text is None else None
-    model, holders = _prepare(config, bare, accelerator)
     identity = identity_of(config, encoder, data)
-    mean, std = encoder.normalization
-    normalize = Normalize(data.size, mean, std, config.model.channels_last)
-    validate = None
-    if data.val:
-        validate = make_validation(data.val, data.train, normalize, objective, config, accelerator)
     order = order_identity(data.train, data.loader, config.data.sampler, config.seed)
-    environment = describe_environment(world_size())
     checkpoint = find_checkpoint(config, identity, order, data.train)
+    steps_done = checkpoint.step if checkpoint else 0
+    encoder.image_encoder.freeze_until(data.freezing.at(steps_done))
+    input_shape = shape_of_inputs(config, encoder, data.size)
+    count_flops = partial(_flops, encoder, input_shape, objective, text)
+    flops = count_flops()
+    model, holders = prepare(config, bare, accelerator, data.freezing, steps_done)
+    validate = _validation(config, data, objective, encoder, accelerator, make_validation)
+    environment = describe_environment(world_size())
     saver = Saver()
     folder = _open_folder(config, environment, checkpoint, resources, watch, saver)
     if checkpoint is not None:
         on_main(lambda: set_aside_after(folder.checkpoints, checkpoint.step) and None)
 
-    inputs = proof_inputs(objective, text, data, input_shape)
-    ratios = prove_gradients(
-        model, objective, holders.objective_state, inputs, accumulate=config.accumulate, seed=config.seed
-    )
+    prove = partial(_prove, config, holders, proof_inputs(objective, text, data, input_shape))
+    ratios = prove(model)
     if config.model.compile:
         holders.model.compile()
     seed_generators(derive_seed(config.seed, "dropout", rank()))
@@ -124,6 +114,9 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         augment=_augment(config, encoder, data, accelerator),
         objective=objective,
         model=model,
+        prove=prove,
+        count_flops=count_flops,
+        freezing=data.freezing,
         holders=holders,
         validate=validate,
         telemetry=Telemetry(device, flops_per_image=flops, peak_flops=peak, stability=StabilityConfig()),
@@ -144,25 +137,11 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
     return run
 
 
-def _prepare(config: TrainConfig, model: TrainedModel, accelerator: Accelerator) -> tuple[nn.Module, Holders]:
-    """The model on its device, wrapped for several processes, and all that a run goes on from."""
-    device = accelerator.device
-    bare = _placed(model, config, device)
-    averaged = AveragedModel(bare, config.optim.ema_decay) if config.optim.ema_decay else None
-    wrapped, optimizer = accelerator.prepare(bare, build_optimizer(bare, config.optim))
-    state = bare.objective.initial_state(bare.encoder.describe()["embed_dim"])
-    on_device = {name: tensor.to(device) for name, tensor in state.items()}
-    return wrapped, Holders(bare, on_device, averaged, optimizer)
-
-
-def _placed(model: TrainedModel, config: TrainConfig, device: torch.device) -> TrainedModel:
-    model = model.to(device)
-    if config.model.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    expect_possible_sync(config, device, world_size())
-    if config.model.sync_batchnorm and world_size() > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return model
+def _flops(encoder: Encoder, input_shape: tuple[int, ...], objective: Objective, text: LiveText | None) -> float | None:
+    """Of one sample, by what trains now."""
+    if text is not None:  # a text tower that is trained is not counted, so nothing is said of the device's use
+        return None
+    return flops_per_image(encoder.image_encoder, input_shape) * objective.views
 
 
 def _augment(config: TrainConfig, encoder: Encoder, data: Data, accelerator: Accelerator) -> Augment:
@@ -171,6 +150,28 @@ def _augment(config: TrainConfig, encoder: Encoder, data: Data, accelerator: Acc
     dtype = picture_type(encoder.image_encoder, data.size, accelerator.device, precision)
     mean, std = encoder.normalization
     return Augment(config.augment, data.size, mean, std, config.seed, config.model.channels_last, dtype)
+
+
+def _validation(
+    config: TrainConfig,
+    data: Data,
+    objective: Objective,
+    encoder: Encoder,
+    accelerator: Accelerator,
+    make_validation: MakeValidation,
+) -> Callable[[TrainedModel, int], Validation] | None:
+    """What measures the model at a step, where there is anything to measure it on."""
+    if data.val is None:
+        return None
+    mean, std = encoder.normalization
+    normalize = Normalize(data.size, mean, std, config.model.channels_last)
+    return make_validation(data.val, data.train, normalize, objective, config, accelerator)
+
+
+def _prove(config: TrainConfig, holders: Holders, inputs: ProofInputs, wrapped: nn.Module) -> dict[str, float]:
+    """Hold the gradients of what trains now against those of one process."""
+    objective, state = holders.model.objective, holders.objective_state
+    return prove_gradients(wrapped, objective, state, inputs, accumulate=config.accumulate, seed=config.seed)
 
 
 def _ledger(config: TrainConfig, train_set: ShardSet, device: torch.device) -> CoverageLedger:

@@ -26,12 +26,14 @@ from trainer.data.order_identity import order_difference
 from trainer.early import expect_same_captions
 from trainer.models.encoder import Encoder
 from trainer.models.texts.text import LiveText
+from trainer.models.thaw import Freezing, freezing
 from trainer.models.trained import TrainedModel
 from trainer.objectives.objective import Objective
 from trainer.optim.schedule import lr_at
 from trainer.run.folder import CHECKPOINTS
 from trainer.run.recipe_model import recipe_model
 from trainer.run.start_from import Start
+from trainer.run.state import expect_optimizer
 from trainer.samplers.slices import expect_whole_chunks
 from trainer.step.proof import ProofInputs
 
@@ -47,6 +49,7 @@ class Data:
     loader: TrainLoader
     size: int  # of the pictures that the tower sees, pixels
     total_steps: int
+    freezing: Freezing
 
 
 def open_data(
@@ -61,8 +64,9 @@ def open_data(
     resources.callback(loader.close)
     total_steps = min(config.epochs * loader.steps_per_epoch, 2**62 if config.max_steps is None else config.max_steps)
     lr_at(0, total_steps, config.optim)  # a warm-up longer than the run ends here
+    frozen = freezing(config.model.freeze, config.model.thaw, total_steps)
     expect_whole_chunks(config.global_batch_size, world_size(), config.accumulate)
-    return Data(train_set, val_set, loader, config.image_size or train_set.image.size, total_steps)
+    return Data(train_set, val_set, loader, config.image_size or train_set.image.size, total_steps, frozen)
 
 
 def _open_validation_set(config: TrainConfig, train_set: ShardSet, compares_stored: bool) -> ShardSet | None:
@@ -150,6 +154,7 @@ def find_checkpoint(
     if found is None:
         return None
     checkpoint = load_checkpoint(found, identity)
+    expect_optimizer(checkpoint, config.optim.optimizer.name)
     if difference := order_difference(checkpoint.state.get("order", {}), order, train_set):
         raise CheckpointError(
             f"{found}: {difference}: the samples would come in another order. Put it back, or start in another run_dir."

@@ -22,7 +22,8 @@ def recipe_model(config: TrainConfig, train_set: ShardSet) -> tuple[TrainedModel
         embed_dim: int | None = tower.embed_dim
     else:
         embed_dim = train_set.embed_dim if objective.needs_text else None
+    stored = train_set.text_encoder if objective.needs_text and tower is None else None
     size = config.image_size or train_set.image.size
     normalization = source.normalization if source else None
     model = TrainedModel(build_encoder(config.model, objective, embed_dim, size, tower, normalization), objective)
-    return model, fill(model, source, config) if source else None
+    return model, fill(model, source, config, stored) if source else None

@@ -26,11 +26,13 @@ from trainer.data.ledger import CoverageLedger
 from trainer.data.loader import TrainLoader
 from trainer.data.prefetch import to_device
 from trainer.guard.signals import StopRequest
+from trainer.models.thaw import Freezing
 from trainer.models.trained import TrainedModel
 from trainer.objectives.objective import Objective
 from trainer.pictures.augment import Augment
 from trainer.run.environment import hardware
 from trainer.run.folder import PROFILE, RunFolder, State, flush_events, record_event, set_state
+from trainer.run.prepare import wrapped_anew
 from trainer.run.registry import RegistryLine, register_run
 from trainer.run.rng import rng_state
 from trainer.run.state import Holders, RunState, contents, save, scaler_state
@@ -80,7 +82,10 @@ class Run:
     ledger: CoverageLedger
     augment: Augment
     objective: Objective
-    model: nn.Module  # wrapped for several processes
+    model: nn.Module  # wrapped for several processes; anew at each thaw
+    prove: Callable[[nn.Module], dict[str, float]]  # that its gradients are those of one process
+    count_flops: Callable[[], float | None]  # of one image, of what trains now
+    freezing: Freezing
     holders: Holders  # the bare model, its average, the optimizer, and what the objective keeps
     validate: Callable[[TrainedModel, int], Validation] | None
     telemetry: Telemetry
@@ -111,6 +116,29 @@ class Run:
         batches = self.telemetry.watch(to_device(self._host_batches(), self.accelerator.device))
         profile = self.config.profile if is_main() else ProfileConfig()
         return profiled(batches, self.start_step + 1, profile, self.folder.path / PROFILE)
+
+    def thaw(self, step: int) -> None:
+        """Before `step`, let train what the recipe thaws there, and prove the gradients anew; collective then.
+
+        Until then it has no gradient, so no optimizer, decay or reduction touches it.
+        """
+        image_encoder, until = self.holders.model.encoder.image_encoder, self.freezing.at(step - 1)
+        if until == image_encoder.frozen_until:
+            return
+        with self.telemetry.paused():
+            was, image_encoder_params = image_encoder.frozen_until, image_encoder.tower.parameters()
+            image_encoder.freeze_until(until)
+            self.model = wrapped_anew(self.model, self.accelerator)
+            if self.config.model.compile:
+                torch.compiler.reset()  # its graphs have no backward for what trains from now on
+            self.telemetry.flops_per_image = self.count_flops()
+            ratios = self.prove(self.model)
+        if is_main():
+            count = sum(p.numel() for p in image_encoder_params if p.requires_grad)
+            record_event(self.folder.path, "thawed", step - 1, was_frozen=was, frozen=until, trained=count)
+            console.print(f"step {step:>6}: thawed from {was} to {until}; {count:,} parameters of the tower train now")
+        checks = {names.grad_ratio(group): ratio for group, ratio in ratios.items()}
+        self.trackers.log(checks, step - 1, (step - 1) * self.config.global_batch_size)
 
     def chunks(self, batch: Batch) -> list[Chunk]:
         """What the model takes, in as many pieces as the recipe says; each is made when it is asked for."""

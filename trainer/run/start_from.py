@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from core.config import Choice, convert
 from core.distributed import on_main
 from core.errors import ConfigError
+from core.manifest import TextEncoderSpec
 from trainer.checkpoint.folder import load_latest, resolve_checkpoint
 from trainer.checkpoint.weights import read_weights
 from trainer.config import TrainConfig
@@ -35,6 +36,7 @@ class Source:
         learned: scalars of the objective `objective`.
         normalization: of the pictures that they were trained on; None where nobody knows.
         tower: its name; None where nobody knows.
+        text_encoder: the frozen encoder whose embeddings its head learned to meet; None: none, or nobody knows.
         is_own: they are the run's own, which goes on from them: what does not fit is found when it is put back.
     """
 
@@ -44,6 +46,7 @@ class Source:
     objective: str | None = None
     normalization: Normalization | None = None
     tower: str | None = None
+    text_encoder: TextEncoderSpec | None = None
     is_own: bool = False
 
 
@@ -96,11 +99,17 @@ def read_source(config: TrainConfig) -> Source | None:
 
 
 @torch.no_grad()
-def fill(model: TrainedModel, source: Source, config: TrainConfig) -> Start | None:
+def fill(
+    model: TrainedModel, source: Source, config: TrainConfig, text_encoder: TextEncoderSpec | None = None
+) -> Start | None:
     """Put the weights into a model; None for a run's own, of which only what fits is taken.
 
+    Args:
+        text_encoder: whose stored embeddings the run's head will meet; None where there are none.
+
     Raises:
-        ConfigError: a tensor is missing, too many, or of another shape; names it.
+        ConfigError: a tensor is missing, too many, or of another shape; names it. Or the head belongs beside the
+            embeddings of another text encoder.
     """
     mine = model.encoder.state_dict()
     if source.is_own:
@@ -112,6 +121,8 @@ def fill(model: TrainedModel, source: Source, config: TrainConfig) -> Start | No
     for part in _PARTS[config.start_parts]:
         why = _why_left(part, source, mine, config)
         if why is None:
+            if part == HEAD:
+                _expect_same_space(source, text_encoder)
             found = _fitting(part, source, model, config)
             chosen.update(found)
             taken[_name(part)] = len(found)
@@ -143,7 +154,11 @@ def _of_checkpoint(path: Path, config: TrainConfig, is_own: bool = False) -> Sou
     objective = convert(weights.identity["config"].get("objective", "infonce"), Choice, f"{path}: objective")
     has_tower = is_own or config.start_parts != "head"
     normalization = Normalization(tuple(model["mean"]), tuple(model["std"])) if has_tower else None
-    return Source(path, weights.encoder, weights.learned, objective.name, normalization, model["tower"], is_own)
+    spec = weights.identity.get("text_encoder")
+    return Source(
+        path, weights.encoder, weights.learned, objective.name, normalization, model["tower"],
+        TextEncoderSpec(**spec) if spec else None, is_own,
+    )  # fmt: skip
 
 
 def _why_left(part: str, source: Source, mine: Mapping[str, Tensor], config: TrainConfig) -> str | None:
@@ -157,6 +172,17 @@ def _why_left(part: str, source: Source, mine: Mapping[str, Tensor], config: Tra
         return "not there: this run's begins anew"
     other = "head" if part == TOWER else "tower"
     raise ConfigError(f"start_from: {source.path} has no {_name(part)}. Take what it has: start_parts={other}.")
+
+
+def _expect_same_space(source: Source, text_encoder: TextEncoderSpec | None) -> None:
+    """Raise where a head would come beside other embeddings than those it learned to meet: it may fit, and be wrong."""
+    theirs = source.text_encoder
+    if theirs is None or text_encoder is None or theirs.weights_sha256 == text_encoder.weights_sha256:
+        return
+    raise ConfigError(
+        f"start_from: {source.path} has a head for captions embedded by {theirs}; those of this set are embedded by "
+        f"{text_encoder}. Take the tower alone, with a head of its own: start_parts=tower."
+    )
 
 
 def _fitting(part: str, source: Source, model: TrainedModel, config: TrainConfig) -> dict[str, Tensor]:
@@ -183,7 +209,9 @@ def _fitting(part: str, source: Source, model: TrainedModel, config: TrainConfig
 def _remedy(part: str, config: TrainConfig) -> str:
     if part == TOWER:
         return "Set model.tower and image_size as it was trained."
-    setting = "model.hidden_dim and model.embed_dim" if part == HEAD else "model.text"
+    compares_stored = config.build_objective().needs_text and config.build_text() is None
+    of_head = "model.hidden_dim" if compares_stored else "model.hidden_dim and model.embed_dim"
+    setting = of_head if part == HEAD else "model.text"
     return f"Set {setting} as it was trained, or take the tower alone: start_parts=tower."
 
 

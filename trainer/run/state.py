@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.config import Choice, convert
 from core.errors import CheckpointError
 from trainer.checkpoint.folder import EMA, ENCODER, OBJECTIVE, Checkpoint, save_checkpoint
 from trainer.checkpoint.tensor_tree import map_tensors
@@ -118,6 +119,21 @@ def state_of(checkpoint: Checkpoint) -> RunState:
         ) from None
 
 
+def expect_optimizer(checkpoint: Checkpoint, name: str) -> None:
+    """Raise where another optimizer trained it: one's moments mean nothing to another; its options may change.
+
+    Raises:
+        CheckpointError: says which optimizer it was.
+    """
+    optim = checkpoint.identity.get("config", {}).get("optim", {})
+    was = convert(optim.get("optimizer", "adamw"), Choice, f"{checkpoint.path}: optim.optimizer").name
+    if was != name:
+        raise CheckpointError(
+            f"{checkpoint.path}: was trained with the optimizer {was}, this recipe's is {name}. Put optim.optimizer "
+            f"back. {_REMEDY}"
+        )
+
+
 def restore(holders: Holders, checkpoint: Checkpoint, state: RunState) -> None:
     """Put every tensor back.
 
@@ -150,8 +166,8 @@ def _load_optimizer(optimizer: Any, checkpoint: Checkpoint) -> None:
     now, was = optimizer.param_groups, checkpoint.optimizer_state["param_groups"]
     if [(g["name"], len(g["params"])) for g in now] != [(g["name"], len(g["params"])) for g in was]:
         raise CheckpointError(
-            f"{checkpoint.path}: was trained with other parameters than this recipe trains. Put model.freeze and "
-            f"optim back. {_REMEDY}"
+            f"{checkpoint.path}: was trained with other parameters than this recipe trains. Put model.freeze, "
+            f"model.thaw and optim back. {_REMEDY}"
         )
     settings = [{name: value for name, value in group.items() if name != "params"} for group in now]
     # Before loading: where a step count lies depends on whether its group is fused.

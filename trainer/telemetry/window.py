@@ -77,7 +77,8 @@ class Telemetry:
     """Meters of one process; `close` reduces them over all ranks.
 
     Args:
-        flops_per_image: forward and backward, from `flops.flops_per_image`; None leaves TFLOPS and MFU out.
+        flops_per_image: forward and backward, from `flops.flops_per_image`; None leaves TFLOPS and MFU out. It may be
+            given anew where more begins to train.
         peak_flops: of one device, from `flops.peak_flops`; None leaves MFU out.
     """
 
@@ -89,7 +90,8 @@ class Telemetry:
         peak_flops: float | None,
         stability: StabilityConfig,
     ) -> None:
-        self._device, self._flops_per_image, self._peak_flops = device, flops_per_image, peak_flops
+        self._device, self._peak_flops = device, peak_flops
+        self.flops_per_image = flops_per_image
         self._dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         self._stability = StabilityWatch(stability)
         self._sums = _Sums()
@@ -238,8 +240,8 @@ class Telemetry:
             names.PEAK_MEMORY_GIB: memory,
         }
         speed |= self._by_rank(sums.samples, own_elapsed, sum(waits.values()))
-        if self._flops_per_image is not None:
-            achieved = per_device * self._flops_per_image
+        if self.flops_per_image is not None:
+            achieved = per_device * self.flops_per_image
             speed[names.TFLOPS_PER_DEVICE] = achieved / 1e12
             if self._peak_flops is not None:
                 speed[names.MFU] = achieved / self._peak_flops

@@ -1,1 +1,1 @@
-"""Where metrics go: `metrics.csv` in the run folder, always (the truth), and wandb (a view of it)."""
+"""Where metrics go: `metrics.csv` in the run folder, always (the truth), and wandb and TensorBoard (views of it)."""

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,16 @@ def read_pictures(run_dir: Path) -> list[Picture]:
     """The pictures of a run, in the order they were logged."""
     records = read_json_lines(run_dir / PICTURES)
     return [Picture(r["key"], run_dir / r["path"], r["caption"], r["step"]) for r in records]
+
+
+def history(run_dir: Path) -> Iterator[tuple[int, Row | None, list[Picture]]]:
+    """All that a run folder holds of a run's measurements: each step once, in order, with its row and its pictures."""
+    rows = {row.step: row for row in read_metrics(run_dir / METRICS)}
+    pictures: dict[int, list[Picture]] = {}
+    for picture in read_pictures(run_dir):
+        pictures.setdefault(picture.step, []).append(picture)
+    for step in sorted(rows.keys() | pictures.keys()):
+        yield step, rows.get(step), pictures.get(step, [])
 
 
 def _read_cells(path: Path) -> tuple[list[str], list[list[str]]]:

@@ -17,6 +17,17 @@ class TrackingConfig:
     entity: str | None = None  # user or team; None: the account's default
     group: str | None = None  # runs shown together
     tags: tuple[str, ...] = ()
+    tensorboard: bool = False  # into run_dir/tensorboard: `tensorboard --logdir runs`
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Under which name trackers show the run; the id is the same for every process that continues it."""
+
+    run_id: str
+    name: str
+    run_dir: Path
+    config: Mapping[str, Any]
 
 
 class Tracker(Protocol):

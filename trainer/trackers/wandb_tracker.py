@@ -16,7 +16,6 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,21 +23,11 @@ from urllib.request import getproxies, proxy_bypass
 
 from core.errors import ConfigError
 from trainer.telemetry.names import SECTIONS
-from trainer.trackers.metrics_csv import METRICS, Picture, read_metrics, read_pictures
-from trainer.trackers.tracker import Metric, TrackingConfig
+from trainer.trackers.metrics_csv import history
+from trainer.trackers.tracker import Metric, RunIdentity, TrackingConfig
 
 _CONNECT_TIMEOUT_S = 3.0
 _KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
-
-
-@dataclass(frozen=True)
-class RunIdentity:
-    """Under which name wandb shows the run; the id is the same for every process that continues it."""
-
-    run_id: str
-    name: str
-    run_dir: Path
-    config: Mapping[str, Any]
 
 
 def open_wandb(config: TrackingConfig, run: RunIdentity, say: Callable[[str], None]) -> WandbTracker | None:
@@ -136,15 +125,10 @@ class WandbTracker:
 
 def replay(run_dir: Path, tracker: WandbTracker) -> None:
     """Give a tracker every row and picture of a run folder, in the order of steps."""
-    rows = {row.step: row for row in read_metrics(run_dir / METRICS)}
-    pictures: dict[int, list[Picture]] = {}
-    for picture in read_pictures(run_dir):
-        pictures.setdefault(picture.step, []).append(picture)
-    for step in sorted(rows.keys() | pictures.keys()):
-        if step in rows:
-            row = rows[step]
+    for step, row, pictures in history(run_dir):
+        if row is not None:
             tracker.log(row.metrics, step, row.samples_seen)
-        for picture in pictures.get(step, ()):
+        for picture in pictures:
             tracker.log_image(picture.key, picture.path, picture.caption, step)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import gloo
 import pytest
 import torch
 from old_checkpoints import save_as_before
+from shard_sets import make_shard_set
 from training_runs import SMALL_TOWER, end_state, last_checkpoint, losses, recipe, train_worker
 
 from core.config import from_mapping
+from core.manifest import TextEncoderSpec, load_manifest, save_manifest
 from eval.encoder import load_encoder
+from trainer.checkpoint.folder import load_checkpoint
 from trainer.checkpoint.weights import read_weights
 from trainer.config import TrainConfig
 from trainer.guard.signals import REQUEUE_EXIT_CODE
@@ -78,6 +82,29 @@ def test_weights_are_the_sources_and_the_schedule_is_new(tmp_path: Path, first: 
             torch.testing.assert_close(end.parts[part][name], tensor, atol=1e-9, rtol=0)
     measured = {row.step: row.metrics for row in read_metrics(tmp_path / "run" / "metrics.csv")}
     assert [measured[step]["train/lr_head"] for step in range(1, 5)] == [2.5e-13, 5e-13, 7.5e-13, 1e-12]
+
+
+def test_fine_tuning_on_a_set_of_another_text_encoder_takes_the_tower_and_thaws_it(tmp_path: Path, first: Path) -> None:
+    make_shard_set(tmp_path / "other", 40, size=32, embed_dim=12, source="another")
+    other = load_manifest(str(tmp_path / "other"))
+    encoder = TextEncoderSpec("sentence:other", "main", 12, "f" * 64)
+    save_manifest(replace(other, text_encoder=encoder), str(tmp_path / "other"))
+    data = {"train": str(tmp_path / "other"), "val": []}
+    model = {**SMALL_TOWER, "hidden_dim": 24, "freeze": "tower", "thaw": {"2": "stem", "4": "nothing"}}
+    values = recipe(tmp_path, run_dir=tmp_path / "tuned", data=data, model=model, epochs=1, start_from=str(first))
+    (said,) = gloo.run(1, train_worker, values)
+    assert "has a head for captions embedded by random" in said and "embedded by sentence:other" in said
+    assert said.endswith("start_parts=tower.") and "\n" not in said and not (tmp_path / "tuned").exists()
+
+    assert gloo.run(1, train_worker, {**values, "start_parts": "tower", "checkpoint_every": 1, "keep_last": 9}) == [0]
+    (noted,) = events_of(tmp_path / "tuned", "started from")
+    assert noted["parts"] == {"tower": 8} and set(noted["left"]) == {"head", "logit_scale"}
+    source = last_checkpoint(first).parts["encoder"]
+    frozen, end = (load_checkpoint(tmp_path / f"tuned/checkpoints/step-{n:08d}").parts["encoder"] for n in (2, 5))
+    of_tower = [name for name in source if "tower" in name]
+    assert all(torch.equal(frozen[name], source[name]) for name in of_tower), "kept until it is thawed"
+    assert not any(torch.equal(end[name], source[name]) for name in of_tower if name.endswith("weight"))
+    assert end["image_encoder.head.4.weight"].shape == (12, 24)
 
 
 def test_a_run_goes_on_from_the_checkpoint_that_resume_names(tmp_path: Path) -> None:

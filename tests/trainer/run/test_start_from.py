@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 
 from core.config import from_mapping
 from core.errors import CheckpointError, ConfigError, ShardclipError
+from core.manifest import TextEncoderSpec
 from trainer.checkpoint.folder import save_checkpoint
 from trainer.config import TrainConfig
 from trainer.models.build import build_encoder
@@ -53,7 +55,10 @@ def trained(config: TrainConfig, seed: int = 7) -> TrainedModel:
     return model
 
 
-def saved(folder: Path, config: TrainConfig, step: int = 1, *, averaged: bool = False, is_best: bool = False) -> Path:
+def saved(
+    folder: Path, config: TrainConfig, step: int = 1, *, averaged: bool = False, is_best: bool = False,
+    text_encoder: TextEncoderSpec | None = None,
+) -> Path:  # fmt: skip
     """A checkpoint in `folder`, a run folder; returns its path."""
     model = trained(config, seed=step)
     objective = {**dict(model.learned.items()), "queue": torch.ones(4, 8)}
@@ -63,6 +68,7 @@ def saved(folder: Path, config: TrainConfig, step: int = 1, *, averaged: bool = 
     identity = {
         "model": {**model.encoder.describe(), "mean": MEAN_OF_IMAGENET, "std": list(IMAGENET.std)},
         "config": {"objective": {"name": config.objective.name}},
+        "text_encoder": asdict(text_encoder) if text_encoder else None,
     }
     values: dict[str, Any] = {"optimizer_state": {}, "state": {"step": step}, "identity": identity, "keep_last": 9}
     return save_checkpoint(folder / "checkpoints", parts=parts, is_best=is_best, **values)
@@ -167,6 +173,29 @@ def test_a_state_dict_may_be_an_encoders_or_a_bare_towers(tmp_path: Path, suffix
     assert same(model, trained(config) if kind == "encoder" else model_of(config), HEAD)
     why = "not there: this run's begins anew"
     assert start.left == {"logit_scale": why} | ({"head": why} if kind != "encoder" else {})
+
+
+def test_a_head_for_the_embeddings_of_another_text_encoder_is_refused_though_it_fits(tmp_path: Path) -> None:
+    theirs, ours = (TextEncoderSpec(f"sentence:{name}", "main", 8, name * 32) for name in ("aa", "bb"))
+    saved(tmp_path / "run", config_of(tmp_path), text_encoder=theirs)
+
+    def start(text_encoder: TextEncoderSpec | None, **changes: Any) -> Start | None:
+        config = config_of(tmp_path, start_from=str(tmp_path / "run"), **changes)
+        source = read_source(config)
+        assert source is not None
+        return fill(model_of(config), source, config, text_encoder)
+
+    for parts in ("all", "head"):
+        with pytest.raises(
+            ConfigError, match=r"sentence:aa .*; those of this set .* by sentence:bb .*start_parts=tower\.$"
+        ):
+            start(ours, start_parts=parts)
+    alone = start(ours, start_parts="tower")
+    assert alone is not None and alone.left["head"] == "start_parts=tower"
+    moved = replace(theirs, name="sentence:/a/copy", revision="local")  # the same weights, from another place
+    for fitting in (theirs, moved, None):
+        whole = start(fitting)
+        assert whole is not None and whole.taken["head"] == 4
 
 
 @pytest.mark.parametrize(

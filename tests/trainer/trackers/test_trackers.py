@@ -18,8 +18,8 @@ from core.errors import ConfigError, DamagedError
 from trainer.trackers import wandb_tracker
 from trainer.trackers.metrics_csv import MetricsCsv, read_metrics, read_pictures
 from trainer.trackers.opening import open_trackers
-from trainer.trackers.tracker import RunTrackers, TrackingConfig
-from trainer.trackers.wandb_tracker import RunIdentity, choose_mode, open_wandb
+from trainer.trackers.tracker import RunIdentity, RunTrackers, TrackingConfig
+from trainer.trackers.wandb_tracker import choose_mode, open_wandb
 
 ROOT = Path(__file__).parents[3]
 
@@ -161,8 +161,7 @@ import os, signal, sys
 from pathlib import Path
 from PIL import Image
 from trainer.trackers.opening import open_trackers
-from trainer.trackers.tracker import TrackingConfig
-from trainer.trackers.wandb_tracker import RunIdentity
+from trainer.trackers.tracker import RunIdentity, TrackingConfig
 run_dir, resumed_from, last, die = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "die"
 start = None if resumed_from == "none" else int(resumed_from)
 run = RunIdentity("run0abc", "demo", run_dir, {"seed": 3, "optim": {"lr": 0.1}})
