@@ -201,7 +201,7 @@ def _loader(
         all_captions=objective.all_captions,
         pictures=not config.data.image_features,
         pin_memory=device.type == "cuda",
-        max_damaged=config.data.max_damaged,
+        max_damaged=config.data.most_damaged(len(train_set)),
     )
 
 
@@ -281,8 +281,8 @@ def _identity(config: TrainConfig, encoder: Encoder, data: Data) -> dict[str, An
 
 
 def _ledger(config: TrainConfig, train_set: ShardSet, device: torch.device) -> CoverageLedger:
-    ranks = (rank(), world_size())
-    return CoverageLedger(len(train_set), config.global_batch_size, *ranks, config.data.max_damaged, device)
+    ranks, most_damaged = (rank(), world_size()), config.data.most_damaged(len(train_set))
+    return CoverageLedger(len(train_set), config.global_batch_size, *ranks, most_damaged, device)
 
 
 def _open_folder(
