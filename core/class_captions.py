@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,8 +28,7 @@ def answer_ids(shard_set: ShardSet, samples: np.ndarray) -> np.ndarray:
     for number, labels in shard_set.class_captions.items():
         own = np.flatnonzero(sets == number)
         classes = labels.rows(samples[own] - (ends[number] - shard_set.set_sizes[number]))
-        class_ids = np.array([image_id_of("class", name) for name in labels.classes], dtype=np.uint64)
-        ids[own] = np.where(classes >= 0, class_ids[classes], ids[own])
+        ids[own] = np.where(classes >= 0, _ids_of(labels.classes)[classes], ids[own])
     return ids
 
 
@@ -40,6 +40,12 @@ def labels_of_class_captions(shard_set: ShardSet) -> dict[int, Column]:
     """
     numbers = [number for number in range(len(shard_set.urls)) if _is_of_classes(shard_set, number)]
     return {number: _own_labels(shard_set, number) for number in numbers}
+
+
+@lru_cache
+def _ids_of(classes: tuple[str, ...]) -> np.ndarray:
+    """`(K,)` uint64, the same for a name in every set."""
+    return np.array([image_id_of("class", name) for name in classes], dtype=np.uint64)
 
 
 def _is_of_classes(shard_set: ShardSet, number: int) -> bool:

@@ -25,7 +25,7 @@ class Pen:
 
     def shown(self, text: str) -> str:
         """`text` in letters that can be drawn here; the others as escapes such as `\\u4f60`."""
-        return shown(text, self._fonts, can_shape=features.check("raqm"))
+        return shown(text, self._fonts, can_shape=bool(features.check("raqm")))
 
     def length(self, text: str) -> float:
         """Width in pixels of a text as `shown` gives it."""

@@ -100,7 +100,14 @@ def similarity_matrix(
             colour = theme.paper if value > middle else theme.ink
             weight = "bold" if row == column else "normal"
             axes.text(
-                column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour, fontweight=weight
+                column,
+                row,
+                f"{round(float(value), 2) + 0:.2f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=colour,
+                fontweight=weight,
             )
     for column, picture in enumerate(pictures):
         left, bottom = (words + cell * (column + 0.04)) / width, (0.2 + cell * n) / height
