@@ -16,6 +16,7 @@ import PIL
 import simplejpeg
 from PIL import Image, UnidentifiedImageError, features
 
+from core.heif import MissingHeifError, is_heif, open_heif
 from core.manifest import ImageSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
@@ -82,7 +83,7 @@ def decode_fitted(
 def _decode(data: bytes | memoryview, max_pixels: int, smallest: int | None) -> tuple[Image.Image, tuple[int, int]]:
     """The picture upright, in RGB or RGBX (its fourth byte means nothing), and the original's size."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = open_heif(data) if is_heif(data) else Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = image.size
         if width * height > max_pixels:
             raise ImageError("too_many_pixels", f"{width} x {height}, the limit is {max_pixels}")
@@ -97,6 +98,8 @@ def _decode(data: bytes | memoryview, max_pixels: int, smallest: int | None) -> 
         raise
     except UnidentifiedImageError:
         raise _unidentified(bytes(data[:16])) from None
+    except MissingHeifError as error:
+        raise ImageError("unsupported", str(error)) from None
     except Exception as error:  # PIL's plugins raise every kind on damaged files; each becomes a counted reason
         reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
         raise ImageError(reason, f"{type(error).__name__}: {error}") from error

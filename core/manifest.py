@@ -12,6 +12,7 @@ from core.fields import fill
 from core.storage import exists, is_local, join, local, publish_bytes, read_bytes
 
 MANIFEST_NAME = "manifest.json"
+GIVEN, OF_CLASSES = "given", "of classes"  # where a set's captions come from: its source, or the names of its classes
 FORMAT_VERSION = 1
 _BUILD_AGAIN = "Update shardclip, or build the set again."
 
@@ -82,6 +83,8 @@ class Manifest:
     skipped: dict[str, int] = field(default_factory=dict)  # reason -> count
     build_fingerprint: str = ""  # hash of inputs and settings, imaging library included: answers "already built"
     fingerprint: str = ""  # hash of the samples in order (`samples_fingerprint`); "" in sets of before it: computed
+    captions: str = ""  # given | of classes; "" in sets of before it was noted
+    num_cut_captions: int = 0  # longer than the text encoder takes; cut_captions.jsonl names them
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

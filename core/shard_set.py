@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from core.class_captions import labels_of_class_captions
 from core.column_values import Column, open_heads, united_classes
 from core.columns import FOLDER, HEAD_NAME, TEXT, ColumnFile, column_names, load_head, unfinished_columns
 from core.errors import DamagedError, ManifestError
@@ -221,6 +222,19 @@ class ShardSet:
         rows = samples - self._ends[shards] + self.shard_sizes[shards]
         pairs = zip(shards.tolist(), rows.tolist())
         return np.fromiter((self._index(s).image_ids[r] for s, r in pairs), np.uint64, len(samples))
+
+    @cached_property
+    def class_captions(self) -> dict[int, Column]:
+        """Of the sets whose captions were made from class names: number of the set -> the column of its own labels.
+
+        Raises:
+            ManifestError: such a set lacks the column.
+        """
+        return labels_of_class_captions(self)
+
+    def alone(self, number: int) -> ShardSet:
+        """One of the sets by itself."""
+        return ShardSet((self.urls[number],), (self.manifests[number],), self.cache_dir, verified=True)
 
     def embeddings(self, sample: int) -> np.ndarray:
         """Caption embeddings `(C, E)` float16, unit length: the stored ones, or those of the column named at `open`.

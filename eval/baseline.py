@@ -12,36 +12,44 @@ from safetensors.numpy import save
 from core.errors import DataError
 from core.storage import publish_bytes
 from eval.early import RANKS, no_baseline
-from eval.metrics import Ranks, paired_bootstrap
+from eval.metrics import FeatureSet, Ranks, paired_bootstrap
 from trainer.telemetry.names import IMAGE_TO_TEXT, RECALL_KS, TEXT_TO_IMAGE
 
+_RIGHT = "right_answers"  # in the file's metadata: "", or what makes further answers right
 
-def save_ranks(ranks: Ranks, image_of_text: np.ndarray, path: Path) -> None:
-    """Publish the rank of every query."""
+
+def save_ranks(ranks: Ranks, features: FeatureSet, path: Path) -> None:
+    """Publish the rank of every query, and what was right for what."""
     tensors = {
         IMAGE_TO_TEXT: ranks.image_to_text,
         TEXT_TO_IMAGE: ranks.text_to_image,
-        "image_of_text": image_of_text,
+        "image_of_text": features.image_of_text,
     }
-    publish_bytes(save(tensors), path)
+    publish_bytes(save(tensors, {_RIGHT: features.right.kind}), path)
 
 
-def gains_over(baseline: Path, ranks: Ranks, image_of_text: np.ndarray) -> dict[str, Any]:
+def gains_over(baseline: Path, ranks: Ranks, features: FeatureSet) -> dict[str, Any]:
     """The difference of each recall to that of an earlier evaluation, with its interval.
 
     Raises:
         ConfigError: there is no evaluation in the folder.
-        DataError: it is of other shards.
+        DataError: it is of other shards, or by another protocol.
     """
     path = baseline / RANKS
     if not path.exists():
         raise no_baseline(baseline)
     with safe_open(path, framework="numpy") as file:
         before = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-    if not np.array_equal(before["image_of_text"], image_of_text):
+        kind = (file.metadata() or {}).get(_RIGHT, "")
+    if kind != features.right.kind:
+        raise DataError(
+            f"baseline: {path} counts right answers by {kind or 'own captions'}, this evaluation by "
+            f"{features.right.kind or 'own captions'}. Evaluate both runs alike."
+        )
+    if not np.array_equal(before["image_of_text"], features.image_of_text):
         raise DataError(f"baseline: {path} is of other shards. Evaluate both runs on the same shards.")
     gains: dict[str, Any] = {"folder": str(baseline)}
-    for direction, groups in ((IMAGE_TO_TEXT, None), (TEXT_TO_IMAGE, image_of_text)):
+    for direction, groups in ((IMAGE_TO_TEXT, None), (TEXT_TO_IMAGE, features.image_of_text)):
         now = getattr(ranks, direction)
         pairs = {k: paired_bootstrap(before[direction], now, k, groups) for k in RECALL_KS}
         gains[direction] = {str(k): vars(interval) for k, interval in pairs.items()}

@@ -7,11 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from eval.evaluations.evaluation import Subject
+from eval.evaluations.evaluation import Prompts, Subject
 from eval.evaluations.zero_shot import EmbedTexts, class_features, class_probabilities, score_labels, spoken_class
 from eval.features import Pictures
 from eval.gallery import GallerySource
 from eval.report.exhibits import Shelf, show_neighbours
+
+
+def class_vectors(classes: Sequence[str], templates: Sequence[str], embed_texts: EmbedTexts) -> np.ndarray:
+    """`(K, D)` features of classes, by what their folders or labels are called."""
+    return class_features([spoken_class(name) for name in classes], templates, embed_texts)
 
 
 def zero_shot(
@@ -24,12 +29,10 @@ def zero_shot(
     count: int,
 ) -> dict[str, Any]:
     """Classes of images that have no labels: shares of each class and `count` examples to judge by eye."""
-    spoken = [spoken_class(name) for name in classes]
-    named = class_features(spoken, templates, embed_texts)
-    probabilities = class_probabilities(pictures.images, named, logit_scale)
+    probabilities = class_probabilities(pictures.images, class_vectors(classes, templates, embed_texts), logit_scale)
     predicted = np.bincount(probabilities.argmax(axis=1), minlength=len(classes))
     return {
-        "classes": spoken,
+        "classes": [spoken_class(name) for name in classes],
         "templates": list(templates),
         "shares": [round(float(share), 4) for share in predicted / predicted.sum()],
         "examples": _examples(probabilities, pictures.samples, None, shelf, count),
@@ -38,10 +41,9 @@ def zero_shot(
 
 def zero_shot_labelled(
     pictures: Pictures,
-    labels: np.ndarray,
+    prompts: Prompts,
     classes: Sequence[str],
     templates: Sequence[str],
-    embed_texts: EmbedTexts,
     logit_scale: float,
     shelf: Shelf,
     count: int,
@@ -49,17 +51,15 @@ def zero_shot_labelled(
     """Accuracy over the classes of a labelled set.
 
     Args:
-        labels: `(N,)` of the pictures; those without a class (-1) are left out.
+        prompts: of the classes, and which of them each picture has; those without one are left out.
     """
-    has_class = labels >= 0
-    labels, images, samples = labels[has_class], pictures.images[has_class], pictures.samples[has_class]
-    spoken = [spoken_class(name) for name in classes]
-    named = class_features(spoken, templates, embed_texts)
-    probabilities = class_probabilities(images, named, logit_scale)
+    has_class = prompts.labels >= 0
+    labels, images, samples = prompts.labels[has_class], pictures.images[has_class], pictures.samples[has_class]
+    probabilities = class_probabilities(images, prompts.features, logit_scale)
     return {
-        "classes": spoken,
+        "classes": [spoken_class(name) for name in classes],
         "templates": list(templates),
-        **score_labels(images @ named.T, labels),
+        **score_labels(images @ prompts.features.T, labels),
         "examples": _examples(probabilities, samples, labels, shelf, count),
     }
 

@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from core.class_captions import answer_ids
 from core.columns import column_names
 from core.config import dump_yaml, to_mapping
 from core.errors import ConfigError, DataError
@@ -26,12 +27,12 @@ from core.manifest import MANIFEST_NAME
 from core.shard_set import ShardSet
 from core.storage import exists, join, publish_bytes
 from eval.baseline import gains_over, save_ranks
-from eval.classes import neighbours, zero_shot, zero_shot_labelled
+from eval.classes import class_vectors, neighbours, zero_shot, zero_shot_labelled
 from eval.config import EvalConfig
 from eval.early import MARK, RANKS, RESULTS, expect_place
 from eval.encoder import LoadedEncoder, load_encoder, open_same_text, text_embedder, trained_embedder
 from eval.evaluations import figures_of
-from eval.evaluations.evaluation import Subject
+from eval.evaluations.evaluation import Prompts, Subject
 from eval.evaluations.retrieval import evaluate_retrieval, recall_intervals
 from eval.evaluations.zero_shot import EmbedTexts
 from eval.features import (
@@ -46,16 +47,17 @@ from eval.features import (
 from eval.gallery import GallerySource, joint_classes
 from eval.labels import Labels, label_column, labels_of
 from eval.metrics import FeatureSet, Ranks
+from eval.own_captions import read_captions, with_captions
 from eval.ranks import retrieval_ranks
 from eval.report.charts import result_charts, sheets, training_charts
 from eval.report.drawing import save_jpeg, save_png
 from eval.report.exhibits import Shelf, rank_bands, show_queries, show_retrieval, show_similarity
 from eval.report.page import PICTURES, write_report
+from eval.report.say import say_results
+from eval.right_answers import captions_of, with_class_answers, with_equal_captions
 from trainer.data.loader import TEXT_ALONE, EvalLoader
 from trainer.data.names import LABEL
 from trainer.run.environment import describe_environment, hardware
-from trainer.telemetry import names
-from trainer.telemetry.names import DIRECTIONS, RECALL_KS
 from trainer.trackers.metrics_csv import METRICS, read_metrics
 
 FEATURES = "features.safetensors"
@@ -85,15 +87,16 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
     work = Evaluating(config, encoder, out, device, console)
     shard_set = work.open(config.shards)
     labelled = _labelled_set(work, shard_set)
+    own_captions = read_captions(config.captions, shard_set) if config.captions else None
 
-    found = work.extract(shard_set)
+    found = work.extract(shard_set, own_captions)
     publish_bytes(dump_yaml(config).encode(), out / MARK)  # the folder is ours from now on
     results: dict[str, Any] = _identity(work, shard_set, found, run_dir)
     subject = Subject(pictures_of(found).images)
     if isinstance(found, Extracted):
         ranks = retrieval_ranks(found.features, device)
         subject = replace(subject, pairs=found.features, ranks=ranks)
-        results |= _of_text(work, shard_set, found, ranks)
+        results |= _of_text(work, shard_set, found, ranks, own_captions)
     results["figures"] = figures_of(subject)
     if labelled:
         results |= _of_classes(work, labelled, found if labelled.shard_set is shard_set else None, results)
@@ -102,7 +105,7 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
     save_features(found, out / FEATURES, encoder.fingerprint, shard_set.fingerprint)
     publish_bytes((json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode(), out / RESULTS)
     _save_pictures(results, run_dir, out)
-    _say(results, write_report(out), console)
+    say_results(results, write_report(out), console)
     return results
 
 
@@ -130,13 +133,33 @@ class Evaluating:
             return open_same_text(self.encoder, urls, self.config.cache_dir)
         return ShardSet.open(urls, self.config.cache_dir, text="")
 
-    def shelf(self, shard_set: ShardSet, name: str) -> Shelf:
+    def shelf(self, shard_set: ShardSet, name: str, captions: Mapping[int, Sequence[str]] | None = None) -> Shelf:
         """Thumbnails and captions of a set, for the report."""
-        return Shelf(shard_set, self.out / PICTURES, name)
+        return Shelf(shard_set, self.out / PICTURES, name, captions)
 
-    def extract(self, shard_set: ShardSet) -> Extracted | Pictures:
-        """Features of the whole set, with captions where the checkpoint compares them."""
-        return self._extract(shard_set, None, with_text=self.encoder.compares_text)
+    def extract(self, shard_set: ShardSet, captions: Mapping[int, list[str]] | None = None) -> Extracted | Pictures:
+        """Features of the whole set, with captions where the checkpoint compares them; and what is right in them.
+
+        Args:
+            captions: by sample number, in place of the set's own; pictures without are left out.
+        """
+        if captions is not None:
+            pictures = pictures_of(self._extract(shard_set, None, with_text=False))
+            found = with_captions(pictures, shard_set, captions, self.embed_texts, self.encoder.logit_scale)
+            left_out = len(pictures.samples) - len(found.samples)
+            if left_out:
+                self.console.print(
+                    f"{left_out:,} of {len(pictures.samples):,} pictures have no line in the captions file."
+                )
+        else:
+            extracted = self._extract(shard_set, None, with_text=self.encoder.compares_text)
+            if isinstance(extracted, Pictures):
+                return extracted
+            found = with_class_answers(extracted, shard_set, self.encoder.model.text_encoder is not None)
+        if not self.config.equal_captions:
+            return found
+        texts = [text for own in captions.values() for text in own] if captions else captions_of(found, shard_set)
+        return with_equal_captions(found, texts)
 
     def extract_gallery(self, source: GallerySource) -> Pictures:
         """Features of a gallery's samples."""
@@ -184,15 +207,17 @@ def pictures_of(found: Extracted | Pictures) -> Pictures:
     return found.pictures if isinstance(found, Extracted) else found
 
 
-def _of_text(work: Evaluating, shard_set: ShardSet, found: Extracted, ranks: Ranks) -> dict[str, Any]:
+def _of_text(
+    work: Evaluating, shard_set: ShardSet, found: Extracted, ranks: Ranks, captions: Mapping[int, Sequence[str]] | None
+) -> dict[str, Any]:
     """Loss, retrieval, similarity, queries and classes of pictures with captions."""
-    config, encoder, shelf = work.config, work.encoder, work.shelf(shard_set, "sample")
+    config, encoder, shelf = work.config, work.encoder, work.shelf(shard_set, "sample", captions)
     results: dict[str, Any] = {}
     if has_pair_loss(encoder.objective):
         results["val_loss"] = _loss(work, found, shard_set)
     if config.protocols:
         results |= _retrieval(work, found, ranks, shelf)
-    results["similarity"] = show_similarity(found, shelf, count=20)
+    results["similarity"] = show_similarity(found, shelf, count=12)
     if config.queries:
         results["queries"] = show_queries(found, config.queries, work.embed_texts(config.queries), shelf)
     if classes := config.all_classes():
@@ -216,8 +241,8 @@ def _retrieval(work: Evaluating, extracted: Extracted, ranks: Ranks, shelf: Shel
     results["rank_bands"] = rank_bands(ranks)
     results["examples"] = show_retrieval(extracted, ranks, shelf, config.num_examples)
     if config.baseline:
-        results["against_baseline"] = gains_over(config.baseline, ranks, features.image_of_text)
-    save_ranks(ranks, features.image_of_text, work.out / RANKS)
+        results["against_baseline"] = gains_over(config.baseline, ranks, features)
+    save_ranks(ranks, features, work.out / RANKS)
     return results
 
 
@@ -233,23 +258,24 @@ def _of_classes(
     pictures, source = pictures_of(found), labelled.gallery
     classes = joint_classes(labelled.labels, source)
     gallery = source.gallery(work.extract_gallery(source), classes) if source else None
-    subject = Subject(pictures.images, labelled.labels.among(classes)[pictures.samples], gallery=gallery)
+    labels = labelled.labels.among(classes)[pictures.samples]
+    subject = Subject(pictures.images, labels, gallery=gallery)
     own = work.shelf(labelled.shard_set, "labelled")
     others = work.shelf(source.shard_set, "gallery") if source else own
     config = work.config
     urls = {"shards": list(labelled.shard_set.urls)}
     shown = neighbours(subject, pictures.samples, classes, source, own, others, config.num_examples)
-    more = {
-        "figures": {**figures_of(subject), **results["figures"]},
-        "knn": {**urls, **shown},
-    }
+    more: dict[str, Any] = {"knn": {**urls, **shown}}
     # A column of labels that was added later does not ask for the text encoder.
     if isinstance(found, Extracted) and (config.labelled_shards or labelled.shard_set.classes):
+        labels = labelled.labels.numbers[pictures.samples]
+        prompts = Prompts(class_vectors(labelled.labels.classes, config.all_templates(), work.embed_texts), labels)
+        subject = replace(subject, prompts=prompts)
         more["zero_shot_labelled"] = urls | zero_shot_labelled(
-            pictures, labelled.labels.numbers[pictures.samples], labelled.labels.classes, config.all_templates(),
-            work.embed_texts, found.logit_scale, own, 2 * config.num_examples,
+            pictures, prompts, labelled.labels.classes, config.all_templates(), found.logit_scale, own,
+            2 * config.num_examples,
         )  # fmt: skip
-    return more
+    return {"figures": {**figures_of(subject), **results["figures"]}, **more}
 
 
 def _labelled_set(work: Evaluating, shard_set: ShardSet) -> LabelledSet | None:
@@ -281,7 +307,13 @@ def _column_there(trained_on: Mapping[str, Any], urls: Sequence[str]) -> str:
 
 
 def _expect_nothing_of_text(config: EvalConfig, encoder: LoadedEncoder) -> None:
-    given = {"queries": config.queries, "classes": config.all_classes(), "baseline": config.baseline}
+    given = {
+        "queries": config.queries,
+        "classes": config.all_classes(),
+        "baseline": config.baseline,
+        "captions": config.captions,
+        "equal_captions": config.equal_captions,
+    }
     for name, value in given.items():
         if value:
             raise ConfigError(
@@ -291,7 +323,7 @@ def _expect_nothing_of_text(config: EvalConfig, encoder: LoadedEncoder) -> None:
 
 
 def _loss(work: Evaluating, extracted: Extracted, shard_set: ShardSet) -> dict[str, Any]:
-    encoder, image_ids = work.encoder, shard_set.image_ids(extracted.samples)
+    encoder, image_ids = work.encoder, answer_ids(shard_set, extracted.samples)
     wanted = work.config.loss_batch_size or int(encoder.identity["config"]["global_batch_size"])
     used = min(wanted, len(extracted.samples))
     value = mean_pair_loss(extracted, image_ids, encoder.objective, encoder.scalars, wanted, work.device)
@@ -348,24 +380,3 @@ def _autocast(precision: str, device: torch.device) -> Callable[[], Any]:
     if precision == "no":
         return nullcontext
     return partial(torch.autocast, device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
-
-
-def _say(results: dict[str, Any], report: Path, console: Console) -> None:
-    if "protocol" in results:
-        console.print(f"protocol: {results['protocol']}")
-        for direction in DIRECTIONS:
-            figures = results[direction]
-            recalls = "  ".join(f"R@{k} {100 * figures[names.recall(k)]:.1f} %" for k in RECALL_KS)
-            console.print(f"{direction.replace('_', ' ')}: {recalls}  median rank {figures['median_rank']:.0f}")
-    if knn := results.get("knn"):
-        where = (
-            knn["gallery"] if isinstance(knn["gallery"], str) else f"among {knn['gallery']['num_images']:,} pictures"
-        )
-        accuracies = [f"{100 * results['figures'][name]:.1f} %" for name in (names.KNN, names.KNN1)]
-        console.print(
-            f"k-NN over {knn['num_classes']} classes, {where}: {accuracies[0]}; nearest alone {accuracies[1]}"
-        )
-    if labelled := results.get("zero_shot_labelled"):
-        count = len(labelled["classes"])
-        console.print(f"zero-shot over {count} classes: top-1 {100 * labelled['top1']:.1f} %")
-    console.print(f"report: {report}")

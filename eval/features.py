@@ -21,7 +21,7 @@ from core.full_float32 import full_float32
 from core.shard_set import ShardSet
 from core.storage import publish_bytes
 from core.transfer import upload
-from eval.metrics import FeatureSet, check_rows
+from eval.metrics import FeatureSet, RightAnswers, check_rows
 from trainer.data.batch import Batch
 from trainer.data.inputs import evaluation_inputs
 from trainer.data.names import IMAGE_ID, TEXT
@@ -31,6 +31,7 @@ from trainer.objectives.engine import blocked_loss
 from trainer.objectives.objective import IMAGE, Objective, Rows, Tensors
 
 _CAPTIONS_AT_ONCE = 256  # through a trained text tower
+_RIGHT, _RIGHT_ARRAYS = "right", ("says", "images", "holds")  # in a feature file
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
@@ -192,6 +193,9 @@ def save_features(extracted: Extracted | Pictures, path: Path, encoder: str, sha
             "samples": extracted.samples,
             "captions": extracted.captions,
         }
+        if (right := extracted.features.more_right) is not None:
+            metadata[_RIGHT] = right.kind
+            tensors |= {f"{_RIGHT}.{name}": getattr(right, name) for name in _RIGHT_ARRAYS}
     publish_bytes(save(tensors, {**metadata, "sha256": _digest(tensors, metadata)}), path)
 
 
@@ -219,7 +223,10 @@ def load_features(path: Path, encoder: str | None = None, shards: str | None = N
             )
     if "texts" not in tensors:
         raise DataError(f"{path}: holds features of pictures alone: its encoder was trained without captions.")
-    features = FeatureSet(tensors["images"], tensors["texts"], tensors["image_of_text"])
+    right = None
+    if _RIGHT in metadata:
+        right = RightAnswers(metadata[_RIGHT], *(tensors[f"{_RIGHT}.{name}"] for name in _RIGHT_ARRAYS))
+    features = FeatureSet(tensors["images"], tensors["texts"], tensors["image_of_text"], right)
     return Extracted(features, tensors["samples"], tensors["captions"], json.loads(metadata["logit_scale"]))
 
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from core.errors import DataError
 from trainer.telemetry.names import (
-    AP_DEPTH,
     IMAGE_TO_TEXT,
     MEAN_AP,
     MEAN_RANK,
@@ -26,6 +25,35 @@ _UNIT_TOLERANCE = 1e-2  # float16 embeddings are off by 1e-3; a forgotten normal
 
 
 @dataclass(frozen=True, eq=False)
+class RightAnswers:
+    """Which texts are right for which images: a text is, where what it says holds of the image.
+
+    Attributes:
+        kind: the end of the protocol's name, as "every sample of a class is right"; "" where only own captions are.
+        says: `(T,)` int64 what each text says, by number.
+        images, holds: `(H,)` int64 each: image rows, and what holds of them; no pair twice.
+    """
+
+    kind: str
+    says: np.ndarray
+    images: np.ndarray
+    holds: np.ndarray
+
+    def of_images(self, images: np.ndarray, texts: np.ndarray) -> RightAnswers:
+        """The same of some images, numbered anew, and some texts."""
+        row = np.full(max(self.images.max(), images.max()) + 1, -1)
+        row[images] = np.arange(len(images))
+        kept = row[self.images] >= 0
+        return RightAnswers(self.kind, self.says[texts], row[self.images[kept]], self.holds[kept])
+
+    def are_right(self, images: np.ndarray | int, texts: np.ndarray | int) -> np.ndarray:
+        """Whether each text is right for the image beside it (or the one image for all)."""
+        base = int(max(self.says.max(), self.holds.max())) + 1
+        wanted = np.asarray(images) * base + self.says[texts]
+        return np.isin(wanted, self.images * base + self.holds)
+
+
+@dataclass(frozen=True, eq=False)
 class FeatureSet:
     """Image and text features of one set, in the order of its samples: what every evaluator is fed.
 
@@ -33,6 +61,7 @@ class FeatureSet:
         images: `(N, D)`, unit length; kept as float32.
         texts: `(T, D)`, unit length; kept as float32.
         image_of_text: `(T,)`, the row in `images` that each text describes; every image has at least one text.
+        more_right: where texts are right for further images than their own; None: they are not.
 
     Raises:
         DataError: NaN or infinity, a row that is not of unit length, an image without text, shapes that do not fit.
@@ -41,6 +70,7 @@ class FeatureSet:
     images: np.ndarray
     texts: np.ndarray
     image_of_text: np.ndarray
+    more_right: RightAnswers | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", np.ascontiguousarray(self.images, dtype=np.float32))
@@ -56,6 +86,16 @@ class FeatureSet:
                 " exist. Leave such images out of the set."
             )
 
+        if self.more_right is not None:
+            own = self.more_right.are_right(self.image_of_text, np.arange(len(self.texts)))
+            assert len(self.more_right.says) == len(self.texts) and own.all(), "a text is not right for its own image"
+
+    @property
+    def right(self) -> RightAnswers:
+        """Which texts are right for which images."""
+        rows = np.arange(len(self.images))
+        return self.more_right or RightAnswers("", self.image_of_text, rows, rows)
+
     def captions_per_image(self) -> np.ndarray:
         """`(N,)` number of texts of each image."""
         return np.bincount(self.image_of_text, minlength=len(self.images))
@@ -66,20 +106,24 @@ class FeatureSet:
         if max_captions is not None:
             counts = np.minimum(counts, max_captions)
         texts = np.concatenate([order[starts[i] : starts[i] + counts[i]] for i in images])
-        return FeatureSet(self.images[images], self.texts[texts], np.repeat(np.arange(len(images)), counts[images]))
+        more_right = self.more_right.of_images(images, texts) if self.more_right else None
+        image_of_text = np.repeat(np.arange(len(images)), counts[images])
+        return FeatureSet(self.images[images], self.texts[texts], image_of_text, more_right)
 
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
     """What retrieval metrics are made of; ranks start at 1, every wrong answer that ties stands before the right one.
 
-    `image_to_text` `(N,)`: rank of the best right caption among all texts. `text_to_image` `(T,)`: rank of the own
-    image among all images. `average_precision` `(N,)`: AP@10 of an image's captions (of a text it is 1/rank or 0).
+    `image_to_text` `(N,)`: rank of the best right caption among all texts. `text_to_image` `(T,)`: rank of the best
+    right image among all images. `average_precision` `(N,)`: AP@10 of an image's captions; `text_average_precision`
+    `(T,)`: of a text's images (1/rank or 0 where only its own is right).
     """
 
     image_to_text: np.ndarray
     text_to_image: np.ndarray
     average_precision: np.ndarray
+    text_average_precision: np.ndarray
 
 
 def recall_at_k(ranks: np.ndarray, k: int) -> float:
@@ -94,11 +138,7 @@ def median_rank(ranks: np.ndarray) -> float:
 
 def summarise(ranks: Ranks, ks: Sequence[int] = RECALL_KS) -> dict[str, dict[str, float]]:
     """The figures of both directions under the names used in `results.json` and wandb; recall and mAP are 0 to 1."""
-    own_rank = ranks.text_to_image
-    precisions = {
-        IMAGE_TO_TEXT: ranks.average_precision,
-        TEXT_TO_IMAGE: np.where(own_rank <= AP_DEPTH, 1.0 / own_rank, 0.0),
-    }
+    precisions = {IMAGE_TO_TEXT: ranks.average_precision, TEXT_TO_IMAGE: ranks.text_average_precision}
     return {
         direction: {recall(k): recall_at_k(direction_ranks, k) for k in ks}
         | {
@@ -106,7 +146,10 @@ def summarise(ranks: Ranks, ks: Sequence[int] = RECALL_KS) -> dict[str, dict[str
             MEAN_RANK: float(np.mean(direction_ranks)),
             MEAN_AP: float(np.mean(precisions[direction])),
         }
-        for direction, direction_ranks in ((IMAGE_TO_TEXT, ranks.image_to_text), (TEXT_TO_IMAGE, own_rank))
+        for direction, direction_ranks in (
+            (IMAGE_TO_TEXT, ranks.image_to_text),
+            (TEXT_TO_IMAGE, ranks.text_to_image),
+        )
     }
 
 

@@ -11,10 +11,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from core.distributed import on_main, rank, world_size
-from core.errors import ConfigError
+from core.class_captions import answer_ids
+from core.columns import column_names
+from core.distributed import is_main, on_main, rank, world_size
+from core.errors import ConfigError, WeightsError
 from core.shard_set import ShardSet
 from eval.best import check_best_by, score
+from eval.class_prompts import ClassPrompts, class_prompts
 from eval.evaluations import EVALUATIONS, figures_of, possible
 from eval.evaluations.evaluation import Subject
 from eval.features import Extracted, Pictures, extract, extract_pictures, has_pair_loss, mean_pair_loss
@@ -26,13 +29,14 @@ from eval.report.charts import sheets
 from eval.report.drawing import save_jpeg
 from eval.report.exhibits import Shelf, show_neighbours, show_retrieval
 from eval.report.page import PICTURES
+from eval.right_answers import with_class_answers
 from trainer.config import TrainConfig
 from trainer.data.inputs import batch_columns
 from trainer.data.loader import EvalLoader
-from trainer.data.names import TEXT
+from trainer.data.names import LABEL, TEXT
 from trainer.models.trained import TrainedModel
 from trainer.objectives.objective import Objective, Tensors
-from trainer.run.run import Validation
+from trainer.run.run import Validation, console
 from trainer.telemetry import names
 
 _NUM_EXAMPLES = 6  # in the picture, the same ones every time
@@ -45,11 +49,13 @@ class ValidationPlan:
 
     Attributes:
         labels: of the validation set, where k-NN is measured.
+        named: of the validation set, where its captions are compared too: class names are then measured like captions.
         gallery: None: the training set has no labels, and the validation set is its own gallery.
         metrics: names of all that will be measured.
     """
 
     labels: Labels | None
+    named: Labels | None
     gallery: GallerySource | None
     metrics: tuple[str, ...]
 
@@ -57,14 +63,15 @@ class ValidationPlan:
 def plan_validation(
     val_set: ShardSet, train_set: ShardSet, objective: Objective, config: TrainConfig
 ) -> ValidationPlan:
-    """Captions where the objective compares them; classes where it does not, or `best_by` asks for a figure of them.
+    """Captions where the objective compares them, and classes by their names where the set has any.
+
+    Classes by neighbours where the objective compares no captions, or `best_by` asks for a figure of these.
 
     Raises:
         ConfigError: there is nothing to measure, or `best_by` names a metric that will not be measured.
     """
-    of_labels = {names.val(f) for e in EVALUATIONS.values() if "labels" in e.needs for f in e.figures}
     labels = source = None
-    if not objective.needs_text or config.best_by in of_labels:
+    if not objective.needs_text or config.best_by in _figures_of("labels"):
         column = label_column(config.data.columns, train_set.urls)
         labels, train_labels = labels_of(val_set, column), labels_of(train_set, column)
         source = GallerySource.of(train_set, train_labels, val_set) if labels and train_labels else None
@@ -74,11 +81,33 @@ def plan_validation(
                 f"data.val: {val_set.urls[0]} has no class labels, and a run of {config.objective.name} {what}: there "
                 "is nothing to measure. Add them (`shardclip column labels`), or set data.val=[]."
             )
-    knows = [need for need, known in (("text", objective.needs_text), ("labels", labels)) if known]
+    named = _named(val_set, config) if objective.needs_text else None
+    if named is None and config.best_by in _figures_of("prompts"):
+        raise ConfigError(
+            f"best_by is {config.best_by}: for it, {val_set.urls[0]} must have class labels, and objective "
+            f"{config.objective.name} compare captions. Add labels (`shardclip column labels`), or leave best_by out."
+        )
+    knows = [n for n, known in (("text", objective.needs_text), ("labels", labels), ("prompts", named)) if known]
     metrics = [names.val(figure) for evaluation in possible(knows) for figure in evaluation.figures]
-    plan = ValidationPlan(labels, source, (*([names.VAL_LOSS] if has_pair_loss(objective) else []), *metrics))
+    plan = ValidationPlan(labels, named, source, (*([names.VAL_LOSS] if has_pair_loss(objective) else []), *metrics))
     check_best_by(config.best_by, plan.metrics)
     return plan
+
+
+def _figures_of(need: str) -> set[str]:
+    """What validation calls the figures of evaluations that need this."""
+    return {names.val(figure) for e in EVALUATIONS.values() if need in e.needs for figure in e.figures}
+
+
+def _named(val_set: ShardSet, config: TrainConfig) -> Labels | None:
+    """The classes of the set, where any of its samples has one."""
+    column = label_column(config.data.columns, val_set.urls) if _has_column(val_set, config) else ""
+    labels = labels_of(val_set, column)
+    return labels if labels is not None and (labels.numbers >= 0).any() else None
+
+
+def _has_column(val_set: ShardSet, config: TrainConfig) -> bool:
+    return all(config.data.columns.get(LABEL, "") in column_names(url) for url in val_set.urls)
 
 
 def validation_columns(objective: Objective, config: TrainConfig) -> dict[str, str]:
@@ -108,8 +137,16 @@ def make_validation(
         pictures_alone = {name: column for name, column in columns.items() if name != TEXT}
         gallery_loader = _loader(train_set, pictures_alone, config, accelerator, plan.gallery)
     classes = joint_classes(plan.labels, plan.gallery) if plan.labels else ()
+    if val_set.class_captions and objective.needs_text and is_main():
+        console.print(
+            f"{' + '.join(val_set.urls)}: captions are made from class names, so recall counts every sample of a class "
+            "as right: it cannot be compared with that of captioned sets."
+        )
+    prompts = on_main(lambda: _class_prompts(val_set, plan, config, accelerator.device)) if plan.named else None
 
-    def report(found: Extracted | Pictures, gallery: Pictures | None, counted: Counted, step: int) -> Validation:
+    def report(
+        model: TrainedModel, found: Extracted | Pictures, gallery: Pictures | None, counted: Counted, step: int
+    ) -> Validation:
         """On one rank: what is cheap, and what is drawn."""
         pictures = found.pictures if isinstance(found, Extracted) else found
         subject = Subject(
@@ -118,6 +155,7 @@ def make_validation(
             pairs=found.features if isinstance(found, Extracted) else None,
             ranks=counted.ranks,
             gallery=plan.gallery.gallery(gallery, classes) if plan.gallery and gallery else None,
+            prompts=prompts.of(pictures.samples, model.encoder, accelerator.device) if prompts else None,
         )
         metrics = {names.val(figure): value for figure, value in figures_of(subject).items()}
         if counted.loss is not None:
@@ -139,7 +177,8 @@ def make_validation(
         given = (model.encoder, normalize)
         found: Extracted | Pictures
         if objective.needs_text:
-            found = extract(*given, val_set, loader, logit_scale=float(scalars.get("scale", 1.0)), **where)
+            extracted = extract(*given, val_set, loader, logit_scale=float(scalars.get("scale", 1.0)), **where)
+            found = with_class_answers(extracted, val_set, model.encoder.text_encoder is not None)
         else:
             found = extract_pictures(*given, val_set, loader, **where)
         gallery = None
@@ -148,10 +187,28 @@ def make_validation(
         counted = Counted()
         if isinstance(found, Extracted):
             counted = _count(found, val_set, objective, scalars, config.global_batch_size, accelerator.device)
-        reported: Validation = on_main(lambda: report(found, gallery, counted, step))
+        reported: Validation = on_main(lambda: report(model, found, gallery, counted, step))
         return reported
 
     return validate
+
+
+def _class_prompts(
+    val_set: ShardSet, plan: ValidationPlan, config: TrainConfig, device: torch.device
+) -> ClassPrompts | None:
+    """On one rank, which alone measures classes; None on the others, and where a frozen encoder is not here.
+
+    Raises:
+        WeightsError: so it is, and `best_by` asks for a figure of classes.
+    """
+    assert plan.named is not None
+    try:
+        return class_prompts(val_set, plan.named, config.build_text() is not None, device)
+    except WeightsError as error:
+        if config.best_by in _figures_of("prompts"):
+            raise
+        console.print(f"zero-shot accuracy is not followed: {error}")
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +229,7 @@ def _count(
 ) -> Counted:
     ranks, loss = retrieval_ranks(found.features, device), None
     if has_pair_loss(objective):
-        ids = val_set.image_ids(found.samples)
+        ids = answer_ids(val_set, found.samples)
         loss = mean_pair_loss(found, ids, objective, scalars, batch_size, device)
     return Counted(ranks, loss)
 
@@ -194,7 +251,8 @@ def _loader(
         pictures=not config.data.image_features,
         num_workers=config.data.num_workers,
         pin_memory=accelerator.device.type == "cuda",
-        max_damaged=config.data.max_damaged if source else 0,  # as training itself; every validation sample counts
+        # As training itself; of the validation set every sample counts.
+        max_damaged=config.data.most_damaged(len(shard_set)) if source else 0,
     )
 
 

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from core import parts
 from core.errors import DataError
+from core.heif import HEIC, HEIC_REMEDY
 from core.image import imaging_library
 from core.locks import lock
 from core.manifest import Manifest, TextEncoderSpec, save_manifest
@@ -32,18 +33,19 @@ from shard_builder.caption_embeddings import embed_with_progress, text_encoder_s
 from shard_builder.columns.labels import publish_labels
 from shard_builder.config import BuildConfig
 from shard_builder.contact_sheet import CONTACT_SHEET_NAME, contact_sheet
+from shard_builder.cut_captions import CUT_NAME, cut_captions, write_cut
 from shard_builder.engines import ENGINES
 from shard_builder.engines.processes import ProcessesEngine
 from shard_builder.fingerprint import fingerprint_of, recipe_of
 from shard_builder.inputs import Inputs, read_inputs
 from shard_builder.layout import ShardPlan, plan_shards
 from shard_builder.progress import progress_bar, spoken_bytes, spoken_seconds, summary_table
-from shard_builder.records import Skip
+from shard_builder.records import Record, Skip
 from shard_builder.rejected import REJECTED_NAME, count_by_reason, write_rejected
 from shard_builder.repair import lost_shards, repair
 from shard_builder.writer import ShardResult, ShardTask, write_shard
 
-_UNSUPPORTED_HINT = " (plain Pillow reads more formats: engine.pillow_simd=false)"
+_UNSUPPORTED = "plain Pillow reads more formats: engine.pillow_simd=false"
 
 
 def build_shards(config: BuildConfig, console: Console | None = None) -> Manifest:
@@ -87,13 +89,20 @@ def build_shards(config: BuildConfig, console: Console | None = None) -> Manifes
         rate = _write_shards(config, encoder, inputs, plans, results, engine, console)
 
         ordered = [results[plan.name] for plan in plans]
+        cut = cut_captions(config.text_encoder, inputs.captions)
+        used = _used_records(inputs, ordered)
+        num_cut = sum(caption in set(cut) for record in used for caption in record.captions) if cut else 0
         manifest = _manifest(config, encoder, inputs, ordered, fingerprint_of(recipe))
-        manifest = replace(manifest, fingerprint=_opened(config, manifest).fingerprint)
+        manifest = replace(manifest, fingerprint=_opened(config, manifest).fingerprint, num_cut_captions=num_cut)
         files = _publish_extras(config, manifest, _all_skips(inputs, ordered), console)
+        if num_cut:
+            files[CUT_NAME] = write_cut(config.out, used, cut)
         save_build(config.out, recipe, files)
         save_manifest(manifest, config.out)
         close_state(config.out)
     console.print(summary_table(manifest, _figures(config, ordered, rate, time.monotonic() - started)))
+    if num_heic := sum(HEIC in skip.detail for result in ordered for skip in result.skipped):
+        console.print(f"[yellow]{num_heic:,} HEIC pictures are left out[/]. {HEIC_REMEDY}, and build into another out.")
     return manifest
 
 
@@ -187,6 +196,11 @@ def _all_skips(inputs: Inputs, results: Iterable[ShardResult]) -> list[Skip]:
     return [*inputs.skipped, *(skip for result in results for skip in result.skipped)]
 
 
+def _used_records(inputs: Inputs, results: Sequence[ShardResult]) -> list[Record]:
+    skipped = {(skip.source, skip.image_id) for result in results for skip in result.skipped}
+    return [record for record in inputs.records if (record.source, record.image_id) not in skipped]
+
+
 def _expect_few_skips(skipped: Sequence[Skip], num_inputs: int, config: BuildConfig) -> None:
     share = len(skipped) / num_inputs if num_inputs else 1.0
     if share <= config.max_skipped and len(skipped) < num_inputs:
@@ -194,7 +208,8 @@ def _expect_few_skips(skipped: Sequence[Skip], num_inputs: int, config: BuildCon
     write_rejected(config.out, skipped)
     counts = count_by_reason(skipped)
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
-    see = f"See {join(config.out, REJECTED_NAME)}" + (_UNSUPPORTED_HINT if "unsupported" in counts else "")
+    hints = {HEIC_REMEDY if HEIC in skip.detail else _UNSUPPORTED for skip in skipped if skip.reason == "unsupported"}
+    see = f"See {join(config.out, REJECTED_NAME)}" + "".join(f" ({hint})" for hint in sorted(hints))
     source = f"source '{config.source.name}'"
     if len(skipped) == num_inputs:
         raise DataError(f"{source}: none of its {num_inputs:,} inputs can be used ({reasons}). {see}.")
@@ -219,6 +234,7 @@ def _manifest(
         num_inputs=inputs.num_inputs,
         skipped=count_by_reason(_all_skips(inputs, results)),
         build_fingerprint=recipe_hash,
+        captions=inputs.captions_from,
     )
 
 

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from core.image import decode_into
 from core.manifest import Manifest
 from core.seeding import permutation
 from core.shard_set import ShardSet
+from shard_builder.pen import Pen
 
 CONTACT_SHEET_NAME = "contact_sheet.jpg"
 COLUMNS, ROWS = 6, 4
 TILE, GAP, MARGIN = 224, 22, 36  # pixels
 CAPTION_LINES, LINE_HEIGHT = 3, 18
 PAPER, INK, FAINT = (250, 250, 248), (32, 33, 36), (128, 130, 134)
-_FOLDER = "mpl-data/fonts/ttf"
 
 
 @dataclass(frozen=True)
@@ -84,14 +82,12 @@ def draw_sheet(tiles: Sequence[Tile], title: str, subtitle: str) -> Image.Image:
     size = (2 * MARGIN + columns * cell[0] - GAP, top + -(-len(tiles) // columns) * cell[1] - GAP + MARGIN)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text(
-        (MARGIN, MARGIN - 8), _clipped(title, _font(26, bold=True), size[0] - 2 * MARGIN), INK, _font(26, bold=True)
-    )
-    draw.text((MARGIN, MARGIN + 30), _clipped(subtitle, _font(14), size[0] - 2 * MARGIN), FAINT, _font(14))
+    _write_line(sheet, Pen(26, bold=True), (MARGIN, MARGIN - 8), title, size[0] - 2 * MARGIN, INK)
+    _write_line(sheet, Pen(14), (MARGIN, MARGIN + 30), subtitle, size[0] - 2 * MARGIN, FAINT)
     draw.line((MARGIN, top - 18, size[0] - MARGIN, top - 18), (222, 222, 218), 1)
     for number, tile in enumerate(tiles):
         corner = (MARGIN + number % columns * cell[0], top + number // columns * cell[1])
-        _draw_tile(sheet, draw, tile, corner)
+        _draw_tile(sheet, tile, corner)
     return sheet
 
 
@@ -102,53 +98,20 @@ def encode_sheet(sheet: Image.Image, form: str) -> bytes:
     return buffer.getvalue()
 
 
-def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, corner: tuple[int, int]) -> None:
+def _draw_tile(sheet: Image.Image, tile: Tile, corner: tuple[int, int]) -> None:
     picture = Image.fromarray(tile.image).resize((TILE, TILE), Image.Resampling.LANCZOS)
     sheet.paste(picture, corner, _rounded_corners())
     x, y = corner[0], corner[1] + TILE + 8
-    lines = _wrapped(tile.caption, _font(13), TILE)
-    for line in lines:
-        draw.text((x, y), line, INK, _font(13))
+    for line in Pen(13).wrapped(tile.caption, TILE, CAPTION_LINES):
+        Pen(13).write(sheet, (x, y), line, INK)
         y += LINE_HEIGHT
-    draw.text((x, y + 1), _clipped(tile.note, _font(11), TILE), FAINT, _font(11))
+    _write_line(sheet, Pen(11), (x, y + 1), tile.note, TILE, FAINT)
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """`text` in lines that fit; the last one ends with an ellipsis where words are left over."""
-    words, lines = " ".join(text.split()).split(" "), [""]
-    while words and len(lines) <= CAPTION_LINES:
-        longer = f"{lines[-1]} {words[0]}".strip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-            words.pop(0)
-        elif lines[-1]:
-            lines.append("")
-        else:  # a word wider than the tile, or a language without spaces
-            fits = max(1, sum(font.getlength(longer[: n + 1]) <= width for n in range(len(longer))))
-            lines[-1], words[0] = longer[:fits], longer[fits:]
-            lines.append("")
-    if len(lines) > CAPTION_LINES or words:
-        lines = lines[:CAPTION_LINES]
-        lines[-1] = _clipped(lines[-1] + "…", font, width)
-    return lines
-
-
-def _clipped(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
-
-
-@lru_cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    # matplotlib carries DejaVu: the same letters on every machine, Greek and Cyrillic included. Found, not imported.
-    spec = importlib.util.find_spec("matplotlib")
-    assert spec is not None and spec.submodule_search_locations
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    path = Path(spec.submodule_search_locations[0]) / _FOLDER / name
-    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+def _write_line(
+    sheet: Image.Image, pen: Pen, corner: tuple[int, int], text: str, width: int, colour: tuple[int, int, int]
+) -> None:
+    pen.write(sheet, corner, pen.clipped(pen.shown(text), width), colour)
 
 
 @lru_cache

@@ -21,6 +21,7 @@ class Inputs:
     records: list[Record]
     skipped: list[Skip]
     classes: tuple[str, ...]
+    captions_from: str  # given, or of classes
     image_bytes: list[int]  # of each record's file; UNKNOWN_SIZE for remote ones, which are not asked
 
     @property
@@ -37,7 +38,9 @@ def read_inputs(source: Choice, split: str) -> Inputs:
     """Run the reader; nothing is decoded."""
     result = build(READERS, source, "source", split=split)
     records, repeats = without_repeats(result.records)
-    inputs = Inputs(records, [*result.skipped, *repeats], result.classes, [_file_size(r.image) for r in records])
+    inputs = Inputs(
+        records, [*result.skipped, *repeats], result.classes, result.captions, [_file_size(r.image) for r in records]
+    )
     assert inputs.num_inputs == result.num_inputs
     return inputs
 

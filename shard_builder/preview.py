@@ -15,9 +15,12 @@ from core.columns import LABELS, NO_NUMBER, TOPICS, column_names, load_head
 from core.errors import ConfigError, DataError
 from core.seeding import permutation
 from core.shard_set import ShardSet
-from core.storage import publish_bytes
+from core.storage import join, publish_bytes
 from shard_builder.column import column_table
 from shard_builder.contact_sheet import contains, draw_sheet, encode_sheet, summary_of, tile_of
+from shard_builder.cut_captions import CUT_NAME, read_cut
+
+_MOST_LETTERS = 240  # of a caption in the table
 
 
 def preview(
@@ -49,7 +52,11 @@ def preview(
     tiles = [tile_of(shard_set, sample, query or "", own) for sample, own in zip(samples, marks)]
     sheet = draw_sheet(tiles, title, summary_of(shard_set.manifests[0]))
     publish_bytes(encode_sheet(sheet, "JPEG" if out.suffix.lower() in (".jpg", ".jpeg") else "PNG"), out)
-    console.print(_caption_table(shard_set, samples, marks))
+    cut = read_cut(url)
+    console.print(_caption_table(shard_set, samples, marks, cut))
+    if cut:
+        count = shard_set.manifests[0].num_cut_captions
+        console.print(f"[yellow]{count:,} captions[/] are longer than the text encoder takes: {join(url, CUT_NAME)}")
     if column_names(url):
         console.print(column_table(url))
     console.print(f"{len(samples)} samples drawn in {out}")
@@ -80,12 +87,19 @@ def _marks(shard_set: ShardSet, samples: list[int]) -> list[str]:
     return [", ".join(own) for own in marks]
 
 
-def _caption_table(shard_set: ShardSet, samples: list[int], marks: list[str]) -> Table:
+def _caption_table(shard_set: ShardSet, samples: list[int], marks: list[str], cut: set[str]) -> Table:
     table = Table("sample", "original", *(["label, topic"] if any(marks) else []), "captions", show_lines=True)
     for sample, own in zip(samples, marks):
         info = shard_set.info(sample)
         size = f"{info['width']} x {info['height']}" if {"width", "height"} <= info.keys() else ""
         name = f"{shard_set.key(sample)}\n{info.get('image_id', '')}"
         mark = [escape(own)] if any(marks) else []
-        table.add_row(escape(name), size, *mark, escape("\n".join(shard_set.captions(sample))))
+        captions = [_spoken(caption) + ("  (cut by the text encoder)" if caption in cut else "")
+                    for caption in shard_set.captions(sample)]  # fmt: skip
+        table.add_row(escape(name), size, *mark, escape("\n".join(captions)))
     return table
+
+
+def _spoken(caption: str) -> str:
+    """A caption, or as much of it as a table has room for."""
+    return caption if len(caption) <= _MOST_LETTERS else caption[: _MOST_LETTERS - 1].rstrip() + "…"

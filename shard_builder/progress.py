@@ -48,6 +48,9 @@ def summary_table(manifest: Manifest, rows: Iterable[tuple[str, str]]) -> Table:
     for reason, count in manifest.skipped.items():
         table.add_row("left out", f"[yellow]{count:,} {reason}[/]")
     table.add_row("captions", f"{manifest.num_captions:,}")
+    if manifest.num_cut_captions:
+        cut = f"[yellow]{manifest.num_cut_captions:,} are longer than the text encoder takes[/]"
+        table.add_row("cut", f"{cut}, which reads their beginning: cut_captions.jsonl names them")
     for row in rows:
         table.add_row(*row)
     return table

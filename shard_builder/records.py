@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from core.manifest import GIVEN
+
 
 @dataclass(frozen=True)
 class Record:
@@ -32,6 +34,7 @@ class ReadResult:
     records: tuple[Record, ...]
     skipped: tuple[Skip, ...]
     classes: tuple[str, ...] = ()  # sorted; empty where the data set has no classes
+    captions: str = GIVEN  # or OF_CLASSES: made from class names, so that all images of a class share them
 
     @property
     def num_inputs(self) -> int:

@@ -38,6 +38,7 @@ from core.shard_set import decode_embeddings
 from core.storage import PARTIAL_PREFIX, exists, fetch, join, list_names, sha256_of
 from shard_builder.build_state import BUILD_NAME, STATE_NAME, load_build
 from shard_builder.contact_sheet import CONTACT_SHEET_NAME
+from shard_builder.cut_captions import CUT_NAME
 from shard_builder.engines.processes import ProcessesEngine
 from shard_builder.fingerprint import fingerprint_of
 from shard_builder.index_tars import left_overs
@@ -296,6 +297,7 @@ def _check_fingerprint(url: str, manifest: Manifest, cache_dir: Path | None) -> 
 
 def _check_folder(url: str, manifest: Manifest) -> Iterator[Fault]:
     named = {MANIFEST_NAME, REJECTED_NAME, CONTACT_SHEET_NAME, BUILD_NAME}
+    named |= {CUT_NAME} if manifest.num_cut_captions else set()
     for entry in manifest.shards:
         named |= {entry.name, entry.index_name} | ({entry.embeddings.name} if entry.embeddings else set())
     adopted = manifest.image.codec == "mixed"

@@ -26,18 +26,18 @@ def random_features(seed, captions_per_image, embed_dim=16, quantised=False, shu
 def slow_ranks(features):
     """The definition, one pair at a time: a wrong answer that scores at least as high stands before the right one."""
     similarity = features.images.astype(np.float64) @ features.texts.T.astype(np.float64)
-    owner = features.image_of_text
-    image_to_text, average_precision = [], []
-    for i in range(len(features.images)):
-        wrong = [similarity[i, t] for t in range(len(owner)) if owner[t] != i]
-        right = sorted((similarity[i, t] for t in range(len(owner)) if owner[t] == i), reverse=True)
-        ranks = [sum(w >= r for w in wrong) + nth for nth, r in enumerate(right, start=1)]
-        image_to_text.append(ranks[0])
-        hits = [nth / rank for nth, rank in enumerate(ranks, start=1) if rank <= 10]
-        average_precision.append(sum(hits) / min(len(right), 10))
-    text_to_image = []
-    for t, own in enumerate(owner):
-        text_to_image.append(
-            1 + sum(similarity[j, t] >= similarity[own, t] for j in range(len(features.images)) if j != own)
-        )
-    return np.array(image_to_text), np.array(text_to_image), np.array(average_precision)
+    right = features.right
+    held = [set(right.holds[right.images == i].tolist()) for i in range(len(features.images))]
+    is_right = np.array([[says in of_image for says in right.says.tolist()] for of_image in held])
+    of_images = [_slow_rank(scores, own) for scores, own in zip(similarity, is_right, strict=True)]
+    of_texts = [_slow_rank(scores, own) for scores, own in zip(similarity.T, is_right.T, strict=True)]
+    (image_to_text, precision), (text_to_image, text_precision) = zip(*of_images), zip(*of_texts)
+    return tuple(map(np.array, (image_to_text, text_to_image, precision, text_precision)))
+
+
+def _slow_rank(scores, is_right):
+    """The rank of a query's best right answer, and AP@10."""
+    wrong, right = scores[~is_right], sorted(scores[is_right], reverse=True)
+    ranks = [sum(w >= r for w in wrong) + nth for nth, r in enumerate(right, start=1)]
+    hits = [nth / rank for nth, rank in enumerate(ranks, start=1) if rank <= 10]
+    return ranks[0], sum(hits) / min(len(right), 10)

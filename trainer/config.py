@@ -41,7 +41,11 @@ class DataConfig:
     columns: dict[str, str] = field(default_factory=dict)  # name in a batch -> column of the shard sets
     image_features: str | None = None  # a column of the frozen tower's outputs: no picture is read
     cache_dir: Path | None = None  # local disk for shards of remote sets
-    max_damaged: int = 0  # samples that may be damaged before the run ends; each is replaced and named
+    max_damaged: int | float = 0  # samples that may be damaged, or their share (0.001); each is replaced and named
+
+    def most_damaged(self, num_samples: int) -> int:
+        """How many of a set's samples may be damaged before the run ends."""
+        return self.max_damaged if isinstance(self.max_damaged, int) else int(self.max_damaged * num_samples)
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,11 @@ class TrainConfig:
         for name, least in (("num_workers", 0), ("prefetch", 1), ("max_damaged", 0)):
             if getattr(self.data, name) < least:
                 raise ConfigError(f"data.{name} is {getattr(self.data, name)}: at least {least} is needed.")
+        if isinstance(self.data.max_damaged, float) and self.data.max_damaged >= 1:
+            raise ConfigError(
+                f"data.max_damaged is {self.data.max_damaged}: give a whole number of samples, or a share below 1 such "
+                "as 0.001."
+            )
         if self.timeout_s <= 0:
             raise ConfigError(f"timeout_s is {self.timeout_s}: give a number of seconds above 0.")
         if not 0 <= self.peer_timeout_s < self.timeout_s:

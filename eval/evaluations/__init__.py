@@ -5,10 +5,12 @@ from collections.abc import Collection
 from eval.evaluations.evaluation import Evaluation, Subject
 from eval.evaluations.knn import KNN
 from eval.evaluations.retrieval import RETRIEVAL
+from eval.evaluations.zero_shot import ZERO_SHOT
 
 EVALUATIONS: dict[str, Evaluation] = {
     "retrieval": RETRIEVAL,
     "knn": KNN,
+    "zero_shot": ZERO_SHOT,
 }
 
 

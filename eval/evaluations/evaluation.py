@@ -10,7 +10,7 @@ import numpy as np
 
 from eval.metrics import FeatureSet, Ranks
 
-Need = Literal["text", "labels"]
+Need = Literal["text", "labels", "prompts"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,19 @@ class Gallery:
 
 
 @dataclass(frozen=True, eq=False)
+class Prompts:
+    """What the names of classes say, in the space of the pictures.
+
+    Attributes:
+        features: `(K, D)`, unit length, of each class.
+        labels: `(N,)` which of them each of the subject's pictures has, -1 for none.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Subject:
     """What is known of a set that is measured.
 
@@ -38,6 +51,7 @@ class Subject:
         pairs: pictures and captions; None where captions play no part.
         ranks: of the right answers among all pictures and captions of the set; given wherever `pairs` are.
         gallery: pictures of the training set; None: the set is its own gallery, each picture left out of its own.
+        prompts: None where no text can be compared, or classes are not known.
     """
 
     images: np.ndarray
@@ -45,6 +59,7 @@ class Subject:
     pairs: FeatureSet | None = None
     ranks: Ranks | None = None
     gallery: Gallery | None = None
+    prompts: Prompts | None = None
 
     def __post_init__(self) -> None:
         assert (self.pairs is None) == (self.ranks is None), "pairs and their ranks are given together"
@@ -52,7 +67,7 @@ class Subject:
     @property
     def knows(self) -> tuple[Need, ...]:
         """What evaluations may ask for."""
-        known: dict[Need, object] = {"text": self.pairs, "labels": self.labels}
+        known: dict[Need, object] = {"text": self.pairs, "labels": self.labels, "prompts": self.prompts}
         return tuple(need for need, value in known.items() if value is not None)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from eval.features import Extracted
 
 _FIGURES = (*(names.recall(k) for k in RECALL_KS), names.MEDIAN_RANK, names.MEAN_RANK, names.MEAN_AP)
+_ALSO_RIGHT = "a caption is right for every image that it fits"
 COCO_IMAGES, COCO_FOLDS, COCO_CAPTIONS = 5000, 5, 5
 
 
@@ -34,8 +35,8 @@ RETRIEVAL = Evaluation(
 
 
 def full_gallery(features: FeatureSet) -> tuple[str, list[FeatureSet]]:
-    """Every image and every caption of the set at once."""
-    return _size(features, "full gallery"), [features]
+    """Every image and every caption at once; a protocol of its own where more than an image's captions are right."""
+    return _size(features, features.right.kind or "full gallery"), [features]
 
 
 def coco_5k(features: FeatureSet) -> tuple[str, list[FeatureSet]]:
@@ -105,7 +106,7 @@ def best_rows(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndar
 
 
 def caption_examples(extracted: Extracted, ranks: Ranks, count: int, k: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Captions drawn at random, one per image, with the `k` images found for each; right is the caption's own image."""
+    """Captions drawn at random, one per image, with the `k` images found for each; right are all that it fits."""
     features = extracted.features
     images = np.random.default_rng((seed, 0)).permutation(len(features.images))[:count]
     first_text = np.unique(features.image_of_text, return_index=True)[1]
@@ -115,8 +116,10 @@ def caption_examples(extracted: Extracted, ranks: Ranks, count: int, k: int, see
             "text": _place(extracted.captions[first_text[image]]),
             "rank": int(ranks.text_to_image[first_text[image]]),
             "answers": [
-                {"sample": int(extracted.samples[row]), "score": float(score), "is_right": bool(row == image)}
-                for row, score in zip(rows[i], scores[i], strict=True)
+                {"sample": int(extracted.samples[row]), "score": float(score), "is_right": bool(is_right)}
+                for row, score, is_right in zip(
+                    rows[i], scores[i], features.right.are_right(rows[i], first_text[image]), strict=True
+                )
             ],
         }
         for i, image in enumerate(images)
@@ -124,7 +127,7 @@ def caption_examples(extracted: Extracted, ranks: Ranks, count: int, k: int, see
 
 
 def image_examples(extracted: Extracted, ranks: Ranks, count: int, k: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Images drawn at random, with the `k` captions found for each; right are the image's own captions."""
+    """Images drawn at random, with the `k` captions found for each; right are all that fit."""
     features = extracted.features
     images = np.random.default_rng((seed, 1)).permutation(len(features.images))[:count]
     rows, scores = best_rows(features.images[images], features.texts, k)
@@ -136,9 +139,11 @@ def image_examples(extracted: Extracted, ranks: Ranks, count: int, k: int, seed:
                 {
                     "text": _place(extracted.captions[row]),
                     "score": float(score),
-                    "is_right": bool(features.image_of_text[row] == image),
+                    "is_right": bool(is_right),
                 }
-                for row, score in zip(rows[i], scores[i], strict=True)
+                for row, score, is_right in zip(
+                    rows[i], scores[i], features.right.are_right(image, rows[i]), strict=True
+                )
             ],
         }
         for i, image in enumerate(images)
@@ -167,11 +172,17 @@ def _first_coco_images(features: FeatureSet, protocol: str) -> FeatureSet:
             f"Protocol '{protocol}' needs {COCO_IMAGES:,} images, the set has {len(features.images):,}."
             " Use protocols: full."
         )
+    if features.right.kind:
+        raise DataError(
+            f"Protocol '{protocol}' counts own captions alone; here right answers go by {features.right.kind}."
+            " Use protocols: full."
+        )
     return features.select(np.arange(COCO_IMAGES), COCO_CAPTIONS)
 
 
 def _size(features: FeatureSet, kind: str) -> str:
-    return f"{kind}: {len(features.images):,} images x {len(features.texts):,} captions"
+    size = f"{kind}: {len(features.images):,} images x {len(features.texts):,} captions"
+    return f"{size}, {_ALSO_RIGHT}" if features.right.kind else size
 
 
 def _clipped(gallery: FeatureSet) -> str:

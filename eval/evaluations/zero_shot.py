@@ -9,8 +9,22 @@ from typing import Any
 import numpy as np
 
 from core.errors import ConfigError
+from eval.evaluations.evaluation import Evaluation, Subject
+from trainer.telemetry import names
 
 EmbedTexts = Callable[[Sequence[str]], np.ndarray]  # texts -> (n, D), unit length
+
+
+def measure_zero_shot(subject: Subject) -> dict[str, float]:
+    """Accuracy of the pictures that have a class, over all of them and as the mean over classes."""
+    assert subject.prompts is not None
+    has_class = subject.prompts.labels >= 0
+    similarity = subject.images[has_class] @ subject.prompts.features.T
+    scores = score_labels(similarity, subject.prompts.labels[has_class])
+    return {names.ZERO_SHOT: scores["top1"], names.ZERO_SHOT_BY_CLASS: scores["mean_per_class"]}
+
+
+ZERO_SHOT = Evaluation(measure_zero_shot, figures=(names.ZERO_SHOT, names.ZERO_SHOT_BY_CLASS), needs=("prompts",))
 
 
 def read_lines(path: Path) -> tuple[str, ...]:

@@ -74,7 +74,7 @@ def sheets(results: Mapping[str, Any], folder: Path, theme: Theme = LIGHT) -> di
         )
     if examples := results.get("examples"):
         figures["caption_to_images"] = picture_rows(
-            "Captions and the images they find", "captions drawn at random; green: the caption's own image",
+            "Captions and the images they find", "captions drawn at random; green: right",
             _rows(examples["captions"], folder), theme,
         )  # fmt: skip
     if neighbours := results.get("knn", {}).get("neighbours"):

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from textwrap import shorten, wrap
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from core.storage import publish_bytes
+from eval.report.lettering import cut, in_lines
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,30 @@ def similarity_matrix(
 ) -> Figure:
     """`(n, n)` cosines of a sample: row = caption, column = image; a trained encoder shows the diagonal."""
     n = len(similarity)
-    cell, words, head = 0.34, 3.6, 0.8
-    width, height = words + cell * n + 1.1, head + cell * n + 0.55
+    cell, words, head = 0.62, 3.4, 0.95
+    width, height = words + cell * n + 1.1, head + cell * n + 0.75
     figure = Figure(figsize=(width, height), facecolor=theme.paper)
     _headline(figure, theme, "Similarity of captions and images", _diagonal_note(similarity), height)
     axes = figure.add_axes((words / width, 0.15 / height, cell * n / width, cell * n / height))
     drawn = axes.imshow(similarity, cmap=_ramp(theme), interpolation="nearest", aspect="auto")
-    axes.set_yticks(range(n), [shorten(text, 50, placeholder=" …") for text in captions], fontsize=7.5)
+    axes.set_yticks(range(n), [in_lines(text, 42, 2) for text in captions], fontsize=9)
     axes.set_xticks([])
-    axes.tick_params(colors=theme.quiet, length=0)
+    axes.tick_params(colors=theme.ink, length=0)
+    middle = (float(similarity.min()) + float(similarity.max())) / 2
+    for row, values in enumerate(similarity):
+        for column, value in enumerate(values):
+            colour = theme.paper if value > middle else theme.ink
+            weight = "bold" if row == column else "normal"
+            axes.text(
+                column,
+                row,
+                f"{round(float(value), 2) + 0:.2f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=colour,
+                fontweight=weight,
+            )
     for column, picture in enumerate(pictures):
         left, bottom = (words + cell * (column + 0.04)) / width, (0.2 + cell * n) / height
         thumbnail = figure.add_axes((left, bottom, 0.92 * cell / width, 0.92 * cell / height))
@@ -190,6 +205,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], theme: Theme = 
     side = min(12.0, max(4.5, 0.33 * num_classes + 1.7))
     right = np.trace(counts) / max(counts.sum(), 1)
     note = f"{100 * right:.1f} % right; row: right, column: predicted"
+    classes = [cut(name, 24) for name in classes]
     figure, axes = _figure(theme, side + 0.6, side, "Zero-shot confusion", note)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap=_ramp(theme), vmin=0, vmax=1)
@@ -213,7 +229,7 @@ def picture_rows(title: str, note: str, rows: Sequence[PictureRow], theme: Theme
     _headline(figure, theme, title, note, height)
     for r, row in enumerate(rows):
         top = 1 - (head + r * cell) / height
-        heading = shorten(row.title, int(15 * columns), placeholder=" …")
+        heading = cut(row.title, int(15 * columns))
         figure.text(0.15 / figure.get_figwidth(), top - 0.06 / height, heading, color=theme.ink, fontsize=10.5,
                     fontweight="bold", va="top")  # fmt: skip
         for c, (picture, text, is_right) in enumerate(zip(row.pictures, row.notes, row.is_right, strict=True)):
@@ -225,7 +241,9 @@ def picture_rows(title: str, note: str, rows: Sequence[PictureRow], theme: Theme
             for spine in axes.spines.values():
                 spine.set(color=colour, linewidth=1 if is_right is None else 3)
             mark = "" if is_right is None else "✓ " if is_right else "✗ "
-            axes.set_xlabel(mark + text, fontsize=8, labelpad=4, color=theme.quiet if is_right is None else colour)
+            axes.set_xlabel(
+                mark + cut(text, 22), fontsize=8, labelpad=4, color=theme.quiet if is_right is None else colour
+            )
     return figure
 
 
@@ -236,13 +254,14 @@ def class_bars(
     right: Sequence[int | None],
     theme: Theme = LIGHT,
 ) -> Figure:
-    """Pictures, each above the bars of its likeliest classes; the right class, where it is known, is green."""
+    """Pictures, each above the bars of its likeliest classes; where the right class is known, it is named above the
+    picture, in green where it is the likeliest, and its bar is green."""
     columns, shown = 4, min(4, len(classes))
     lines = -(-len(pictures) // columns)
-    head, cell, width = 0.75, 2.0 + 0.24 * shown, 2.1
+    head, cell, width = 0.95, 2.2 + 0.24 * shown, 2.1
     height = head + lines * cell
     figure = Figure(figsize=(width * columns + 0.2, height), facecolor=theme.paper)
-    _headline(figure, theme, "Zero-shot classes", f"of {len(classes)}: {shorten(', '.join(classes), 80)}", height)
+    _headline(figure, theme, "Zero-shot classes", f"of {len(classes)}: {cut(', '.join(classes), 80)}", height)
     for i, (picture, row, own) in enumerate(zip(pictures, probabilities, right, strict=True)):
         left = (0.2 + width * (i % columns)) / figure.get_figwidth()
         top = 1 - (head + (i // columns) * cell) / height
@@ -250,13 +269,17 @@ def class_bars(
         axes = figure.add_axes((left, top - 1.72 / height, span, 1.7 / height))
         axes.imshow(picture)
         axes.set_axis_off()
+        if own is not None:
+            is_right = int(np.argmax(row)) == own
+            mark, colour = ("✓", theme.right) if is_right else ("✗", theme.wrong)
+            axes.set_title(f"{mark} {cut(classes[own], 20)}", fontsize=9, color=colour, loc="left", pad=3)
         bars = figure.add_axes((left, top - (1.76 + 0.22 * shown) / height, span, 0.22 * shown / height))
         best = np.argsort(-row, kind="stable")[:shown]
         for place, k in enumerate(best):
             colour = theme.right if own == k else theme.image_to_text
             bars.barh(place, 1, height=0.8, color=theme.line)
             bars.barh(place, row[k], height=0.8, color=colour, alpha=0.5)
-            bars.text(0.02, place, shorten(classes[k], 18, placeholder="…"), va="center", fontsize=7.5, color=theme.ink)
+            bars.text(0.02, place, cut(classes[k], 18), va="center", fontsize=7.5, color=theme.ink)
             bars.text(0.98, place, f"{100 * row[k]:.0f} %", va="center", ha="right", fontsize=7.5, color=theme.ink)
         bars.set(xlim=(0, 1), ylim=(shown - 0.5, -0.5))
         bars.set_axis_off()
@@ -303,8 +326,7 @@ def _headline(figure: Figure, theme: Theme, title: str, note: str, height: float
     left = 0.15 / figure.get_figwidth()
     figure.text(left, 1 - 0.12 / height, title, color=theme.ink, fontsize=14, fontweight="bold", va="top")
     room = int(figure.get_figwidth() * 13.5)
-    line = (wrap(note, room) or [""])[0] if len(note) <= room else shorten(note, room, placeholder=" …")
-    figure.text(left, 1 - 0.42 / height, line, color=theme.quiet, fontsize=9.5, va="top")
+    figure.text(left, 1 - 0.42 / height, cut(note, room), color=theme.quiet, fontsize=9.5, va="top")
 
 
 def _label_endings(axes: Axes, endings: Sequence[tuple[float, float, str]], percent: bool) -> None:

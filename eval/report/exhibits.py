@@ -27,10 +27,13 @@ class Shelf:
 
     Args:
         name: opens the file names, so that several shard sets can share a folder.
+        captions: by sample number, in place of the set's own.
     """
 
-    def __init__(self, shard_set: ShardSet, folder: Path, name: str) -> None:
-        self._shard_set, self._folder, self._name = shard_set, folder, name
+    def __init__(
+        self, shard_set: ShardSet, folder: Path, name: str, captions: Mapping[int, Sequence[str]] | None = None
+    ) -> None:
+        self._shard_set, self._folder, self._name, self._captions = shard_set, folder, name, captions
 
     def picture(self, sample: int) -> str:
         """Path of the sample's thumbnail below `folder`; written when first asked for."""
@@ -46,7 +49,9 @@ class Shelf:
 
     def text(self, caption: Mapping[str, int]) -> str:
         """The caption at `{"sample": ..., "place": ...}`."""
-        return self._shard_set.captions(caption["sample"])[caption["place"]]
+        sample = caption["sample"]
+        own = self._shard_set.captions(sample) if self._captions is None else self._captions[sample]
+        return own[caption["place"]]
 
 
 def show_retrieval(extracted: Extracted, ranks: Ranks, shelf: Shelf, count: int, k: int = 5) -> dict[str, Any]:

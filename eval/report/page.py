@@ -147,7 +147,13 @@ def _accuracies(results: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 def _further_figures(results: Mapping[str, Any]) -> list[tuple[str, float]]:
     """What evaluations measured that has no place of its own in the page."""
-    placed = (names.KNN, names.KNN1, *(f"{direction}/" for direction in DIRECTIONS))
+    placed = (
+        names.KNN,
+        names.KNN1,
+        names.ZERO_SHOT,
+        names.ZERO_SHOT_BY_CLASS,
+        *(f"{direction}/" for direction in DIRECTIONS),
+    )
     return [(name, value) for name, value in results.get("figures", {}).items() if not name.startswith(placed)]
 
 

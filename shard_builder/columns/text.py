@@ -12,6 +12,7 @@ from core.columns import TEXT, ColumnValues, ShardValues
 from shard_builder.caption_cache import CaptionCache
 from shard_builder.caption_embeddings import embed_with_progress, text_encoder_spec
 from shard_builder.columns.encoders import encoder_choice, slug_of
+from shard_builder.cut_captions import cut_captions
 
 
 def text_column(
@@ -43,7 +44,9 @@ def text_column(
         folder = work.cache_dir / "captions"
         embed_with_progress(choice, spec, distinct, folder, batch_size, work.progress)
         cache = CaptionCache(folder, spec)
-        figures = {"captions": sum(len(own) for shard in captions for own in shard), "distinct": len(distinct)}
+        cut = set(cut_captions(choice, distinct))
+        flat = [caption for shard in captions for own in shard for caption in own]
+        figures = {"captions": len(flat), "distinct": len(distinct), "cut": sum(caption in cut for caption in flat)}
         return ColumnValues(parts_of(captions, cache), figures=figures)
 
     return ColumnPlan(

@@ -7,12 +7,15 @@ import os
 from pathlib import Path, PurePosixPath
 
 from core.errors import DataError
+from core.manifest import OF_CLASSES
 from core.storage import is_local, local
 from shard_builder.readers.files import read_text, require_folder
 from shard_builder.records import ReadResult, Record, Skip, clean_captions
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"))
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".heif")
+)
 
 
 def read_image_folder(
@@ -52,7 +55,7 @@ def read_image_folder(
                 skipped.append(Skip(image_id, source, "not_an_image", str(path)))
     if not records:
         raise DataError(f"{folder}: its {len(class_folders)} class folders hold no images. Set source.folder.")
-    return ReadResult(tuple(records), tuple(skipped), tuple(sorted(class_folders)))
+    return ReadResult(tuple(records), tuple(skipped), tuple(sorted(class_folders)), OF_CLASSES)
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:

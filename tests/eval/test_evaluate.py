@@ -247,6 +247,22 @@ def test_a_baseline_on_other_shards_is_refused(run_dir, shards, tmp_path):
         evaluate(config_of(run_dir, other, tmp_path / "b", baseline=tmp_path / "a"), QUIET)
 
 
+def test_other_captions_and_equal_ones_are_counted_where_a_recipe_says_so(run_dir, shards, tmp_path, embedded):
+    lines = [{"image_id": str(image), "captions": ["a dog", f"a boat {image}"]} for image in (3, 5, 8)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    own = config_of(run_dir, shards, tmp_path / "a", captions=tmp_path / "own.jsonl")
+    results = evaluate(own, QUIET)
+    assert results["protocol"].startswith("full gallery: 3 images x 6 captions")
+    assert {example["query"] for example in results["examples"]["captions"]} == {"a dog"}
+    alike = evaluate(replace(own, equal_captions=True, out=tmp_path / "b"), QUIET)
+    assert alike["protocol"].startswith("equal captions: 3 images x 6 captions, a caption is right")
+    assert all(answer["is_right"] for found in alike["examples"]["captions"] for answer in found["answers"])
+    right = load_features(tmp_path / "b" / "features.safetensors").features.more_right
+    assert right.kind == "equal captions" and len(right.images) == 6
+    with pytest.raises(DataError, match=r"right answers by own captions, this evaluation by equal captions"):
+        evaluate(replace(own, equal_captions=True, out=tmp_path / "c", baseline=tmp_path / "a"), QUIET)
+
+
 def test_shards_of_another_encoder_are_refused_with_both_names(run_dir, shards, tmp_path):
     other = replace(load_manifest(shards), text_encoder=TextEncoderSpec("minilm", "1", 8, "f" * 64))
     save_manifest(other, shards)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gloo
@@ -17,7 +18,7 @@ import eval.counting
 from core.distributed import rank
 from core.errors import DataError
 from eval.counting import Tile
-from eval.metrics import FeatureSet, median_rank, summarise
+from eval.metrics import FeatureSet, RightAnswers, median_rank, summarise
 from eval.ranks import retrieval_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,12 +31,47 @@ tiles = st.builds(Tile, st.integers(1, 14), st.integers(1, 90))
 @settings(deadline=None, max_examples=150)
 @given(st.integers(0, 10_000), captions_per_image, st.sampled_from([4, 16]), st.booleans(), tiles)
 def test_ranks_equal_the_double_loop(seed, counts, embed_dim, quantised, tile):
+    assert_ranked_as_defined(random_features(seed, counts, embed_dim, quantised), tile)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.integers(0, 10_000), captions_per_image, st.sampled_from([4, 16]), st.booleans(), st.integers(1, 9), tiles)
+def test_so_they_do_where_texts_are_right_for_further_images(seed, counts, embed_dim, quantised, statements, tile):
+    """Texts that say the same, and images of which several things hold: classes and equal captions are among these."""
     features = random_features(seed, counts, embed_dim, quantised)
+    assert_ranked_as_defined(with_right_answers(features, seed, statements), tile)
+
+
+def with_right_answers(features, seed, statements):
+    rng = np.random.default_rng(seed)
+    says = rng.integers(statements, size=len(features.texts)) * 3  # numbers need not be dense
+    held = {*zip(features.image_of_text.tolist(), says.tolist(), strict=True)}
+    held |= {(int(rng.integers(len(features.images))), int(rng.integers(statements)) * 3) for _ in range(statements)}
+    images, holds = np.array(sorted(held, key=lambda pair: rng.random())).T
+    return replace(features, more_right=RightAnswers("drawn", says, images, holds))
+
+
+def assert_ranked_as_defined(features, tile=None):
     ranks = retrieval_ranks(features, tile=tile)
-    image_to_text, text_to_image, average_precision = slow_ranks(features)
+    image_to_text, text_to_image, average_precision, text_average_precision = slow_ranks(features)
     np.testing.assert_array_equal(ranks.image_to_text, image_to_text)
     np.testing.assert_array_equal(ranks.text_to_image, text_to_image)
     np.testing.assert_allclose(ranks.average_precision, average_precision, rtol=1e-12)
+    np.testing.assert_allclose(ranks.text_average_precision, text_average_precision, rtol=1e-12)
+
+
+def test_a_perfect_classifier_of_class_folders_is_right_everywhere():
+    """Four pictures of each class share the caption that its name made: only among their own would they fail."""
+    classes = np.repeat(np.arange(5), 4)
+    directions = unit(np.random.default_rng(0).standard_normal((5, 64)))
+    captions_alone = FeatureSet(directions[classes], directions[classes], np.arange(20))
+    right = RightAnswers("classes", classes, np.arange(20), classes)
+    by_class = replace(captions_alone, more_right=right)
+    for direction in ("image_to_text", "text_to_image"):
+        assert summarise(retrieval_ranks(captions_alone))[direction]["recall@1"] == 0
+        assert summarise(retrieval_ranks(by_class))[direction] == {
+            "recall@1": 1, "recall@5": 1, "recall@10": 1, "median_rank": 1, "mean_rank": 1, "map@10": 1
+        }  # fmt: skip
 
 
 def test_the_random_cases_do_hold_ties():
@@ -133,7 +169,7 @@ def test_captions_that_many_images_share_have_a_rank_for_each(captions):
 
 
 def as_tuple(ranks):
-    return ranks.image_to_text, ranks.text_to_image, ranks.average_precision
+    return ranks.image_to_text, ranks.text_to_image, ranks.average_precision, ranks.text_average_precision
 
 
 def uneven_features():
@@ -148,7 +184,10 @@ def uneven_features():
 
 
 def counted_in_a_group():
-    return as_tuple(retrieval_ranks(uneven_features(), tile=Tile(64, 96)))
+    features = uneven_features()
+    by_class = with_right_answers(features, 0, 20)
+    ranked = [retrieval_ranks(given, tile=Tile(64, 96)) for given in (features, by_class)]
+    return [values for ranks in ranked for values in as_tuple(ranks)]
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

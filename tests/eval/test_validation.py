@@ -5,47 +5,19 @@ from pathlib import Path
 import gloo
 import numpy as np
 import pytest
-import torch
 from accelerate import Accelerator
 from column_folders import add_column
+from pixel_model import PixelModel, normalize, pixels_of
 from shard_sets import make_shard_set
-from torch import nn
 
 from core.config import Choice
 from core.errors import ConfigError
 from core.shard_set import ShardSet
 from eval.evaluations.knn import knn_is_right
-from eval.features import extract
 from eval.metrics import summarise
 from eval.ranks import retrieval_ranks
 from eval.validation import make_validation
 from trainer.config import DataConfig, TrainConfig
-from trainer.data.loader import EvalLoader
-
-CPU = torch.device("cpu")
-
-
-class PixelEncoder(nn.Module):
-    text_encoder = None
-
-    def image_features(self, images):
-        pixels = nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)[:, :8]
-        return nn.functional.normalize(pixels, dim=-1)
-
-
-class PixelModel(nn.Module):
-    """What a validation asks of a `TrainedModel`."""
-
-    def __init__(self):
-        super().__init__()
-        self.encoder = PixelEncoder()
-
-    def scalars(self):
-        return {"scale": torch.tensor(10.0)}
-
-
-def normalize(images):
-    return images.float() / 255 - 0.5
 
 
 def validate(val, train, run_dir, times=1, **settings):
@@ -61,12 +33,6 @@ def validate(val, train, run_dir, times=1, **settings):
     for step in range(times):
         measured = validation(PixelModel(), step)
     return dict(measured.metrics), measured.score, [str(path) for _, path, _ in measured.pictures]
-
-
-def pixels_of(url):
-    shard_set = ShardSet.open(url)
-    loader = EvalLoader(shard_set, batch_size=50)
-    return extract(PixelEncoder(), normalize, shard_set, loader, logit_scale=10.0, device=CPU)
 
 
 def labelled(folder, count, classes=("cat", "dog"), **options):

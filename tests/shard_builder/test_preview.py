@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image
 from rich.console import Console
 from shard_sets import make_shard_set
 
 from core.errors import DataError
 from core.shard_set import ShardSet
-from shard_builder.contact_sheet import CAPTION_LINES, TILE, _font, _wrapped, contact_sheet, tile_of
+from shard_builder.contact_sheet import CAPTION_LINES, TILE, contact_sheet, tile_of
+from shard_builder.pen import Pen
 from shard_builder.preview import preview
 
 
@@ -66,13 +67,12 @@ def test_a_contact_sheet_is_the_same_bytes_twice(url: str) -> None:
     ],
 )
 def test_captions_are_wrapped_within_the_tile(caption: str) -> None:
-    font = _font(13)
-    assert isinstance(font, ImageFont.FreeTypeFont)
-    lines = _wrapped(caption, font, TILE)
+    pen = Pen(13)
+    lines = pen.wrapped(caption, TILE, CAPTION_LINES)
     assert 1 <= len(lines) <= CAPTION_LINES
-    assert all(font.getlength(line) <= TILE for line in lines)
+    assert all(pen.length(line) <= TILE for line in lines)
     shown = "".join(lines).replace(" ", "")
-    whole = "".join(caption.split())
+    whole = pen.shown("".join(caption.split()))
     assert shown == whole or (shown.endswith("…") and whole.startswith(shown[:-1]))
 
 

@@ -12,9 +12,12 @@ import pytest
 from shard_sets import damage, make_shard_set
 from training_runs import last_checkpoint, losses, recipe, train_worker
 
+from core.config import from_mapping
+from core.errors import ConfigError
 from trainer.checkpoint.files import MANIFEST, manifest_bytes, read_manifest
 from trainer.checkpoint.folder import STATE
 from trainer.checkpoint.tensor_tree import dump_json, parse_json
+from trainer.config import TrainConfig
 from trainer.guard.signals import REQUEUE_EXIT_CODE
 from trainer.run.folder import read_events
 
@@ -35,6 +38,29 @@ def test_a_damaged_sample_is_replaced_counted_and_named(tmp_path: Path) -> None:
     assert covered["substituted"] == 1 and covered["missed"] == 0
     (sentence,) = gloo.run(1, train_worker, recipe(tmp_path, run_dir=tmp_path / "strict", epochs=1))
     assert "train-00002.tar: sample 000000023" in str(sentence) and "max_damaged is 0" in str(sentence)
+
+
+def test_damage_may_be_a_share_of_the_samples_as_the_message_says(tmp_path: Path) -> None:
+    recipe(tmp_path)  # makes the sets
+    damage(str(tmp_path / "train"), 23)
+    shared = recipe(tmp_path, run_dir=tmp_path / "share", epochs=1, data={"max_damaged": "0.02"})  # of 50: one
+    assert gloo.run(1, train_worker, shared) == [0]
+    damage(str(tmp_path / "train"), 31)
+    less = recipe(tmp_path, run_dir=tmp_path / "less", epochs=1, data={"max_damaged": "0.02"})
+    (sentence,) = gloo.run(1, train_worker, less)
+    assert "2 damaged samples, max_damaged is 1" in str(sentence) and "data.max_damaged=0.001" in str(sentence)
+
+
+@pytest.mark.parametrize(
+    ("value", "samples"), [("3", 3), ("0", 0), ("0.001", 12), ("0.00001", 0), ("1", 1), ("2.5", None), ("1.0", None)]
+)
+def test_a_number_of_damaged_samples_or_their_share(tmp_path: Path, value: str, samples: int | None) -> None:
+    values = {"run_dir": tmp_path, "data": {"train": "x", "max_damaged": value}, "global_batch_size": 2}
+    if samples is None:
+        with pytest.raises(ConfigError, match=f"max_damaged is {value}: give a whole number.* or a share below 1"):
+            from_mapping(TrainConfig, values, "test")
+    else:
+        assert from_mapping(TrainConfig, values, "test").data.most_damaged(12_345) == samples
 
 
 def test_a_set_of_another_encoder_is_refused(tmp_path: Path) -> None:

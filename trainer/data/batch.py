@@ -41,8 +41,9 @@ class Batch:
     Attributes:
         images: `(B, 3, S, S)` uint8, channels_last (a view of NHWC memory); None where no picture is read.
         columns: by name, `(B, ...)`, or ragged; "image_id" `(B,)` int64 is always there, equal where samples show
-            one image. In training a column of captions has the one caption that was drawn, the same one in every such
-            column; in evaluation it is ragged and has all of them.
+            one image (where captions are compared: as `core.class_captions.answer_ids`). In training a column of
+            captions has the one caption that was drawn, the same one in every such column; in evaluation it is ragged
+            and has all of them.
         drawn: of each view what is done to the pictures; only in training.
         samples: `(B,)` int64 sample numbers as served (a damaged sample's substitute); stays on the host.
         draws: `(B,)` int64 what a position's random choices are keyed by, `samplers.epoch.draws_of`; on the host.
@@ -103,7 +104,8 @@ def too_many_damaged(descriptions: Sequence[str], max_damaged: int) -> DamagedEr
     more = f" and {len(descriptions) - _NAMED} more" if len(descriptions) > _NAMED else ""
     return DamagedError(
         f"{len(descriptions)} damaged samples, max_damaged is {max_damaged}: {', '.join(descriptions[:_NAMED])}{more}. "
-        "Run `shardclip verify`, restore the shards or, in training, raise data.max_damaged."
+        "Run `shardclip verify` and restore the shards; or train without such samples: data.max_damaged is how many "
+        "there may be, or their share, as data.max_damaged=0.001."
     )
 
 

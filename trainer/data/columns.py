@@ -11,9 +11,10 @@ from typing import Literal
 
 import numpy as np
 
+from core.class_captions import answer_ids
 from core.seeding import uniform
 from core.shard_set import ShardSet
-from trainer.data.names import IMAGE_ID, NUM_CAPTIONS, TEXT
+from trainer.data.names import IMAGE_ID, NUM_CAPTIONS, TEXT, TOKENS
 
 # One of each sample, the same in every column; every one of them, ragged; or every one, filled up with zeros to the
 # number that no sample of the set exceeds, beside a column that says how many there are.
@@ -50,6 +51,8 @@ class BatchColumns:
         """
         if self.has_text:
             shard_set.embed_dim  # noqa: B018  raises
+        if self._has_captions:
+            shard_set.class_captions  # noqa: B018  raises
         for name in self._further.values():
             shard_set.column(name)
 
@@ -66,7 +69,8 @@ class BatchColumns:
         Raises:
             DamagedError: a column's file is not what was written. It speaks of a whole shard: nothing stands in for it.
         """
-        read: dict[str, Values] = {IMAGE_ID: shard_set.image_ids(samples).view(np.int64)}
+        ids = answer_ids(shard_set, samples) if self._has_captions else shard_set.image_ids(samples)
+        read: dict[str, Values] = {IMAGE_ID: ids.view(np.int64)}
         if self.has_text:
             read[TEXT] = self._of_captions(texts, epoch, draws)
         for name, column_name in self._further.items():
@@ -85,6 +89,11 @@ class BatchColumns:
         columns = [shard_set.column(name) for name in self._further.values()]
         column = next(column for column in columns if column.head.per == "caption")
         return np.array([len(column.of_captions(int(sample))) for sample in samples], dtype=np.int64)
+
+    @property
+    def _has_captions(self) -> bool:
+        """Whether captions are compared: those of one class are right for each other's pictures."""
+        return self.has_text or TOKENS in self.names
 
     @property
     def _further(self) -> dict[str, str]:

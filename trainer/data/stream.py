@@ -12,6 +12,7 @@ import resource
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -64,6 +65,8 @@ class BatchStream:
         pictures: bool = True,
     ) -> None:
         columns.open(shard_set)
+        # More workers than cores only share them; the figures of waiting say whether there are enough.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
         in_flight = max_in_flight(max_rows, num_workers, prefetch)
         self._buffers = ImageBuffers(in_flight, max_rows, shard_set.image.size, pin_memory) if pictures else None
         self._tasks = _Tasks(self._buffers)

@@ -81,7 +81,7 @@ class InfoNCE(Objective):
     def figures(self, rows: Rows, scalars: Tensors) -> dict[str, Tensor]:
         from trainer.objectives.negatives import negatives_report
 
-        return {"logit_scale": scalars["scale"], **negatives_report(rows)}
+        return {"logit_scale": scalars["scale"], **negatives_report(rows, left_out_above=self.max_caption_similarity)}
 
     @property
     def all_captions(self) -> bool:  # type: ignore[override]

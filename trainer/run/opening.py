@@ -175,8 +175,8 @@ def _prove(config: TrainConfig, holders: Holders, inputs: ProofInputs, wrapped: 
 
 
 def _ledger(config: TrainConfig, train_set: ShardSet, device: torch.device) -> CoverageLedger:
-    ranks = (rank(), world_size())
-    return CoverageLedger(len(train_set), config.global_batch_size, *ranks, config.data.max_damaged, device)
+    ranks, most_damaged = (rank(), world_size()), config.data.most_damaged(len(train_set))
+    return CoverageLedger(len(train_set), config.global_batch_size, *ranks, most_damaged, device)
 
 
 def _open_folder(

@@ -95,7 +95,7 @@ def _loader(
         all_captions=objective.all_captions,
         pictures=not config.data.image_features,
         pin_memory=device.type == "cuda",
-        max_damaged=config.data.max_damaged,
+        max_damaged=config.data.most_damaged(len(train_set)),
     )
 
 

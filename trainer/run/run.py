@@ -40,6 +40,7 @@ from trainer.step.buffers import KeptBuffers
 from trainer.step.forward_backward import Chunk, StepResult
 from trainer.step.nonfinite import step_if_finite
 from trainer.telemetry import names
+from trainer.telemetry.false_negatives import false_negative_warning
 from trainer.telemetry.profiler import ProfileConfig, profiled
 from trainer.telemetry.window import Telemetry
 from trainer.trackers.tracker import Metric, RunTrackers
@@ -101,6 +102,7 @@ class Run:
     summary: dict[str, Any] = field(default_factory=dict)
     _began: float = field(default_factory=time.monotonic)
     _done: int = 0  # the last step that was counted
+    _has_warned: bool = False  # of false negatives
 
     @property
     def steps_per_epoch(self) -> int:
@@ -205,8 +207,16 @@ class Run:
             for instability in window.instabilities:
                 record_event(self.folder.path, instability.kind, instability.step, detail=instability.detail)
             console.print(_line(step, self.total_steps, self.steps_per_epoch, window.metrics, self._eta(step)))
+            self._warn_of_false_negatives(step, window.metrics)
         if window.stop_reason:
             raise DivergedError(window.stop_reason)
+
+    def _warn_of_false_negatives(self, step: int, metrics: Mapping[str, Metric]) -> None:
+        warning = None if self._has_warned else false_negative_warning(metrics)
+        if warning:
+            self._has_warned = True
+            console.print(f"[yellow]{warning}[/]")
+            record_event(self.folder.path, "false negatives", step, detail=warning)
 
     def evaluate(self, step: int) -> bool:
         """Measure on the validation set; returns whether the model is the best so far."""

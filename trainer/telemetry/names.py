@@ -32,6 +32,7 @@ LOSS, GRAD_NORM, GRAD_NORM_MAX = train("loss"), train("grad_norm"), train("grad_
 NONFINITE_STEPS, LOSS_SPIKES = train("nonfinite_steps"), train("loss_spikes")
 LOGIT_SCALE = train("logit_scale")  # of objectives that have one
 ALIGNMENT = train("alignment")
+COUNTED_FALSE_NEGATIVES = train("rows_with_counted_false_negative")
 
 IMAGES_PER_S, IMAGES_PER_S_PER_DEVICE = perf("images_per_s"), perf("images_per_s_per_device")
 STEP_S, WAIT_SHARE, VERDICT = perf("step_s"), perf("wait_share"), perf("verdict")
@@ -47,6 +48,7 @@ RECALL_KS = (1, 5, 10)
 AP_DEPTH = 10  # of mean average precision
 MEDIAN_RANK, MEAN_RANK, MEAN_AP = "median_rank", "mean_rank", f"map@{AP_DEPTH}"
 KNN, KNN1 = "knn/accuracy", "knn1/accuracy"  # of k = 20, or what the gallery has; of the nearest alone
+ZERO_SHOT, ZERO_SHOT_BY_CLASS = "zero_shot/accuracy", "zero_shot/mean_per_class"
 VAL_LOSS = val("loss")
 VAL_RETRIEVAL, VAL_NEIGHBOURS = val("retrieval"), val("neighbours")  # pictures
 _LOWER_IS_BETTER = ("loss", MEDIAN_RANK, MEAN_RANK)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -195,3 +196,22 @@ def test_reading_and_decoding_are_measured_apart(
 
 def children() -> list[int]:
     return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+def test_more_workers_than_cores_are_no_warning(shard_set: ShardSet) -> None:
+    """A machine may have fewer cores than a recipe's default of workers: PyTorch would tell at each run."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        batches = stream.BatchStream(
+            shard_set,
+            BatchColumns({}, "drawn"),
+            max_rows=G,
+            num_workers=len(os.sched_getaffinity(0)) + 1,
+            prefetch=1,
+            pin_memory=False,
+            max_damaged=0,
+        )
+        batches.start([stream.PlannedBatch(0, 0, np.arange(G), np.arange(G))])
+        batches.take()
+        batches.close()
+    assert not said

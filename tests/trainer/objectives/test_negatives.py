@@ -52,7 +52,22 @@ def test_the_report_counts_false_negatives_like_a_double_loop(
         assert float(report["valid_negatives"]) == pytest.approx(1 - len(false) / len(pairs))
         assert float(report["rows_with_false_negative"]) == pytest.approx(len({i for i, _ in false}) / 6)
         assert 0 < len(false) < len(pairs)
-    assert len(report) == 3
+    assert len(report) == 4
+
+
+@pytest.mark.parametrize("left_out_above", [None, 0.98])
+def test_a_false_negative_counts_where_the_objective_keeps_it(left_out_above: float | None) -> None:
+    values = make_values(InfoNCE(), 12, embed_dim=2)
+    ids, texts = values.given["image_id"], values.features["text"].detach()
+    kept = set()
+    for i in range(4, 10):
+        for j in range(12):
+            cosine = float(texts[i] @ texts[j])
+            if i != j and ids[i] != ids[j] and cosine > 0.8 and (left_out_above is None or cosine <= left_out_above):
+                kept.add(i)
+    report = negatives_report(values.rows(4, 10), 0.8, left_out_above)
+    assert float(report["rows_with_counted_false_negative"]) == pytest.approx(len(kept) / 6)
+    assert 0 < len(kept) < 6
 
 
 def rows_of(cosine: float) -> Rows:

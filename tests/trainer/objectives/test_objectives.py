@@ -175,7 +175,8 @@ def figures(objective: Objective, values: Any, start: int = 0, stop: int | None 
 
 
 def test_figures_are_scalars_and_the_negatives() -> None:
-    negatives = {"false_negative_rate", "valid_negatives", "rows_with_false_negative"}
+    counted = "rows_with_counted_false_negative"
+    negatives = {"false_negative_rate", "valid_negatives", "rows_with_false_negative", counted}
     for objective, learned in ((InfoNCE(), {"logit_scale"}), (SigLIP(), {"logit_scale", "logit_bias"})):
         shown = figures(objective, make_values(objective, 8))
         assert set(shown) == learned | negatives
