@@ -28,7 +28,14 @@ from core.storage import exists, join, publish_bytes
 from eval.baseline import RANKS, gains_over, save_ranks
 from eval.classes import neighbours, zero_shot, zero_shot_labelled
 from eval.config import EvalConfig
-from eval.encoder import LoadedEncoder, load_encoder, open_same_text, text_embedder, trained_embedder
+from eval.encoder import (
+    LoadedEncoder,
+    chosen_device,
+    load_encoder,
+    open_same_text,
+    text_embedder,
+    trained_embedder,
+)
 from eval.evaluations import figures_of
 from eval.evaluations.evaluation import Subject
 from eval.evaluations.retrieval import evaluate_retrieval, recall_intervals
@@ -71,7 +78,7 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
         ConfigError: there is nothing to measure, or text is asked for and the checkpoint compares none.
     """
     started = time.monotonic()
-    device = _device(config.device)
+    device = chosen_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
     encoder = load_encoder(config.checkpoint, device)
@@ -331,14 +338,6 @@ def _save_pictures(results: dict[str, Any], run_dir: Path, out: Path) -> None:
         save_png(figure, folder / f"{name}.png")
     for name, figure in sheets(results, folder).items():
         save_jpeg(figure, folder / f"{name}.jpg")
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: cuda is asked for and there is none. Use device=auto or device=cpu.")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def _autocast(precision: str, device: torch.device) -> Callable[[], Any]:

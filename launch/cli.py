@@ -63,14 +63,19 @@ def plan(recipe: Recipe, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def verify(shards: Shards) -> None:
+def verify(
+    shards: Shards,
+    deep: Annotated[bool, typer.Option("--deep", help="Read all through the webdataset library too.")] = False,
+) -> None:
     """Check every byte of a shard set against its manifest; list every fault; exit code 1 if there is one.
+
+    --deep reads every sample through the webdataset library as well, and compares.
 
     Example: shardclip verify data/coco2014-train
     """
     from shard_builder.verify import verify as find_faults
 
-    raise typer.Exit(1 if find_faults(shards, console=console) else 0)
+    raise typer.Exit(1 if find_faults(shards, console=console, deep=deep) else 0)
 
 
 @app.command()
