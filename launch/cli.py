@@ -210,6 +210,17 @@ def column(
 
 
 @app.command()
+def keys(verb: Annotated[str, typer.Argument(help="build, train or eval", show_default=False)]) -> None:
+    """List every key of a recipe: default, type, what is allowed, what it means; the parts with their options too.
+
+    Example: shardclip keys train
+    """
+    from launch.keys import spoken_keys
+
+    console.print(spoken_keys(verb), markup=False)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where shards and run go.")] = Path("runs/demo"),
 ) -> None:

@@ -30,7 +30,7 @@ class ModelConfig:
     dropout: float = 0.0  # in the head, before each of its two layers
     freeze: str = "nothing"  # "nothing", "tower", or a stage ("layer2"): it and all before it
     sync_batchnorm: bool = False  # batch statistics over all ranks; for small batches per GPU
-    channels_last: bool = True
+    channels_last: bool = True  # memory format of pictures and convolutions: quicker on GPUs
     compile: bool = False  # torch.compile the model before training
     normalize: Literal["auto", "clip", "imagenet", "half"] = "auto"  # auto: what the weights ask for, else clip
     text: Choice = Choice("column")  # captions: their stored embeddings, or a text tower that is trained

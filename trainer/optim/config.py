@@ -21,8 +21,8 @@ class OptimConfig:
     eps: float = 1e-6  # goes with beta2 0.98 (CLIP: Radford 2021, table 18; open_clip)
     weight_decay: float = 0.2  # none on norms, biases and logit_scale
     fused: bool | None = None  # None: on GPUs
-    max_grad_norm: float = 1.0
-    warmup_steps: int = 500
+    max_grad_norm: float = 1.0  # longer gradients are cut to this length
+    warmup_steps: int = 500  # steps in which the rate rises from 0 to its peak
     min_lr_ratio: float = 0.0  # share of the peak that is left at the end
     ema_decay: float = 0.0  # of a running average of the weights, which is then evaluated; 0: none, else e.g. 0.999
 
