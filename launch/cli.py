@@ -210,6 +210,23 @@ def column(
 
 
 @app.command()
+def export(
+    run: Annotated[
+        Path, typer.Argument(help="A run folder, RUN/best, RUN/latest or a checkpoint.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
+    to: Annotated[str, typer.Option(help="torchvision, timm, safetensors or onnx.", show_default=False)],
+) -> None:
+    """Write a trained encoder for use elsewhere, with a model card; whole or not at all.
+
+    Example: shardclip export runs/coco2014_resnet50 --to onnx exported/coco_onnx
+    """
+    from eval.export.export import export as write
+
+    write(run, to, out, console)
+
+
+@app.command()
 def keys(verb: Annotated[str, typer.Argument(help="build, train or eval", show_default=False)]) -> None:
     """List every key of a recipe: default, type, what is allowed, what it means; the parts with their options too.
 
