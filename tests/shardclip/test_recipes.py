@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ from shard_sets import make_shard_set
 import shardclip
 from core.config import load_config
 from core.errors import ConfigError, ShardclipError
-from shardclip.recipes import overrides
+from shardclip.recipes import _run, overrides
 from trainer.config import TrainConfig
 
 RECIPE = """
@@ -89,3 +93,22 @@ def test_training_and_evaluation_from_python(recipe: Path, tmp_path: Path, capsy
     assert shardclip.load(run, device="cpu").encode_image(np.zeros((40, 40, 3), np.uint8)).shape == (1, 8)
     with pytest.raises(ShardclipError, match="exit code 2: .*holds a finished run"):
         shardclip.train(recipe, processes=1, resume="no")
+
+
+SAVES = """
+import signal, sys, time
+def save(number, frame):
+    print("shardclip: saved at step 3, start the same command again", flush=True)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+signal.signal(signal.SIGINT, lambda number, frame: sys.exit(1))
+print("training", flush=True)
+time.sleep(60)
+"""
+
+
+def test_an_interrupt_lets_training_save_and_its_words_are_kept(capfd: pytest.CaptureFixture[str]) -> None:
+    interrupt = threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    assert _run([sys.executable, "-c", SAVES]) == (75, "saved at step 3, start the same command again")
+    assert capfd.readouterr().out == "training\nshardclip: saved at step 3, start the same command again\n"
