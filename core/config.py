@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -70,7 +71,7 @@ def read_recipe(recipe: Path) -> dict[str, Any]:
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
     """Fill dataclass `cls` from nested text values; `where` opens every error."""
-    hints = typing.get_type_hints(cls)
+    hints = _hints_of(cls)  # type: ignore[arg-type]
     known = [f.name for f in fields(cls) if f.init]  # type: ignore[arg-type]
     moved: Mapping[str, str] = vars(cls).get("moved_keys", {})  # key of an older recipe -> what to write instead
     for key in mapping:
@@ -168,6 +169,11 @@ def with_defaults(mapping: Mapping[str, Any], config: Any) -> dict[str, Any]:
         elif f.default_factory is not dataclasses.MISSING:
             filled[f.name] = to_mapping(f.default_factory())
     return filled
+
+
+@cache
+def _hints_of(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 class _TextLoader(yaml.SafeLoader):

@@ -80,6 +80,23 @@ def decode_fitted(
     return fit_image(image, size, fit), original
 
 
+def fit_opened(image: Image.Image, size: int, fit: str) -> Image.Image:
+    """A picture that was opened or made elsewhere as a square of `size` pixels, by the rules of files.
+
+    Raises:
+        ImageError: `too_small`, or `truncated` or `unreadable` where its file is read only now.
+    """
+    if min(image.size) < MIN_SIDE:
+        raise ImageError("too_small", f"{image.width} x {image.height}, the shorter side must have {MIN_SIDE}")
+    try:
+        turn = None if image.format == "TIFF" else _UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+        rgb = _to_rgb(image)
+        return fit_image(rgb.transpose(turn) if turn is not None else rgb, size, fit)
+    except (OSError, SyntaxError, ValueError) as error:  # of PIL's plugins
+        reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
+        raise ImageError(reason, f"{type(error).__name__}: {error}") from error
+
+
 def _decode(data: bytes | memoryview, max_pixels: int, smallest: int | None) -> tuple[Image.Image, tuple[int, int]]:
     """The picture upright, in RGB or RGBX (its fourth byte means nothing), and the original's size."""
     try:

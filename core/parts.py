@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from core.config import Choice, convert
@@ -46,7 +47,7 @@ def _resolve(
     if choice.name not in table:
         raise ConfigError(f"{kind}: unknown name '{choice.name}'.{did_you_mean(choice.name, table)}")
     part = table[choice.name]
-    hints = _hints(part)
+    hints = option_types(part)
     parameters = {n: p for n, p in inspect.signature(part).parameters.items() if n not in given}
     for option in choice.options:
         if option not in parameters:
@@ -62,7 +63,8 @@ def _resolve(
     return part, options
 
 
-def _hints(part: Callable[..., Any]) -> dict[str, Any]:
+@cache
+def option_types(part: Callable[..., Any]) -> dict[str, Any]:
     """Types of a part's options; of a dataclass by each class's own file, since a base may stand in another one."""
     if dataclasses.is_dataclass(part):
         return typing.get_type_hints(part)

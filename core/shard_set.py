@@ -283,6 +283,12 @@ class ShardSet:
         text = bytes(self.member(sample, TXT)).decode() if self._has(sample, TXT) else ""
         return [text or str(info["caption"])]
 
+    def member_names(self, sample: int) -> list[str]:
+        """The members that lie in the sample's own tar, present or not."""
+        shard, _ = self.locate(sample)
+        tar = self._shards[shard][1].name
+        return [member.name for member in self._index(shard).members if member.file == tar]
+
     def _has(self, sample: int, name: str) -> bool:
         return name in [m.name for m in self._index(self.locate(sample)[0]).members]
 

@@ -29,7 +29,7 @@ class EvalConfig:
     queries: tuple[str, ...] = ()  # free text, each shown with the images it finds
     classes: tuple[str, ...] = ()  # for zero-shot classes of images without labels
     classes_file: Path | None = None  # or a file with one class per line
-    templates: tuple[str, ...] = ("a photo of a {}.",)
+    templates: tuple[str, ...] = ("a photo of a {}.",)  # what a class becomes as captions, {} being its name
     templates_file: Path | None = None  # or a file with one template per line
     labelled_shards: tuple[str, ...] = ()  # images with class labels: zero-shot and k-NN accuracy; (): `shards`
     gallery: tuple[str, ...] = ()  # labelled sets in which k-NN looks; (): what the checkpoint was trained on, if there
@@ -37,11 +37,11 @@ class EvalConfig:
     baseline: Path | None = None  # an earlier evaluation of the same shards: paired intervals of the difference
     num_examples: int = 6  # random captions and images to show, and twice as many zero-shot pictures
     loss_batch_size: int | None = None  # of the validation loss; None: the global batch that it was trained with
-    batch_size: int = 256
-    num_workers: int = 2
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_size: int = 256  # images at a time
+    num_workers: int = 2  # decoding processes; 0 decodes in the evaluating one
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     precision: Literal["no", "bf16", "fp16"] = "no"  # float32: figures that hold to the last digit
-    cache_dir: Path | None = None
+    cache_dir: Path | None = None  # local disk for shards of remote sets
 
     def __post_init__(self) -> None:
         if not self.shards:

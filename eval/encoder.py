@@ -13,13 +13,14 @@ from torch import Tensor
 
 from core.columns import text_column_of
 from core.config import Choice, convert
-from core.errors import CheckpointError, WeightsError
-from core.manifest import TextEncoderSpec, load_manifest
+from core.errors import CheckpointError, ConfigError, WeightsError, did_you_mean
+from core.manifest import MANIFEST_NAME, ImageSpec, TextEncoderSpec, load_manifest
 from core.parts import build
 from core.shard_set import ShardSet
+from core.storage import exists, join
 from core.text_encoders import TEXT_ENCODERS, choice_of
 from core.text_encoders.encode import encode_captions
-from trainer.checkpoint.folder import resolve_checkpoint
+from trainer.checkpoint.folder import STORED_SIZE, resolve_checkpoint
 from trainer.checkpoint.weights import read_weights
 from trainer.models.build import rebuild_encoder
 from trainer.models.encoder import Encoder
@@ -27,6 +28,8 @@ from trainer.models.texts.tower import TextTower
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.objective import Objective
 from trainer.pictures.augment import Normalize
+
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,11 @@ class LoadedEncoder:
         return self.objective.needs_text
 
     @property
+    def objective_name(self) -> str:
+        """Its name in the table."""
+        return _objective_of(self.identity, self.path).name
+
+    @property
     def text_encoder(self) -> TextEncoderSpec | None:
         """The frozen encoder whose embeddings it was trained against; None where there was none."""
         spec = self.identity["text_encoder"]
@@ -60,9 +68,50 @@ class LoadedEncoder:
         return str(self.text_encoder) if self.text_encoder else None
 
     @property
+    def embed_dim(self) -> int:
+        """Width of the features that pictures are compared by."""
+        model = self.identity["model"]
+        return int(model["embed_dim"]) if model["keeps_head"] else self.model.image_encoder.tower_dim
+
+    @property
+    def stored_image(self) -> ImageSpec:
+        """How the pictures it was trained on were stored: what any other picture becomes before `normalize`.
+
+        Raises:
+            CheckpointError: an older checkpoint does not say their size, and its training set is not there either.
+        """
+        image, config = self.identity["image"], self.identity["config"]
+        if STORED_SIZE in self.identity:
+            return ImageSpec(self.identity[STORED_SIZE], image["fit"])
+        if config.get("image_size") is None:
+            return ImageSpec(image["size"], image["fit"])
+        url = config["data"]["train"][0]
+        if exists(join(url, MANIFEST_NAME)):
+            return load_manifest(url).image
+        raise CheckpointError(
+            f"{self.path}: does not say how large its training pictures were stored, as newer checkpoints do, and its "
+            f"training set {url} is not there to ask. Put that set back in its place."
+        )
+
+    @property
     def logit_scale(self) -> float:
         """1 / temperature of probabilities; 1 where the objective learns none."""
         return float(self.scalars.get("scale", 1.0))
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device that `auto` (a GPU where there is one), `cpu` or `cuda` means.
+
+    Raises:
+        ConfigError: another word, or cuda where there is none.
+    """
+    if name not in DEVICES:
+        raise ConfigError(f"device is '{name}'.{did_you_mean(name, DEVICES)}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda is asked for and there is none. Use device=auto or device=cpu.")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 def load_encoder(checkpoint: Path, device: torch.device) -> LoadedEncoder:
@@ -82,12 +131,16 @@ def load_encoder(checkpoint: Path, device: torch.device) -> LoadedEncoder:
         ) from None
     image = weights.identity["image"]
     normalize = Normalize(image["size"], image["mean"], image["std"])
-    chosen = convert(weights.identity["config"].get("objective", "infonce"), Choice, f"{path}: objective")
-    objective: Objective = build(OBJECTIVES, chosen, "objective")
+    objective: Objective = build(OBJECTIVES, _objective_of(weights.identity, path), "objective")
     scalars = objective.scalars(weights.learned)
     return LoadedEncoder(
         path, model.to(device).eval(), objective, scalars, normalize, weights.identity, weights.fingerprint
     )
+
+
+def _objective_of(identity: dict[str, Any], path: Path) -> Choice:
+    chosen: Choice = convert(identity["config"].get("objective", "infonce"), Choice, f"{path}: objective")
+    return chosen
 
 
 def open_same_text(encoder: LoadedEncoder, urls: Sequence[str], cache_dir: Path | None) -> ShardSet:

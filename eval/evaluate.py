@@ -30,7 +30,14 @@ from eval.baseline import gains_over, save_ranks
 from eval.classes import class_vectors, neighbours, zero_shot, zero_shot_labelled
 from eval.config import EvalConfig
 from eval.early import MARK, RANKS, RESULTS, expect_place
-from eval.encoder import LoadedEncoder, load_encoder, open_same_text, text_embedder, trained_embedder
+from eval.encoder import (
+    LoadedEncoder,
+    chosen_device,
+    load_encoder,
+    open_same_text,
+    text_embedder,
+    trained_embedder,
+)
 from eval.evaluations import figures_of
 from eval.evaluations.evaluation import Prompts, Subject
 from eval.evaluations.retrieval import evaluate_retrieval, recall_intervals
@@ -74,7 +81,7 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
         ConfigError: there is nothing to measure, or text is asked for and the checkpoint compares none.
     """
     started = time.monotonic()
-    device = _device(config.device)
+    device = chosen_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
     encoder = load_encoder(config.checkpoint, device)
@@ -366,14 +373,6 @@ def _save_pictures(results: dict[str, Any], run_dir: Path, out: Path) -> None:
         save_png(figure, folder / f"{name}.png")
     for name, figure in sheets(results, folder).items():
         save_jpeg(figure, folder / f"{name}.jpg")
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: cuda is asked for and there is none. Use device=auto or device=cpu.")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def _autocast(precision: str, device: torch.device) -> Callable[[], Any]:

@@ -62,15 +62,20 @@ def plan(recipe: Recipe, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def verify(shards: Shards) -> None:
+def verify(
+    shards: Shards,
+    deep: Annotated[bool, typer.Option("--deep", help="Read all through the webdataset library too.")] = False,
+) -> None:
     """Check every byte of a shard set against its manifest; list every fault; exit code 1 if there is one.
+
+    --deep reads every sample through the webdataset library as well, and compares.
 
     Example: shardclip verify data/coco2014-train
     """
     from shard_builder.verify import verify as find_faults
 
     with kept("Checking changes nothing."):
-        faults = find_faults(shards, console=console)
+        faults = find_faults(shards, console=console, deep=deep)
     raise typer.Exit(1 if faults else 0)
 
 
@@ -216,6 +221,34 @@ def column(
 
     with kept(_EMBEDDED.format(cache_dir)):
         make(words, _path(cache_dir, "--cache-dir"), console)
+
+
+@app.command()
+def export(
+    run: Annotated[
+        Path, typer.Argument(help="A run folder, RUN/best, RUN/latest or a checkpoint.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
+    to: Annotated[str, typer.Option(help="torchvision, timm, safetensors or onnx.", show_default=False)],
+) -> None:
+    """Write a trained encoder for use elsewhere, with a model card; whole or not at all.
+
+    Example: shardclip export runs/coco2014_resnet50 --to onnx exported/coco_onnx
+    """
+    from eval.export.export import export as write
+
+    write(run, to, out, console)
+
+
+@app.command()
+def keys(verb: Annotated[str, typer.Argument(help="build, train or eval", show_default=False)]) -> None:
+    """List every key of a recipe: default, type, what is allowed, what it means; the parts with their options too.
+
+    Example: shardclip keys train
+    """
+    from launch.keys import spoken_keys
+
+    console.print(spoken_keys(verb), markup=False)
 
 
 @app.command()

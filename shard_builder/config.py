@@ -22,7 +22,7 @@ class ImageConfig:
     """How images are stored."""
 
     size: int = 224  # pixels, both sides
-    fit: Literal["crop", "squash", "pad"] = "crop"
+    fit: Literal["crop", "squash", "pad"] = "crop"  # the middle square, the whole distorted, or with grey rims
     codec: Literal["jpeg", "raw"] = "jpeg"  # raw: 8 times the disk, no decoding in training
     quality: int = 95  # of jpeg
     max_pixels: int = 100_000_000  # larger originals are left out before they are decoded
@@ -50,11 +50,11 @@ class BuildConfig:
     split: str = "train"  # names the shards; the reader decides what it means
     image: ImageConfig = ImageConfig()
     text_encoder: Choice = Choice("minilm")  # frozen; its caption embeddings are stored
-    samples_per_shard: int = 1000
+    samples_per_shard: int = 1000  # images in a tar, the last one has what is left
     seed: int = 0  # of the order of the samples
     max_skipped: float = 0.01  # share of the inputs that may be left out
     workers: int = 0  # 0: one per core
-    engine: Choice = Choice("processes")
+    engine: Choice = Choice("processes")  # what runs the image work
     text_batch_size: int = 256  # captions
     cache_dir: Path = Path("~/.cache/shardclip")  # caption embeddings, shared by all builds
 

@@ -45,6 +45,7 @@ from shard_builder.index_tars import left_overs
 from shard_builder.progress import progress_bar
 from shard_builder.rejected import REJECTED_NAME, count_by_reason, read_rejected
 from shard_builder.verify_columns import UNIT_TOLERANCE, check_columns
+from shard_builder.verify_deep import differences
 
 AGAIN = " (run `shardclip index-shards` again: it mends this)"
 SHOWN_PER_FILE = 20  # of the printed table; `verify` returns all
@@ -91,8 +92,14 @@ class ShardFindings:
     image_ids: list[str]  # with the source before them; empty for adopted shards, where an image may stand twice
 
 
-def verify(url: str, console: Console | None = None, workers: int = 0, cache_dir: Path | None = None) -> list[Fault]:
-    """Read every file of the set and return all faults, sorted; prints them as a table."""
+def verify(
+    url: str, console: Console | None = None, workers: int = 0, cache_dir: Path | None = None, deep: bool = False
+) -> list[Fault]:
+    """Read every file of the set and return all faults, sorted; prints them as a table.
+
+    Args:
+        deep: read every sample of a set that is sound so far through the webdataset library as well, and compare.
+    """
     console = console or Console()
     manifest = None
     try:
@@ -103,11 +110,14 @@ def verify(url: str, console: Console | None = None, workers: int = 0, cache_dir
         in_shards = _check_shards(url, manifest, workers, cache_dir, console)
         faults = [*_check_folder(url, manifest), *in_shards, *_check_fingerprint(url, manifest, cache_dir)]
         columns = check_columns(url, manifest, cache_dir, lambda file, what: faults.append(Fault(file, "", what)))
+        if deep and not faults:
+            faults = [Fault(*difference) for difference in differences(url, cache_dir, console)]
         faults.sort()
         if not faults:
+            also = ", and the webdataset library reads the same" if deep else ""
             console.print(
                 f"[green]sound[/]: {url}: {manifest.num_samples:,} samples and {manifest.num_captions:,} captions in "
-                f"{len(manifest.shards):,} shards{_spoken(columns)}, every byte as it was written"
+                f"{len(manifest.shards):,} shards{_spoken(columns)}, every byte as it was written{also}"
             )
     if faults:
         console.print(fault_table(url, faults))

@@ -33,7 +33,7 @@ class DataConfig:
     }
 
     train: tuple[str, ...]  # shard sets: folders or URLs
-    val: tuple[str, ...] = ()
+    val: tuple[str, ...] = ()  # shard sets that validation measures; (): none
     num_workers: int = 4  # decoding processes per rank; 0 decodes in the training process
     prefetch: int = 2  # batches decoded ahead
     sampler: Choice = Choice("uniform")  # what makes up an epoch: uniform, class_balanced, topical, mix
@@ -54,13 +54,13 @@ class TrainConfig:
 
     moved_keys: ClassVar[dict[str, str]] = {"loss": "it is objective now: objective: {name: infonce, ...}"}
 
-    run_dir: Path
+    run_dir: Path  # folder of the run: checkpoints, figures, report
     data: DataConfig
     global_batch_size: int  # pairs per step over all processes: the same run on any number of GPUs
-    epochs: int = 30
+    epochs: int = 30  # passes over the training set
     max_steps: int | None = None  # ends the run earlier; the schedule spans what is trained
     accumulate: int = 1  # pieces of a process's batch, run one after the other; all negatives are kept
-    seed: int = 0
+    seed: int = 0  # of initial weights, order, captions and augmentation
     precision: Literal["auto", "bf16", "fp16", "no"] = "auto"  # auto: bf16 on GPUs that have it, else no
     deterministic: bool = False  # only kernels that round alike every time: a run repeats to the bit, and is slower
     image_size: int | None = None  # pixels that the tower sees; None: as stored

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 ENCODER, OBJECTIVE, EMA, OPTIMIZER = "encoder", "objective", "ema", "optimizer"  # parts: a file each
 STATE, IDENTITY, SUFFIX = "state.json", "model.json", ".safetensors"
+STORED_SIZE = "stored_image_size"  # in IDENTITY: pixels of the training set's pictures, before they become the tower's
 OLDER_MODEL = "model.safetensors"  # what older versions called encoder and temperature in one file
 _STEP_NAME = re.compile(r"step-(\d{8,})")
 

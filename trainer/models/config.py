@@ -33,7 +33,7 @@ class ModelConfig:
     # What `freeze` is after so many steps, or so large a share of the run: {500: layer3, 1000: nothing}, {25%: layer3}.
     thaw: dict[str, str] = field(default_factory=dict)
     sync_batchnorm: bool = False  # batch statistics over all ranks; for small batches per GPU
-    channels_last: bool = True
+    channels_last: bool = True  # memory format of pictures and convolutions: quicker on GPUs
     compile: bool = False  # torch.compile the model before training
     normalize: Literal["auto", "clip", "imagenet", "half"] = "auto"  # auto: what the weights ask for, else clip
     text: Choice = Choice("column")  # captions: their stored embeddings, or a text tower that is trained

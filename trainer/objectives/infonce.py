@@ -27,8 +27,8 @@ class InfoNCE(Objective):
     positives: Literal["mask", "multi"] = "mask"  # further captions of the same image: left out, or positives as well
     max_caption_similarity: float | None = None  # captions closer than this (cosine) are no negatives
     captions: Literal["drawn", "all"] = "drawn"  # one caption of each image; or every one, as so many positives
-    init_temperature: float = 0.07
-    max_logit_scale: float = 100.0
+    init_temperature: float = 0.07  # of the softmax, at the start; it is learned
+    max_logit_scale: float = 100.0  # 1 / temperature goes no higher
 
     features = (IMAGE, TEXT)
     columns = (IMAGE_ID,)

@@ -22,10 +22,10 @@ class SigLIP(Objective):
     Pairs of the same image with another caption are left out, or positives as well. Scale and bias are learned.
     """
 
-    positives: Literal["mask", "multi"] = "mask"
-    init_temperature: float = 0.1
+    positives: Literal["mask", "multi"] = "mask"  # further captions of the same image: left out, or positives as well
+    init_temperature: float = 0.1  # at the start; it is learned
     init_bias: float = -10.0  # at the start nearly every pair is a negative
-    max_logit_scale: float = 100.0
+    max_logit_scale: float = 100.0  # 1 / temperature goes no higher
 
     features = (IMAGE, TEXT)
     columns = (IMAGE_ID,)

@@ -28,9 +28,9 @@ class OptimConfig:
     eps: float = 1e-6  # of adamw and lamb: goes with beta2 0.98 (CLIP: Radford 2021, table 18; open_clip)
     weight_decay: float = 0.2  # none on norms, biases and logit_scale
     fused: bool | None = None  # of adamw and sgd; None: on GPUs
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 1.0  # longer gradients are cut to this length
     schedule: Choice = Choice("cosine")  # after warm-up: cosine, linear, constant, warm_restarts
-    warmup_steps: int = 500
+    warmup_steps: int = 500  # steps in which the rate rises from 0 to its peak
     min_lr_ratio: float = 0.0  # share of the peak that is left at the end, from 0 to 1
     ema_decay: float = 0.0  # of a running average of the weights, which is then evaluated; 0: none, else e.g. 0.999
 

@@ -23,7 +23,7 @@ from core.precision import choose_precision
 from core.seeding import derive_seed
 from core.shard_set import ShardSet
 from trainer.checkpoint.background import Saver
-from trainer.checkpoint.folder import Checkpoint, resolve_checkpoint, set_aside_after
+from trainer.checkpoint.folder import STORED_SIZE, Checkpoint, resolve_checkpoint, set_aside_after
 from trainer.config import BEST_BY, TrainConfig
 from trainer.data.ledger import CoverageLedger
 from trainer.data.order_identity import order_identity
@@ -122,7 +122,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         telemetry=Telemetry(device, flops_per_image=flops, peak_flops=peak, stability=StabilityConfig()),
         trackers=RunTrackers(),
         saver=saver,
-        identity={**identity, "config": to_mapping(config)},
+        identity={**identity, "config": to_mapping(config), STORED_SIZE: data.train.image.size},
         order_identity=order,
         environment=environment,
         total_steps=data.total_steps,

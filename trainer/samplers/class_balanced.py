@@ -16,6 +16,7 @@ def class_balanced(epoch: Epoch, num_classes: int, num_per_class: int, column: s
 
     Args:
         num_classes: times `num_per_class` it is the global batch size.
+        num_per_class: samples of each.
         column: of the labels.
 
     Raises:

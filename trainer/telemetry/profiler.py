@@ -20,7 +20,7 @@ _NUM_ROWS = 10
 @dataclass(frozen=True)
 class ProfileConfig:
     from_step: int = 0  # the first step that is profiled; 0: none
-    steps: int = 5
+    steps: int = 5  # steps that are profiled
 
     def __post_init__(self) -> None:
         if self.from_step < 0 or self.steps < 1:

@@ -13,10 +13,10 @@ Metric = float | int | str
 @dataclass(frozen=True)
 class TrackingConfig:
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online with key and network, else offline
-    project: str = "shardclip"
+    project: str = "shardclip"  # of wandb
     entity: str | None = None  # user or team; None: the account's default
     group: str | None = None  # runs shown together
-    tags: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()  # words that runs are found by
     tensorboard: bool = False  # into run_dir/tensorboard: `tensorboard --logdir runs`
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class HFClipText(LiveText):
     """`CLIPTextModelWithProjection`: a hub name or a local folder, of a whole CLIP or its text tower."""
 
-    model: str = "openai/clip-vit-base-patch32"
+    model: str = "openai/clip-vit-base-patch32"  # a hub name or a local folder
     revision: str = "main"  # branch, tag or commit on the hub
 
     def encoder_choice(self) -> Choice:

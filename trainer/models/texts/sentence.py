@@ -14,7 +14,7 @@ from trainer.models.texts.text import LiveText, TextParts
 class SentenceText(LiveText):
     """Any BERT-like model with learned absolute positions: a hub name or a local folder."""
 
-    model: str = "distilbert-base-uncased"
+    model: str = "distilbert-base-uncased"  # a hub name or a local folder
     revision: str = "main"  # branch, tag or commit on the hub
 
     def encoder_choice(self) -> Choice:

@@ -42,6 +42,19 @@ def timm_tower(name: str, weights: str, image_size: int) -> Tower:
     return Tower(called, module, image_size, normalization)
 
 
+def save_timm_tower(tower: Tower, normalization: Normalization, folder: Path) -> None:
+    """A tower as timm itself saves models: `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it."""
+    timm = _library(tower.name)
+    size = tower.image_size
+    timm.models.save_for_hf(
+        tower.module,
+        folder,
+        model_args=_size_options(timm, tower.name.partition(":")[2], size),
+        data_config={"input_size": (3, size, size), "mean": normalization.mean, "std": normalization.std},
+        safe_serialization=True,
+    )
+
+
 def _library(called: str) -> Any:
     try:
         import timm

@@ -45,6 +45,15 @@ def torchvision_tower(name: str, weights: str, image_size: int) -> Tower:
     return Tower(name, module, image_size, normalization)
 
 
+def library_call(name: str, image_size: int) -> tuple[str, str]:
+    """How torchvision's own code makes the same module: the call, and the name of the layer that is then taken off."""
+    options = {"weights": None, **_size_options(name, image_size)}
+    with torch.device("meta"):
+        last_layer = _take_off_last_layer(torchvision.models.get_model(name, **options))
+    written = "".join(f", {key}={value!r}" for key, value in options.items())
+    return f"torchvision.models.get_model({name!r}{written})", last_layer
+
+
 def _take_off_last_layer(module: nn.Module) -> str:
     """Replace the last linear layer by nothing; returns its name."""
     last_name = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1]

@@ -1,0 +1,66 @@
+"""The webdataset library over our shards: for people who stay with its pipelines, and to check sets against it.
+
+The only file that imports it. `import webdataset` costs a second and may load torch, so it waits until it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from webdataset import WebDataset
+
+KEY = "__key__"
+
+
+def pipeline(tars: Sequence[Path], *, shuffle: int, seed: int, decode: str | None) -> WebDataset:
+    """Its own pipeline: tars split over nodes and workers, shuffled, read, decoded; samples are dicts by extension.
+
+    Args:
+        shuffle: samples in the buffer that they are drawn from, the tars in random order; 0: as they lie on disk.
+        seed: of the order.
+        decode: how pictures are decoded, in its words: pil, rgb8, rgb, torchrgb, ...; None leaves all members as bytes.
+    """
+    import webdataset
+
+    dataset = webdataset.WebDataset(
+        [str(tar) for tar in tars],
+        shardshuffle=len(tars) if shuffle else False,
+        detshuffle=bool(shuffle),  # its only shuffle that gives every epoch another order
+        seed=seed,
+        nodesplitter=_node_share(),
+        workersplitter=webdataset.split_by_worker,
+    )
+    if shuffle:
+        dataset = dataset.compose(webdataset.detshuffle(shuffle, seed=seed))
+    return dataset.decode(decode) if decode else dataset
+
+
+def _node_share() -> Callable[..., Any]:
+    """This rank's share of the tars. Worker processes that are not forked would not know the rank: it is asked now."""
+    import webdataset
+
+    rank, world_size, _, _ = webdataset.utils.pytorch_worker_info()
+    return partial(_share, rank=rank, world_size=world_size) if world_size > 1 else webdataset.split_by_node
+
+
+def _share(tars: Iterable[Any], rank: int, world_size: int) -> Iterator[Any]:
+    return islice(tars, rank, None, world_size)
+
+
+def raw_samples(tar: Path) -> Iterator[dict[str, Any]]:
+    """Every sample of a tar, as the library groups and names its members: extension -> bytes, and `KEY`."""
+    return iter(pipeline([tar], shuffle=0, seed=0, decode=None))
+
+
+def decoded(sample: dict[str, Any], picture: str) -> dict[str, Any]:
+    """The sample with the library's own decoders: `picture` for images, its usual ones for all else."""
+    import webdataset
+
+    decoder = webdataset.Decoder([webdataset.imagehandler(picture)])
+    result: dict[str, Any] = decoder(dict(sample))
+    return result

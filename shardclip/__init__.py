@@ -1,0 +1,50 @@
+"""The door for Python: `import shardclip`, then `load`, `open_shards`, `build`, `train`, `evaluate`.
+
+Importing it loads nothing heavy; what a name needs is loaded when the name is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from core.errors import ShardclipError
+    from shardclip.encoder import Encoder, load
+    from shardclip.recipes import build, evaluate, train
+    from shardclip.shards import Sample, Shards, open_shards
+
+_HOMES = {
+    "Encoder": "shardclip.encoder",
+    "Sample": "shardclip.shards",
+    "ShardclipError": "core.errors",
+    "Shards": "shardclip.shards",
+    "build": "shardclip.recipes",
+    "evaluate": "shardclip.recipes",
+    "load": "shardclip.encoder",
+    "open_shards": "shardclip.shards",
+    "train": "shardclip.recipes",
+}
+__all__ = [
+    "Encoder",
+    "Sample",
+    "ShardclipError",
+    "Shards",
+    "build",
+    "evaluate",
+    "load",
+    "open_shards",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shardclip' has no attribute '{name}'. It has {', '.join(__all__)}.")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value  # asked for once
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

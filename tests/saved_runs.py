@@ -1,0 +1,78 @@
+"""Run folders with one checkpoint of an untrained encoder, for what reads them: nothing is trained."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from training_runs import register_small_tower
+
+from core.config import Choice
+from core.manifest import TextEncoderSpec
+from core.parts import build
+from trainer.checkpoint.folder import STORED_SIZE, save_checkpoint
+from trainer.models.build import build_encoder
+from trainer.models.config import ModelConfig
+from trainer.objectives import OBJECTIVES
+from trainer.objectives.objective import Objective
+
+
+def _settle(tower: nn.Module, size: int) -> None:
+    """Batch norms with the statistics of some pictures: with none of their own, all pictures would look alike."""
+    for module in tower.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        tower.train()(torch.rand(16, 3, 4, 4).repeat_interleave(-(-size // 4), 2).repeat_interleave(-(-size // 4), 3))
+    tower.eval()
+
+
+def write_run(
+    folder: Path,
+    *,
+    tower: str = "small",
+    size: int = 32,
+    stored: int | None = None,
+    fit: str = "crop",
+    text_encoder: TextEncoderSpec | None = None,
+    objective: str = "infonce",
+    config: dict[str, Any] | None = None,
+) -> Path:
+    """A run folder whose encoder has seeded random weights.
+
+    Args:
+        size, stored: pixels of the pictures that the tower sees, and of the training set's; None: not said.
+        text_encoder: whose vectors it was "trained" against; None: of 8 random dimensions.
+    """
+    register_small_tower()
+    part: Objective = build(OBJECTIVES, Choice(objective), "objective")
+    spec = (text_encoder or TextEncoderSpec("random", "0", 8, "0" * 64)) if part.needs_text else None
+    with torch.random.fork_rng([]):
+        torch.manual_seed(3)
+        settings = ModelConfig(tower=tower, hidden_dim=16)
+        model = build_encoder(settings, part, spec.embed_dim if spec else None, size)
+        _settle(model.image_encoder.tower, size)
+    mean, std = model.normalization
+    identity = {
+        "model": model.describe(),
+        "objective": objective,
+        "text_encoder": asdict(spec) if spec else None,
+        "image": {"size": size, "fit": fit, "mean": list(mean), "std": list(std)},
+        "config": {"global_batch_size": 4, "objective": objective, **(config or {})},
+    }
+    save_checkpoint(
+        folder / "checkpoints",
+        parts={
+            "encoder": model.state_dict(),
+            "objective": {name: torch.tensor(value) for name, value in part.parameters().items()},
+        },
+        optimizer_state={},
+        state={"step": 3},
+        identity=identity if stored is None else {**identity, STORED_SIZE: stored},
+        keep_last=1,
+        is_best=True,
+    )
+    return folder
