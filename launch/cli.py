@@ -225,19 +225,22 @@ def column(
 
 @app.command()
 def export(
-    run: Annotated[
-        Path, typer.Argument(help="A run folder, RUN/best, RUN/latest or a checkpoint.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
+    run: Annotated[str, typer.Argument(help="A run folder, RUN/best, RUN/latest or a checkpoint.", show_default=False)],
+    out: Annotated[str, typer.Argument(help="A new folder.", show_default=False)],
     to: Annotated[str, typer.Option(help="torchvision, timm, safetensors or onnx.", show_default=False)],
 ) -> None:
     """Write a trained encoder for use elsewhere, with a model card; whole or not at all.
 
     Example: shardclip export runs/coco2014_resnet50 --to onnx exported/coco_onnx
     """
-    from eval.export.export import export as write
+    from eval.export.early import expect_exportable
 
-    write(run, to, out, console)
+    source, folder = _path(run, "RUN"), _path(out, "DIR")
+    expect_exportable(source, to, folder)
+    with kept("Nothing was written."):
+        from eval.export.export import export as write
+
+        write(source, to, folder, console)
 
 
 @app.command()

@@ -23,6 +23,8 @@ from shard_builder.readers import READERS
 from trainer.config import TrainConfig
 from trainer.models.texts import TEXTS
 from trainer.objectives import OBJECTIVES
+from trainer.optim.optimizers import OPTIMIZERS
+from trainer.optim.schedules import SCHEDULES
 from trainer.samplers import SAMPLERS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "recipes.md"
@@ -65,6 +67,8 @@ RECIPES = {
         {
             "data.sampler": Table(SAMPLERS, ("epoch",)),
             "objective": Table(OBJECTIVES),
+            "optim.optimizer": Table(OPTIMIZERS),
+            "optim.schedule": Table(SCHEDULES),
             "model.text": Table(TEXTS),
         },
         {"model.tower": TOWER_FAMILIES},

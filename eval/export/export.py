@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from core.errors import ConfigError, StorageError, did_you_mean
 from core.storage import publish_folder
 from eval.encoder import LoadedEncoder, load_encoder
 from eval.export import FORMS
+from eval.export.early import expect_exportable
+from eval.export.form import Form
 from eval.export.model_card import model_card
 
 CARD, FACTS = "README.md", "encoder.json"
@@ -32,14 +34,13 @@ def export(run: Path, to: str, out: Path, console: Console) -> Path:
         CheckpointError: there is no checkpoint, or it is damaged.
         StorageError: the folder holds other things, or cannot be written; nothing is left.
     """
-    if to not in FORMS:
-        raise ConfigError(f"export: no form '{to}'.{did_you_mean(to, FORMS)}")
-    _expect_room(out)
+    expect_exportable(run, to, out)
+    write: Form = import_module(FORMS[to]).write
     encoder = load_encoder(run, torch.device("cpu"))
     encoder.model.to(memory_format=torch.contiguous_format)  # the order that files know
 
     def fill(folder: Path) -> None:
-        code = FORMS[to](encoder, folder)
+        code = write(encoder, folder)
         (folder / FACTS).write_text(json.dumps(facts(encoder, to), indent=1, ensure_ascii=False) + "\n", "utf-8")
         (folder / CARD).write_text(model_card(encoder, to, code), "utf-8")
 
@@ -65,13 +66,6 @@ def facts(encoder: LoadedEncoder, form: str) -> dict[str, Any]:
         "checkpoint": encoder.path.name,
         "fingerprint": encoder.fingerprint,
     }
-
-
-def _expect_room(out: Path) -> None:
-    if out.resolve() in (Path.cwd(), Path.home(), Path("/")):
-        raise StorageError(f"export: {out} is no folder of its own. Name a new one, as exported/mine.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise StorageError(f"export: {out} holds other things. Name a new folder, or delete that one.")
 
 
 def _published(fill: Callable[[Path], None], out: Path) -> None:

@@ -20,7 +20,7 @@ GRAPH, INPUT, OUTPUT = "image_encoder.onnx", "images", "features"
 _ONE_FILE = 1_500_000_000  # bytes of weights; a file of this kind holds at most 2 GiB
 
 
-def write_onnx(encoder: LoadedEncoder, folder: Path) -> str:
+def write(encoder: LoadedEncoder, folder: Path) -> str:
     """`image_encoder.onnx`; what it gives in onnxruntime is compared before it leaves."""
     onnx, onnxruntime = _libraries()
     whole = WholeEncoder(encoder).eval()

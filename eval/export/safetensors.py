@@ -10,7 +10,7 @@ from eval.export.form import save_tensors
 ENCODER = "encoder.safetensors"
 
 
-def write_safetensors(encoder: LoadedEncoder, folder: Path) -> str:
+def write(encoder: LoadedEncoder, folder: Path) -> str:
     """`encoder.safetensors`: towers and heads by the names that checkpoints use."""
     save_tensors(encoder.model.state_dict(), folder / ENCODER)
     lines = [

@@ -11,7 +11,7 @@ from trainer.models.towers.timm import save_timm_tower
 from trainer.models.towers.tower import Tower
 
 
-def write_timm(encoder: LoadedEncoder, folder: Path) -> str:
+def write(encoder: LoadedEncoder, folder: Path) -> str:
     """`config.json` and `model.safetensors`, as timm writes them, and `head.safetensors`."""
     name = encoder.identity["model"]["tower"]
     if not name.startswith("timm:"):

@@ -12,7 +12,7 @@ from trainer.models.towers.torchvision import library_call
 TOWER = "tower.safetensors"
 
 
-def write_torchvision(encoder: LoadedEncoder, folder: Path) -> str:
+def write(encoder: LoadedEncoder, folder: Path) -> str:
     """`tower.safetensors` and `head.safetensors`."""
     family, _, name = encoder.identity["model"]["tower"].rpartition(":")
     if family not in ("", "torchvision"):

@@ -13,10 +13,10 @@ from rich.console import Console
 from saved_runs import write_run
 from shard_sets import make_shard_set
 
-import eval.export.export as exporting
 from core.errors import ConfigError, ShardclipError, StorageError
 from eval.encoder import load_encoder
 from eval.export import FORMS
+from eval.export.early import expect_exportable
 from eval.export.export import export
 from eval.export.form import MOST_APART, expect_equal
 
@@ -137,9 +137,7 @@ def test_a_form_that_cannot_be_had_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
-def test_a_folder_that_holds_other_things_is_refused_and_an_empty_one_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_holds_other_things_is_refused(tmp_path: Path) -> None:
     run, out = write_run(tmp_path / "run"), tmp_path / "out"
     out.mkdir()
     export(run, "safetensors", out, QUIET)
@@ -148,12 +146,9 @@ def test_a_folder_that_holds_other_things_is_refused_and_an_empty_one_taken(
         with pytest.raises(StorageError, match="holds other things"):
             export(run, "safetensors", place, QUIET)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    monkeypatch.chdir(empty)
-    for place in (Path(""), Path("/"), Path.home()):
-        with pytest.raises(StorageError, match="is no folder of its own"):
-            exporting._expect_room(place)
+    for place in (Path("/"), Path.home()):
+        with pytest.raises(ConfigError, match="Name a folder of its own"):
+            expect_exportable(run, "safetensors", place)
 
 
 def test_an_export_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +159,7 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
         (folder / "half").write_text("half")
         raise RuntimeError("planted")
 
-    monkeypatch.setitem(FORMS, "safetensors", half)  # type: ignore[arg-type]
+    monkeypatch.setattr("eval.export.safetensors.write", half)
     for out in (tmp_path / "out", empty):
         with pytest.raises(RuntimeError, match="planted"):
             export(run, "safetensors", out, QUIET)
