@@ -106,7 +106,8 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
         results |= _of_text(work, shard_set, found, ranks, own_captions)
     results["figures"] = figures_of(subject)
     if labelled:
-        results |= _of_classes(work, labelled, found if labelled.shard_set is shard_set else None, results)
+        is_whole = labelled.shard_set is shard_set and own_captions is None  # not only the pictures of a captions file
+        results |= _of_classes(work, labelled, found if is_whole else None, results)
 
     results["seconds"] = round(time.monotonic() - started, 1)
     save_features(found, out / FEATURES, encoder.fingerprint, shard_set.fingerprint)

@@ -39,6 +39,10 @@ class RightAnswers:
     images: np.ndarray
     holds: np.ndarray
 
+    def __post_init__(self) -> None:
+        for name in ("says", "images", "holds"):  # as they can be saved
+            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=np.int64))
+
     def of_images(self, images: np.ndarray, texts: np.ndarray) -> RightAnswers:
         """The same of some images, numbered anew, and some texts."""
         row = np.full(max(self.images.max(), images.max()) + 1, -1)

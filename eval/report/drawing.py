@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from matplotlib import font_manager, rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from core.fonts import wide_fonts
 from core.storage import publish_bytes
-from eval.report.lettering import cut, in_lines
+from eval.report.lettering import cut, in_lines, thousands
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,7 @@ def curves(
         axes.plot(one.x, y, color=colour, linewidth=2, label=one.name, zorder=3, marker=marker, markersize=4.5)
         endings.append((float(y[-1]), one.x[-1], colour))
     axes.set_xlabel("samples seen")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     if percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
@@ -322,7 +326,19 @@ def _figure(theme: Theme, width: float, height: float, title: str, note: str) ->
     return figure, axes
 
 
+@lru_cache
+def _fall_back_on_wide_fonts() -> None:
+    """For letters that DejaVu lacks; once, before any text is made."""
+    fonts = wide_fonts()
+    for font in fonts:
+        font_manager.fontManager.addfont(font)
+    rcParams["font.family"] = ["DejaVu Sans", *(font_manager.FontProperties(fname=f).get_name() for f in fonts)]
+    # They have one weight, which matplotlib tells at every heading.
+    logging.getLogger("matplotlib.font_manager").addFilter(lambda said: "font weight" not in said.getMessage())
+
+
 def _headline(figure: Figure, theme: Theme, title: str, note: str, height: float) -> None:
+    _fall_back_on_wide_fonts()
     left = 0.15 / figure.get_figwidth()
     figure.text(left, 1 - 0.12 / height, title, color=theme.ink, fontsize=14, fontweight="bold", va="top")
     room = int(figure.get_figwidth() * 13.5)
@@ -380,10 +396,3 @@ def _smooth(y: np.ndarray) -> np.ndarray:
     centre = np.arange(len(y))
     reach = np.minimum(half, np.minimum(centre, len(y) - 1 - centre))
     return (total[centre + reach + 1] - total[centre - reach]) / (2 * reach + 1)
-
-
-def _thousands(value: float) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:g}{unit}"
-    return f"{value:g}"

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from functools import lru_cache
-from pathlib import Path
 from textwrap import wrap
-
-from matplotlib import font_manager, rcParams
 
 from core.fonts import base_font, shown, wide_fonts
 
@@ -29,17 +24,12 @@ def in_lines(text: str, width: int, most_lines: int) -> str:
 
 def _drawable(text: str) -> str:
     """In letters of the fonts that there are; a dollar is a dollar, and no formula begins with it."""
-    return shown(text, (base_font(), *_wide_families())).replace("$", r"\$")
+    return shown(text, (base_font(), *wide_fonts())).replace("$", r"\$")
 
 
-@lru_cache
-def _wide_families() -> tuple[Path, ...]:
-    """Fonts of this machine that matplotlib falls back on from now on, for letters that DejaVu lacks."""
-    fonts = wide_fonts()
-    if fonts:  # they have one weight, which matplotlib tells at every heading
-        logging.getLogger("matplotlib.font_manager").addFilter(lambda said: "font weight" not in said.getMessage())
-    for font in fonts:
-        font_manager.fontManager.addfont(font)
-    names = [font_manager.FontProperties(fname=font).get_name() for font in fonts]
-    rcParams["font.family"] = ["DejaVu Sans", *names]
-    return fonts
+def thousands(value: float) -> str:
+    """`12k`, `3.4M`."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"

@@ -82,6 +82,13 @@ def test_captions_closer_than_0_95_say_the_same() -> None:
     assert float(negatives_report(rows_of(0.94))["false_negative_rate"]) == 0
 
 
+@pytest.mark.parametrize(("left_out_above", "counted"), [(None, 1), (0.97, 1), (0.95, 0), (0.5, 0)])
+def test_what_the_objective_leaves_out_counts_for_nothing(left_out_above: float | None, counted: int) -> None:
+    report = negatives_report(rows_of(0.96), left_out_above=left_out_above)
+    assert float(report["rows_with_counted_false_negative"]) == counted
+    assert float(report["rows_with_false_negative"]) == 1
+
+
 def test_one_row_alone_has_no_negatives() -> None:
     alone = Values({"text": torch.ones(1, 2)}, {"image_id": torch.zeros(1)}, {}).rows()
     assert float(negatives_report(alone)["false_negative_rate"]) == 0
