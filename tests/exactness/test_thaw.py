@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,14 @@ def test_a_run_that_is_stopped_between_two_thaws_goes_on_to_the_bit(tmp_path: Pa
     assert gloo.run(world_size, train_worker, broken) == [0] * world_size
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
     assert end_state(tmp_path / "broken") == end_state(tmp_path / "whole")
-    thawed = [(e["step"], e["frozen"]) for e in read_events(tmp_path / "whole") if e["event"] == "thawed"]
-    assert thawed == [(3, "stage3"), (6, "conv1"), (9, "nothing")]
+    whole_thawed, broken_thawed = (
+        [(e["step"], e["frozen"]) for e in read_events(tmp_path / run) if e["event"] == "thawed"]
+        for run in ("whole", "broken")
+    )
+    assert whole_thawed == [(3, "stage3"), (6, "conv1"), (9, "nothing")]
+    # Each opening is in its stage already. One process is saved at step 4 and comes to step 6 twice; two learn of the
+    # signal later, are saved at step 6, and open thawed.
+    assert [step for step, _ in broken_thawed] == {1: [3, 6, 6, 9], 2: [3, 9]}[world_size]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -93,6 +100,28 @@ def test_one_and_two_processes_thaw_alike(tmp_path: Path) -> None:
     one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
     assert one.keys() == two.keys()
     assert max(abs(float(one[step]) - float(two[step])) for step in one) <= 1e-5
+
+
+def wrappers_at_the_end(values: dict[str, Any]) -> tuple[int | str, int]:
+    """In one process of a group: the exit code, and how many wrappers there are when the last step is done."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    from trainer.run.run import Run
+
+    left, finish = [], Run.finish
+
+    def count_and_finish(run: Run) -> None:
+        gc.collect()
+        left.append(sum(isinstance(x, DistributedDataParallel) for x in gc.get_objects()))
+        finish(run)
+
+    Run.finish = count_and_finish  # type: ignore[method-assign]
+    return train_worker(values), left[0]
+
+
+def test_a_wrapper_of_before_a_thaw_keeps_no_memory(tmp_path: Path) -> None:
+    values = recipe(tmp_path, **{**SMALL, "epochs": 1, "data": {"val": []}, "objective": "nt_xent"})
+    assert gloo.run(2, wrappers_at_the_end, values) == [(0, 1), (0, 1)]
 
 
 def keep_the_wrapper() -> None:

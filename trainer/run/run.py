@@ -128,7 +128,7 @@ class Run:
         if until == image_encoder.frozen_until:
             return
         with self.telemetry.paused():
-            was, image_encoder_params = image_encoder.frozen_until, image_encoder.tower.parameters()
+            was = image_encoder.frozen_until
             image_encoder.freeze_until(until)
             self.model = wrapped_anew(self.model, self.accelerator)
             if self.config.model.compile:
@@ -136,7 +136,7 @@ class Run:
             self.telemetry.flops_per_image = self.count_flops()
             ratios = self.prove(self.model)
         if is_main():
-            count = sum(p.numel() for p in image_encoder_params if p.requires_grad)
+            count = sum(p.numel() for p in image_encoder.tower.parameters() if p.requires_grad)
             record_event(self.folder.path, "thawed", step - 1, was_frozen=was, frozen=until, trained=count)
             console.print(f"step {step:>6}: thawed from {was} to {until}; {count:,} parameters of the tower train now")
         checks = {names.grad_ratio(group): ratio for group, ratio in ratios.items()}

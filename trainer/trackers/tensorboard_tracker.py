@@ -64,7 +64,7 @@ class TensorBoardTracker:
         for superseded in folder.glob(_EVENTS):
             os.truncate(superseded, 0)
         self._writer = SummaryWriter(str(folder), purge_step=0, flush_secs=_FLUSH_S)
-        self._last_step = 0
+        self._last_step = -1
         self._writer.add_text("config", _as_code(dump_yaml(run.config)), 0)
 
     def log(self, metrics: Mapping[str, Metric], step: int, samples_seen: int) -> None:
@@ -77,7 +77,8 @@ class TensorBoardTracker:
                 self._writer.add_text(name, value, step, time_s)
             else:
                 self._writer.add_scalar(name, value, step, time_s)
-        self._writer.add_scalar("samples_seen", samples_seen, step, time_s)
+        if step > self._last_step:  # several calls may name the same step
+            self._writer.add_scalar("samples_seen", samples_seen, step, time_s)
         self._last_step = step
 
     def log_image(self, key: str, path: Path, caption: str, step: int) -> None:
@@ -101,7 +102,7 @@ class TensorBoardTracker:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         if summary:
-            self._writer.add_text("summary", _as_code(dump_yaml(summary)), self._last_step)
+            self._writer.add_text("summary", _as_code(dump_yaml(summary)), max(self._last_step, 0))
         self._writer.close()
 
 
