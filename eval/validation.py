@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core.class_captions import answer_ids
 from core.columns import column_names
-from core.distributed import is_main, on_main, rank, world_size
+from core.distributed import on_main, rank, world_size
 from core.errors import ConfigError, WeightsError
 from core.shard_set import ShardSet
 from eval.best import check_best_by, score
@@ -137,11 +137,6 @@ def make_validation(
         pictures_alone = {name: column for name, column in columns.items() if name != TEXT}
         gallery_loader = _loader(train_set, pictures_alone, config, accelerator, plan.gallery)
     classes = joint_classes(plan.labels, plan.gallery) if plan.labels else ()
-    if val_set.class_captions and objective.needs_text and is_main():
-        console.print(
-            f"{' + '.join(val_set.urls)}: captions are made from class names, so recall counts every sample of a class "
-            "as right: it cannot be compared with that of captioned sets."
-        )
     prompts = on_main(lambda: _class_prompts(val_set, plan, config, accelerator.device)) if plan.named else None
 
     def report(
@@ -202,6 +197,11 @@ def _class_prompts(
         WeightsError: so it is, and `best_by` asks for a figure of classes.
     """
     assert plan.named is not None
+    if val_set.class_captions:
+        console.print(
+            f"{' + '.join(val_set.urls)}: captions are made from class names, so recall counts every sample of a class "
+            "as right: it cannot be compared with that of captioned sets."
+        )
     try:
         return class_prompts(val_set, plan.named, config.build_text() is not None, device)
     except WeightsError as error:
