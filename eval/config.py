@@ -20,9 +20,8 @@ class EvalConfig:
 
     checkpoint: Path  # a run folder (its best checkpoint), RUN/best, RUN/latest or a checkpoint folder
     shards: tuple[str, ...]  # images with captions: retrieval, queries, unlabelled zero-shot; with labels: k-NN
-    captions: Path | None = (
-        None  # a .jsonl of captions in place of the shards' own: {"image_id": ..., "captions": [...]}
-    )
+    # A .jsonl of captions in place of the shards' own: {"image_id": ..., "captions": [...]} in each line.
+    captions: Path | None = None
     equal_captions: bool = False  # equal captions of other images are right answers too; False: the field's protocols
     out: Path | None = None  # None: the run folder
     protocols: tuple[str, ...] = ("full",)  # full, coco-5k, coco-1k-5fold; the first one is the headline

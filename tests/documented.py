@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-_OF_PYTHON = ("extending.md", "mutants.md", "log.md")  # code for those who change it, and history
+_OF_PYTHON = ("extending.md", "python.md", "mutants.md", "log.md")  # code for those who change it, and history
 _OTHER_LANGUAGES = ("```python", "```html")
 _OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_0-9]+)*=\S*")
 _CODE = re.compile(r"`([^`\n]+)`")
+_CALL = re.compile(r"\w\(")  # of Python, whose arguments look alike
 _COMMAND = re.compile(r"shardclip (\w[\w-]*)")
 
 
@@ -48,7 +49,8 @@ def _of_page(page: Path) -> list[Written]:
             continue
         pieces = [line] if fence or line.startswith("    ") else _CODE.findall(line)
         for piece in pieces:
-            found += _of_code(piece, page, number)
+            if not _CALL.search(piece):
+                found += _of_code(piece, page, number)
     return found
 
 

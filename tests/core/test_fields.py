@@ -44,6 +44,8 @@ MANIFEST = Manifest(
     skipped={"missing_image": 2},
     build_fingerprint="b",
     fingerprint="f",
+    captions="given",
+    num_cut_captions=3,
 )
 FIRST = MANIFEST.shards[0]
 DEFAULTS: dict[Place, Manifest] = {  # what is read without this field; without any other the manifest is refused
@@ -51,6 +53,8 @@ DEFAULTS: dict[Place, Manifest] = {  # what is read without this field; without 
     ("classes",): replace(MANIFEST, classes=()),
     ("build_fingerprint",): replace(MANIFEST, build_fingerprint="f", fingerprint=""),  # as it was called before
     ("fingerprint",): replace(MANIFEST, fingerprint=""),
+    ("captions",): replace(MANIFEST, captions=""),
+    ("num_cut_captions",): replace(MANIFEST, num_cut_captions=0),
     ("format_version",): MANIFEST,
     ("image", "fit"): replace(MANIFEST, image=ImageSpec(224, "crop", "mixed", 80)),
     ("image", "codec"): replace(MANIFEST, image=ImageSpec(224, "pad", "jpeg", 80)),

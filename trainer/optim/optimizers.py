@@ -69,7 +69,7 @@ class SGD(OptimizerPart):
     reads = ()
     has_fused = True
 
-    momentum: float = 0.9
+    momentum: float = 0.9  # share of the step before that goes on; 0: none
     nesterov: bool = False  # look ahead (Sutskever 2013)
 
     def __post_init__(self) -> None:

@@ -65,7 +65,7 @@ class Constant(Schedule):
 class WarmRestarts(Schedule):
     """Half a cosine again and again (SGDR: Loshchilov 2017); the run ends where the last one does."""
 
-    cycles: int = 4
+    cycles: int = 4  # how often the rate falls
     growth: float = 1.0  # each cycle is so many times as long as the one before it
 
     def __post_init__(self) -> None:
