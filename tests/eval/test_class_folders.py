@@ -138,7 +138,12 @@ class PerfectEncoder(PixelEncoder):
 
 
 def validate(url, run_dir, perfect=True, **settings):
-    TEXT_ENCODERS["fake"] = FakeEncoder  # in another process
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TEXT_ENCODERS, "fake", FakeEncoder)  # also in another process
+        return validated(url, run_dir, perfect, settings)
+
+
+def validated(url, run_dir, perfect, settings):
     config = TrainConfig(
         run_dir=Path(run_dir), data=DataConfig((url,), (url,), num_workers=0), global_batch_size=6, eval_batch_size=4,
         **settings,

@@ -41,5 +41,5 @@ def test_every_build_recipe_loads_without_torch() -> None:
 
 
 def test_an_import_of_torch_would_be_seen() -> None:
-    done = run(PROGRAM.replace("import core.columns,", "import trainer.checkpoint.folder, core.columns,"))
+    done = run(PROGRAM.replace("import core.columns,", "import trainer.step.proof, core.columns,"))
     assert done.returncode != 0 and "torch" in done.stderr

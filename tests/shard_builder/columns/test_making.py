@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import time
@@ -167,6 +168,9 @@ def test_labels_of_a_killed_build_are_replaced(built: Path, cache: Path, tmp_pat
     labels = built / "columns" / "labels"
     whole = folder_bytes(built)
     (built / "manifest.json").unlink()  # killed just before its manifest
+    (built / ".build").mkdir()
+    recipe = json.loads((built / "build.json").read_text())["recipe"]
+    (built / ".build" / "recipe.json").write_text(json.dumps(recipe))
     for file in built.glob("train-*"):
         file.unlink()
     (labels / "column.json").write_text("{}")

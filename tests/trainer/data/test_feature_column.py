@@ -174,9 +174,8 @@ def test_a_frozen_imagenet_tower_tells_real_classes_apart(shared_data: Path, tmp
     classes = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     if len(classes) < 2:
         pytest.skip(f"caltech15 at {shared_data} has not the classes this test knows")
-    recipe = quick_recipe(folder, tmp_path / "set", tmp_path / "cache", image=ImageConfig(size=96))
-    choice = Choice("image_folder", {"folder": str(folder)})
-    build_shards(type(recipe)(**{**vars(recipe), "source": choice, "text_encoder": Choice("minilm")}))
+    parts = {"source": Choice("image_folder", {"folder": str(folder)}), "text_encoder": Choice("minilm")}
+    build_shards(quick_recipe(folder, tmp_path / "set", tmp_path / "cache", image=ImageConfig(size=96), **parts))
     url = str(tmp_path / "set")
     path = shared_data / "weights" / "mobilenet_v2_imagenet.pth"
     (head,) = add("features", url, cache=tmp_path, tower="mobilenet_v2", weights=str(path), normalize="half")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,14 @@ with StopRequest() as stop:
     os.kill(os.getpid(), signal.SIGINT)
 print("still here")
 """
+
+
+@pytest.fixture(autouse=True)
+def a_terminal() -> Iterator[None]:
+    """A shell lets what it starts in the background ignore Ctrl-C, a test run too."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])

@@ -53,7 +53,7 @@ def test_options_import_no_torch() -> None:
         ({"hidden_dim": "-3"}, "hidden_dim is -3"),
         ({"dropout": "1"}, "dropout is 1.0: it is a probability"),
         ({"dropout": "-0.1"}, "dropout is -0.1"),
-        ({"tokens": ""}, "tokens is empty"),
+        ({"tokens": ""}, "tokens is blank"),
         ({"modell": "x"}, "unknown option 'modell'"),
         ({"hidden_dim": "wide"}, "hidden_dim is 'wide': a whole number is needed"),
     ],
