@@ -190,7 +190,7 @@ def _mend(
     embed_with_progress(config.text_encoder, encoder, captions, config.caption_cache, config.text_batch_size, bar)
     tasks = {plan.name: _task(config, plan, encoder) for plan in wanted}
     repair(config.out, tasks, lost, engine, console)
-    ShardSet.open(config.out, text="")
+    ShardSet.open(config.out, config.cache_dir.expanduser(), text="")
 
 
 def _all_skips(inputs: Inputs, results: Iterable[ShardResult]) -> list[Skip]:

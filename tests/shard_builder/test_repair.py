@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pytest
 from holds import Hold
 from photo_folders import folder_bytes, picture
@@ -85,6 +88,17 @@ def test_a_lost_shard_comes_back_to_the_byte(
     assert "1 of 4 shards are missing or damaged" in said and "repaired" in said
     assert verify(built.out, console, workers=1) == []
     build_shards(built, console)
+    assert "nothing to do" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_remote_set_gets_its_shard_back(built: BuildConfig, console: Console) -> None:
+    url = f"memory://bucket-{time.time_ns()}/set"
+    memory, folder = fsspec.filesystem("memory"), url.removeprefix("memory:/")
+    memory.put(built.out, folder, recursive=True)
+    memory.rm(f"{folder}/train-00001.tar")
+    build_shards(replace(built, out=url), console)
+    assert memory.cat_file(f"{folder}/train-00001.tar") == (Path(built.out) / "train-00001.tar").read_bytes()
+    build_shards(replace(built, out=url), console)
     assert "nothing to do" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
