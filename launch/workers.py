@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from trainer.guard.peer_watch import PEER_LOST_EXIT_CODE
-from trainer.guard.signals import REQUEUE_EXIT_CODE, STOP_SIGNALS, hold_interrupts
+from trainer.guard.signals import INTERRUPTED, REQUEUE_EXIT_CODE, STOP_SIGNALS, hold_interrupts
 
 # What reaches this process alone is meant for all; after these there is nothing to save for.
 END_SIGNALS = (signal.SIGHUP, signal.SIGQUIT)
@@ -25,8 +25,9 @@ def run_workers(
     """Run a process per environment until all have ended; returns the exit code of them all (`common_code`).
 
     Each is told of every signal that this process has `received` and will receive (`caught_signals`). None outlives
-    the others for long: after a signal, or another one's own error, they have `save_s` seconds to leave, after a loss
-    `FAREWELL_S`; then they are killed. A second SIGINT is a person who does not want to wait: they are killed at once.
+    the others for long: after a signal, or another one's own error, they have `save_s` seconds to leave; after a loss,
+    or once one has left that had no run to save, `FAREWELL_S`. Then they are killed. A second SIGINT is a person who
+    does not want to wait: they are killed at once.
 
     Args:
         environments: one for each process, with its `RANK` and the `WORLD_SIZE`.
@@ -90,7 +91,8 @@ def _patience_s(code: int, save_s: float) -> float:
     if code == 0:
         return float("inf")  # it had nothing left to do: the first process writes the last files
     # Whoever was asked to leave, or ends with an error of its own, may have a checkpoint under way to bring to its end.
-    return FAREWELL_S if code < 0 or code == PEER_LOST_EXIT_CODE else save_s
+    # Whoever left at once (`INTERRUPTED`) had no run to save, and the others wait for it in vain.
+    return FAREWELL_S if code < 0 or code in (PEER_LOST_EXIT_CODE, INTERRUPTED) else save_s
 
 
 @contextmanager

@@ -61,12 +61,13 @@ def build_shards(config: BuildConfig, console: Console | None = None) -> Manifes
     started = time.monotonic()
     expect_places(config)
     engine = parts.build(ENGINES, config.engine, "engine", workers=config.num_workers)
-    with engine, ExitStack() as held:
+    with ExitStack() as held:
         inputs = read_inputs(config.source, config.split)
         console.print(f"{len(inputs.records):,} images, {len(inputs.captions):,} distinct captions -> {config.out}")
         encoder = text_encoder_spec(config.text_encoder)
         # Only now: it makes the folder, and a mistake in the recipe leaves none.
         held.enter_context(lock(_lock_path(config), f"a build of {config.out}"))
+        held.enter_context(engine)  # left before the lock: no worker writes into a folder that is another build's
         library = engine.call(imaging_library)
         say_which_library(library, console)
         recipe = recipe_of(_settings(config), inputs.records, inputs.skipped, inputs.image_bytes, library, encoder)
@@ -189,7 +190,7 @@ def _mend(
     embed_with_progress(config.text_encoder, encoder, captions, config.caption_cache, config.text_batch_size, bar)
     tasks = {plan.name: _task(config, plan, encoder) for plan in wanted}
     repair(config.out, tasks, lost, engine, console)
-    ShardSet.open(config.out, text="")
+    ShardSet.open(config.out, config.cache_dir.expanduser(), text="")
 
 
 def _all_skips(inputs: Inputs, results: Iterable[ShardResult]) -> list[Skip]:

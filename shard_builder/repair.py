@@ -42,29 +42,46 @@ def repair(
         tasks: by name, those of the lost shards; where they write to is chosen here.
 
     Raises:
-        DamagedError: a shard comes out different; it is left as it was, and the sentence says what differs.
+        DamagedError: shards come out different, once all others are published; they are left as they were, and the
+            sentence says of each what differs.
     """
     by_name = {entry.name: entry for entry in lost}
+    different: list[str] = []
     with _folder_beside(out) as folder, progress_bar(console, "images", total=None) as show:
         again = [replace(tasks[entry.name], out=str(folder)) for entry in lost]
         for task, result in engine.run(write_shard, again, show):
             entry = by_name[task.name]
             if result.entry is None or result.entry != replace(entry, index="", embeddings=None):
-                raise DamagedError(
-                    f"{join(out, entry.name)}: written again from the sources, it is not what it was "
-                    f"({_difference(out, entry, result.entry, folder)}), so it was not put back. Restore the file from "
-                    "a copy, or build another set of what the sources hold now."
+                what = _difference(out, entry, result.entry, folder)
+                different.append(
+                    f"{join(out, entry.name)}: written again from the sources, it is not what it was ({what})"
                 )
+                continue
             for name, sha256 in ((entry.name, entry.sha256), (entry.index_name, entry.index_sha256)):
                 publish(lambda path, name=name: _copy(folder / name, path), join(out, name), sha256)  # type: ignore[misc]
             console.print(f"[green]repaired[/]: {join(out, entry.name)} is again what the manifest names.")
+    if different:
+        raise DamagedError(
+            f"{'; '.join(sorted(different))}. What differs is not put back: restore it from a copy, or build another "
+            "set of what the sources hold now."
+        )
 
 
 def _is_whole(out: str, entry: ShardEntry) -> bool:
-    tar, index = join(out, entry.name), join(out, entry.index_name)
-    if not (exists(tar) and exists(index) and size(tar) == entry.bytes):
+    tar = join(out, entry.name)
+    if not (exists(tar) and exists(join(out, entry.index_name)) and size(tar) == entry.bytes):
         return False
-    return not is_local(out) or (sha256_of(tar) == entry.sha256 and sha256_of(index) == entry.index_sha256)
+    return not is_local(out) or (
+        _has_hash(tar, entry.sha256) and _has_hash(join(out, entry.index_name), entry.index_sha256)
+    )
+
+
+def _has_hash(path: str, sha256: str) -> bool:
+    """Whether a local file has it; one that the disk does not give back (a bad sector) has none."""
+    try:
+        return sha256_of(path) == sha256
+    except OSError:
+        return False
 
 
 def _difference(out: str, entry: ShardEntry, found: ShardEntry | None, folder: Path) -> str:
@@ -76,7 +93,7 @@ def _difference(out: str, entry: ShardEntry, found: ShardEntry | None, folder: P
             return f"{now} {name.removeprefix('num_')} instead of {was}"
     index = join(out, entry.index_name)
     others = ""
-    if exists(index) and is_local(index) and sha256_of(index) == entry.index_sha256:
+    if exists(index) and is_local(index) and _has_hash(index, entry.index_sha256):
         others = _other_members(read_index(local(index)), read_index(folder / found.index_name))
     return others or f"sha256 {found.sha256[:12]} instead of {entry.sha256[:12]}"
 

@@ -87,6 +87,16 @@ def test_nobody_waits_long_for_a_process_that_has_failed(
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.parametrize("word", [f"code{128 + signal.SIGINT}", "code3"])
+def test_nobody_saves_for_long_once_one_has_left_without_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    monkeypatch.setattr(workers, "FAREWELL_S", 1.0)
+    began = time.monotonic()
+    assert run(tmp_path, word, "0", save_s=600) == int(word.removeprefix("code"))
+    assert time.monotonic() - began < 30
+
+
 def test_a_process_that_was_killed_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "code3", f"kill{signal.SIGSEGV:d}") == 3
     assert "shardclip: process 1 of 2 was ended by SIGSEGV." in capfd.readouterr().err

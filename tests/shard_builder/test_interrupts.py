@@ -15,8 +15,10 @@ from process_groups import members
 from rich.console import Console
 
 from core.config import Choice, dump_yaml
+from shard_builder import build
 from shard_builder.build import build_shards
 from shard_builder.config import BuildConfig
+from shard_builder.engines import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 MakeConfig = Callable[..., BuildConfig]
@@ -70,6 +72,26 @@ def test_an_interrupted_build_says_so_and_leaves_no_process(
         assert time.monotonic() < deadline, "a worker outlives the build"
         time.sleep(0.02)
     assert run(recipe).wait() == 0
+
+
+def test_no_worker_is_left_when_the_folder_is_free_again(
+    config: BuildConfig, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, was_free = processes._Worker.stop, []
+
+    def stop(worker: processes._Worker) -> None:
+        was_free.append(not (Path(config.out) / ".lock").exists())
+        real(worker)
+
+    def fail(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(processes._Worker, "stop", stop)
+    monkeypatch.setattr(build, "save_result", fail)
+    with pytest.raises(KeyboardInterrupt):
+        build_shards(config, console)
+    assert was_free == [False, False]
+    assert not (Path(config.out) / ".lock").exists()
 
 
 def interrupted_in_own_group(recipe: Path) -> subprocess.Popen[bytes]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pytest
 from holds import Hold
 from photo_folders import folder_bytes, picture
@@ -16,6 +20,8 @@ from rich.console import Console
 from core.config import dump_yaml
 from core.errors import DamagedError, ManifestError
 from core.shard_set import ShardSet
+from core.storage import sha256_of
+from shard_builder import repair
 from shard_builder.build import build_shards
 from shard_builder.config import BuildConfig
 from shard_builder.verify import verify
@@ -88,6 +94,17 @@ def test_a_lost_shard_comes_back_to_the_byte(
     assert "nothing to do" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def test_a_remote_set_gets_its_shard_back(built: BuildConfig, console: Console) -> None:
+    url = f"memory://bucket-{time.time_ns()}/set"
+    memory, folder = fsspec.filesystem("memory"), url.removeprefix("memory:/")
+    memory.put(built.out, folder, recursive=True)
+    memory.rm(f"{folder}/train-00001.tar")
+    build_shards(replace(built, out=url), console)
+    assert memory.cat_file(f"{folder}/train-00001.tar") == (Path(built.out) / "train-00001.tar").read_bytes()
+    build_shards(replace(built, out=url), console)
+    assert "nothing to do" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_a_shard_that_comes_out_different_is_not_put_back(
     built: BuildConfig, console: Console, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +118,41 @@ def test_a_shard_that_comes_out_different_is_not_put_back(
     with pytest.raises(DamagedError, match=r"train-00001.tar: written again .* not what it was \(image of \d samples"):
         build_shards(built, console)
     assert folder_bytes(folder) == left, "neither a shard nor litter"
+
+
+def test_a_shard_that_comes_out_different_keeps_no_other_from_coming_back(
+    built: BuildConfig, console: Console, photos: Path
+) -> None:
+    folder = Path(built.out)
+    before = folder_bytes(folder)
+    image = photos.parent / ShardSet.open(built.out).info(0)["image_id"]
+    data = bytearray(image.read_bytes())
+    data[-40] ^= 0x55
+    for name in before:
+        if name.endswith(".tar"):
+            (folder / name).unlink()
+    image.write_bytes(data)
+    with pytest.raises(DamagedError, match=r"train-00000.tar: .* not what it was \(image of 1 samples\)\. What"):
+        build_shards(built, console)
+    del before["train-00000.tar"]
+    assert folder_bytes(folder) == before
+
+
+def test_a_file_that_the_disk_does_not_give_back_is_written_again(
+    built: BuildConfig, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, bad = Path(built.out), Path(built.out) / "train-00001.idx"
+    before, bad_inode = folder_bytes(folder), bad.stat().st_ino
+
+    def read(path: str | Path) -> str:
+        if Path(path) == bad and bad.stat().st_ino == bad_inode:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return sha256_of(path)
+
+    monkeypatch.setattr(repair, "sha256_of", read)
+    build_shards(built, console)
+    assert "1 of 4 shards are missing or damaged" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert bad.stat().st_ino != bad_inode and folder_bytes(folder) == before
 
 
 def test_sources_that_changed_are_another_recipe(built: BuildConfig, console: Console, photos: Path) -> None:
