@@ -33,7 +33,7 @@ from shard_builder.caption_embeddings import embed_with_progress, text_encoder_s
 from shard_builder.columns.labels import publish_labels
 from shard_builder.config import BuildConfig
 from shard_builder.contact_sheet import CONTACT_SHEET_NAME, contact_sheet
-from shard_builder.cut_captions import CUT_NAME, cut_captions, write_cut
+from shard_builder.cut_captions import CUT_NAME, cut_captions, cut_lines, write_cut
 from shard_builder.engines import ENGINES
 from shard_builder.engines.processes import ProcessesEngine
 from shard_builder.fingerprint import fingerprint_of, recipe_of
@@ -90,13 +90,14 @@ def build_shards(config: BuildConfig, console: Console | None = None) -> Manifes
 
         ordered = [results[plan.name] for plan in plans]
         cut = cut_captions(config.text_encoder, inputs.captions)
-        used = _used_records(inputs, ordered)
-        num_cut = sum(caption in set(cut) for record in used for caption in record.captions) if cut else 0
+        cut_listed = cut_lines(_used_records(inputs, ordered), cut) if cut else []
         manifest = _manifest(config, encoder, inputs, ordered, fingerprint_of(recipe))
-        manifest = replace(manifest, fingerprint=_opened(config, manifest).fingerprint, num_cut_captions=num_cut)
+        manifest = replace(
+            manifest, fingerprint=_opened(config, manifest).fingerprint, num_cut_captions=len(cut_listed)
+        )
         files = _publish_extras(config, manifest, _all_skips(inputs, ordered), console)
-        if num_cut:
-            files[CUT_NAME] = write_cut(config.out, used, cut)
+        if cut_listed:
+            files[CUT_NAME] = write_cut(config.out, cut_listed)
         save_build(config.out, recipe, files)
         save_manifest(manifest, config.out)
         close_state(config.out)
