@@ -106,6 +106,27 @@ def test_a_shuffled_pipeline_has_every_sample_and_another_order_each_epoch(tmp_p
     assert again == epochs[0]
 
 
+@pytest.mark.parametrize("persistent", [False, True])
+def test_shuffling_workers_have_another_order_each_epoch_which_torchs_seed_decides(
+    tmp_path: Path, persistent: bool
+) -> None:
+    from webdataset import WebLoader
+
+    shards = shardclip.open_shards(make_shard_set(tmp_path, 40, samples_per_shard=4))
+
+    def epochs(torch_seed: int, seed: int = 1) -> list[list[str]]:
+        torch.manual_seed(torch_seed)
+        pipeline = shards.webdataset(shuffle=16, seed=seed, decode=None)
+        loader = WebLoader(pipeline, batch_size=None, num_workers=2, persistent_workers=persistent)
+        return [[sample["__key__"] for sample in loader] for _ in range(3)]
+
+    found = epochs(5)
+    assert len({tuple(order) for order in found}) == 3
+    assert all(sorted(order) == [sample.key for sample in shards] for order in found)
+    assert epochs(5) == found
+    assert epochs(6)[0] != found[0] and epochs(5, seed=2)[0] != found[0]
+
+
 def keys_of_this_rank(url: str, num_workers: int) -> list[str]:
     from webdataset import WebLoader
 
