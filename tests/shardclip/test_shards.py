@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from fake_encoder import expected as embedding_of
+from foreign_tars import others, write_tars
 from PIL import Image
+from rich.console import Console
 from shard_sets import make_shard_set
 from torch.utils.data import DistributedSampler
 
 import shardclip
-from core.errors import ConfigError, ManifestError
+from core.errors import ConfigError, DataError, ManifestError
+from shard_builder.index_tars import index_shards
 
 
 def lines(photos: Path) -> dict[str, dict[str, Any]]:
@@ -52,6 +55,29 @@ def test_several_sets_follow_each_other_and_a_set_without_vectors_has_none(tmp_p
     assert [sample.info["source"] for sample in shards] == ["a"] * 5 + ["b"] * 5
     with pytest.raises(ManifestError, match="no shard set is there"):
         shardclip.open_shards(tmp_path / "nowhere")
+    adopted = shardclip.open_shards(adopt(tmp_path / "adopted", others(4)))
+    assert not adopted.has_vectors and [sample.vectors for sample in adopted] == [None] * 4
+    assert adopted[0].captions == ["a text 0"]
+    assert "vectors" not in next(iter(adopted.loader(4)))
+    with pytest.raises(ManifestError, match="shardclip embed"):
+        adopted.vectors(0)
+
+
+def adopt(folder: Path, samples: list[dict[str, Any]]) -> str:
+    """Tars as others write them, indexed; they have no vectors."""
+    write_tars(folder, samples)
+    index_shards(str(folder), size=32, workers=1, console=Console(quiet=True))
+    return str(folder)
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    samples = others(4)
+    samples[3]["jpg"] = b"\xff\xd8\xff no picture"
+    shards = shardclip.open_shards(adopt(tmp_path / "adopted", samples))
+    for read in (lambda: shards[3], lambda: shards.image(3), lambda: list(shards.loader(4))):
+        with pytest.raises(DataError, match=r"\.tar: sample shop/item_3: its picture cannot be decoded \(unreadable"):
+            read()
+    assert shards[0].image.size == shards[2].image.size == (32, 32)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
