@@ -15,6 +15,7 @@ import numpy as np
 import PIL
 import simplejpeg
 from PIL import Image, UnidentifiedImageError, features
+from PIL.JpegImagePlugin import JpegImageFile
 
 from core.heif import MissingHeifError, is_heif, open_heif
 from core.manifest import ImageSpec
@@ -83,18 +84,36 @@ def decode_fitted(
 def fit_opened(image: Image.Image, size: int, fit: str) -> Image.Image:
     """A picture that was opened or made elsewhere as a square of `size` pixels, by the rules of files.
 
+    A JPEG that is open and not yet decoded goes from its bytes, so that a large one is shrunk as `decode_fitted` does;
+    the picture itself is left as it is.
+
     Raises:
         ImageError: `too_small`, or `truncated` or `unreadable` where its file is read only now.
     """
     if min(image.size) < MIN_SIDE:
         raise ImageError("too_small", f"{image.width} x {image.height}, the shorter side must have {MIN_SIDE}")
     try:
+        if (data := _bytes_of_undecoded_jpeg(image)) is not None:
+            return decode_fitted(data, size, fit, max_pixels=image.width * image.height)[0]
         turn = None if image.format == "TIFF" else _UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
         rgb = _to_rgb(image)
         return fit_image(rgb.transpose(turn) if turn is not None else rgb, size, fit)
+    except ImageError:
+        raise
     except (OSError, SyntaxError, ValueError) as error:  # of PIL's plugins
         reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
         raise ImageError(reason, f"{type(error).__name__}: {error}") from error
+
+
+def _bytes_of_undecoded_jpeg(image: Image.Image) -> bytes | None:
+    """The file of a JPEG that PIL has opened and not decoded; None of all else, and where its reader set `draft`."""
+    if not isinstance(image, JpegImageFile) or not image.tile or image.decoderconfig or image.tell() or not image.fp:
+        return None
+    at = image.fp.tell()
+    image.fp.seek(0)
+    data = image.fp.read()
+    image.fp.seek(at)
+    return data
 
 
 def _decode(data: bytes | memoryview, max_pixels: int, smallest: int | None) -> tuple[Image.Image, tuple[int, int]]:

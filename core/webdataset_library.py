@@ -6,6 +6,7 @@ The only file that imports it. `import webdataset` costs a second and may load t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,22 +23,56 @@ def pipeline(tars: Sequence[Path], *, shuffle: int, seed: int, decode: str | Non
 
     Args:
         shuffle: samples in the buffer that they are drawn from, the tars in random order; 0: as they lie on disk.
-        seed: of the order.
+        seed: of the order, which is another one each epoch; in worker processes torch's seed joins in.
         decode: how pictures are decoded, in its words: pil, rgb8, rgb, torchrgb, ...; None leaves all members as bytes.
     """
     import webdataset
 
+    share = webdataset.split_by_worker
     dataset = webdataset.WebDataset(
         [str(tar) for tar in tars],
-        shardshuffle=len(tars) if shuffle else False,
-        detshuffle=bool(shuffle),  # its only shuffle that gives every epoch another order
-        seed=seed,
+        shardshuffle=False,  # `share` does it
         nodesplitter=_node_share(),
-        workersplitter=webdataset.split_by_worker,
+        workersplitter=_ShuffledShare(share, _Shuffle(len(tars), seed)) if shuffle else share,
     )
     if shuffle:
-        dataset = dataset.compose(webdataset.detshuffle(shuffle, seed=seed))
+        dataset = dataset.compose(_Shuffle(shuffle, seed))
     return dataset.decode(decode) if decode else dataset
+
+
+@dataclass
+class _Shuffle:
+    """A stage that gives every epoch another order, in worker processes too.
+
+    The library's own `detshuffle` counts epochs in the process that reads. Workers are copies made anew for every epoch
+    and would begin to count each time, so there torch's seed of the worker joins in: it is another one each time the
+    DataLoader is gone through, and follows from `torch.manual_seed`. Workers that stay alive keep theirs, and count.
+    """
+
+    size: int  # of the buffer
+    seed: int
+    epoch: int = -1
+
+    def __call__(self, source: Iterable[Any]) -> Iterator[Any]:
+        import webdataset
+        from torch.utils.data import get_worker_info
+
+        worker = get_worker_info()
+        stage = webdataset.detshuffle(self.size, seed=self.seed + (worker.seed if worker else 0), epoch=self.epoch)
+        order: Iterator[Any] = stage.run(iter(source))
+        self.epoch = stage.epoch
+        return order
+
+
+@dataclass
+class _ShuffledShare:
+    """A worker's share of the tars, shuffled once it is known: workers need not agree on an order."""
+
+    share: Callable[[Iterable[Any]], Iterable[Any]]
+    shuffle: _Shuffle
+
+    def __call__(self, tars: Iterable[Any]) -> Iterator[Any]:
+        return self.shuffle(self.share(tars))
 
 
 def _node_share() -> Callable[..., Any]:

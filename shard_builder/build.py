@@ -28,17 +28,18 @@ from core.manifest import Manifest, TextEncoderSpec, save_manifest
 from core.places import SHARD_SET, expect_folder_of_ours, expect_no_common_folder
 from core.shard_set import ShardSet
 from core.storage import is_local, join, local, publish_bytes
-from shard_builder.build_state import close_state, finished_results, open_state, save_build, save_result
+from shard_builder.build_state import close_state, finished_results, is_begun, open_state, save_build, save_result
 from shard_builder.caption_embeddings import embed_with_progress, text_encoder_spec
 from shard_builder.columns.labels import publish_labels
 from shard_builder.config import BuildConfig
 from shard_builder.contact_sheet import CONTACT_SHEET_NAME, contact_sheet
-from shard_builder.cut_captions import CUT_NAME, cut_captions, write_cut
+from shard_builder.cut_captions import CUT_NAME, cut_captions, cut_lines, write_cut
 from shard_builder.engines import ENGINES
 from shard_builder.engines.processes import ProcessesEngine
 from shard_builder.fingerprint import fingerprint_of, recipe_of
 from shard_builder.inputs import Inputs, read_inputs
 from shard_builder.layout import ShardPlan, plan_shards
+from shard_builder.older_inputs import with_heic_left_out
 from shard_builder.progress import progress_bar, spoken_bytes, spoken_seconds, summary_table
 from shard_builder.records import Record, Skip
 from shard_builder.rejected import REJECTED_NAME, count_by_reason, write_rejected
@@ -70,7 +71,7 @@ def build_shards(config: BuildConfig, console: Console | None = None) -> Manifes
         held.enter_context(engine)  # left before the lock: no worker writes into a folder that is another build's
         library = engine.call(imaging_library)
         say_which_library(library, console)
-        recipe = recipe_of(_settings(config), inputs.records, inputs.skipped, inputs.image_bytes, library, encoder)
+        inputs, recipe = _as_begun(config, inputs, library, encoder, console)
         finished = open_state(config.out, recipe)
         if finished:
             _mend(config, encoder, inputs, finished, engine, console)
@@ -91,13 +92,14 @@ def build_shards(config: BuildConfig, console: Console | None = None) -> Manifes
 
         ordered = [results[plan.name] for plan in plans]
         cut = cut_captions(config.text_encoder, inputs.captions)
-        used = _used_records(inputs, ordered)
-        num_cut = sum(caption in set(cut) for record in used for caption in record.captions) if cut else 0
+        cut_listed = cut_lines(_used_records(inputs, ordered), cut) if cut else []
         manifest = _manifest(config, encoder, inputs, ordered, fingerprint_of(recipe))
-        manifest = replace(manifest, fingerprint=_opened(config, manifest).fingerprint, num_cut_captions=num_cut)
+        manifest = replace(
+            manifest, fingerprint=_opened(config, manifest).fingerprint, num_cut_captions=len(cut_listed)
+        )
         files = _publish_extras(config, manifest, _all_skips(inputs, ordered), console)
-        if num_cut:
-            files[CUT_NAME] = write_cut(config.out, used, cut)
+        if cut_listed:
+            files[CUT_NAME] = write_cut(config.out, cut_listed)
         save_build(config.out, recipe, files)
         save_manifest(manifest, config.out)
         close_state(config.out)
@@ -124,6 +126,24 @@ def say_which_library(library: str, console: Console) -> None:
             f"[yellow]Images are resized by {library}[/]: pillow-simd, about twice as fast, is not installed "
             "(`make setup` tries to compile it; it needs a C compiler and the headers of libjpeg and zlib)."
         )
+
+
+def _as_begun(
+    config: BuildConfig, inputs: Inputs, library: str, encoder: TextEncoderSpec, console: Console
+) -> tuple[Inputs, dict[str, Any]]:
+    """The inputs and their recipe: as an older version listed them, where it has begun or finished this very set."""
+
+    def recipe_for(found: Inputs) -> dict[str, Any]:
+        return recipe_of(_settings(config), found.records, found.skipped, found.image_bytes, library, encoder)
+
+    older = with_heic_left_out(inputs)
+    if older is None or not is_begun(config.out, recipe := recipe_for(older)):
+        return inputs, recipe_for(inputs)
+    console.print(
+        f"[yellow]{len(inputs.records) - len(older.records):,} HEIC pictures stay left out[/]: this set was begun by a "
+        "version that did not read them. Build into another out to have them."
+    )
+    return older, recipe
 
 
 def _settings(config: BuildConfig) -> dict[str, Any]:

@@ -37,9 +37,16 @@ BUILD_NAME = "build.json"
 STATE_NAME = ".build"
 
 
+def is_begun(out: str, recipe: Mapping[str, Any]) -> bool:
+    """Whether a set of this very recipe, or an unfinished build of it, lies in the folder."""
+    if exists(join(out, MANIFEST_NAME)):
+        return load_manifest(out).build_fingerprint in fingerprints_of(recipe)
+    begun = _read_json(join(out, STATE_NAME, "recipe.json"))
+    return bool(begun) and named_in_full(begun) == recipe
+
+
 def open_state(out: str, recipe: Mapping[str, Any]) -> Manifest | None:
     """The finished set of this very recipe, though it may have lost shards since; None when there is work to do.
-
 
     Raises:
         ManifestError: another recipe's set or unfinished build lies in the folder.
@@ -48,7 +55,7 @@ def open_state(out: str, recipe: Mapping[str, Any]) -> Manifest | None:
         sweep_partials(local(out))
     if exists(join(out, MANIFEST_NAME)):
         manifest = load_manifest(out)
-        if manifest.build_fingerprint not in fingerprints_of(recipe):
+        if not is_begun(out, recipe):
             raise _other_recipe(out, "holds a shard set", _read_json(join(out, BUILD_NAME)).get("recipe"), recipe)
         close_state(out)
         return manifest
@@ -56,7 +63,7 @@ def open_state(out: str, recipe: Mapping[str, Any]) -> Manifest | None:
     if not begun:
         _expect_no_shards(out)
         publish_bytes(_json_bytes(recipe), join(out, STATE_NAME, "recipe.json"))
-    elif named_in_full(begun) != recipe:
+    elif not is_begun(out, recipe):
         raise _other_recipe(out, "holds an unfinished build", begun, recipe)
     return None
 

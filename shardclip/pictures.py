@@ -65,7 +65,8 @@ def _opened(array: np.ndarray | torch.Tensor, where: str) -> Image.Image:
     if isinstance(array, np.ndarray):
         values = array
     elif hasattr(array, "detach"):
-        values = array.detach().cpu().numpy()
+        tensor = array.detach().cpu()
+        values = (tensor.float() if tensor.is_floating_point() else tensor).numpy()  # numpy knows no bfloat16
     else:
         raise DataError(f"{where}: is a {type(array).__name__}, not {_TAKEN}.")
     if values.ndim == 2:

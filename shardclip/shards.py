@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from core.errors import ConfigError
-from core.image import decode_into
+from core.errors import ConfigError, DataError
+from core.image import ImageError, decode_into
 from core.shard_index import IMAGE
 from core.shard_set import ShardSet
 from core.storage import fetch, join
@@ -81,6 +81,7 @@ class Shards(Sequence[Sample]):
         Raises:
             IndexError: there is no such sample.
             DamagedError: its bytes are not those that were written.
+            DataError: its picture cannot be decoded.
         """
         if isinstance(number, slice):
             return [self[n] for n in range(*number.indices(len(self)))]
@@ -104,11 +105,22 @@ class Shards(Sequence[Sample]):
         return self._set.text_encoder is not None
 
     def image(self, number: int) -> Image.Image:
-        """The picture of a sample, RGB, `(S, S)`; others' sets are fitted as they are in training."""
+        """The picture of a sample, RGB, `(S, S)`; others' sets are fitted as they are in training.
+
+        Raises:
+            DamagedError: its bytes are not those that were written.
+            DataError: they are, and cannot be decoded: of tars that others wrote.
+        """
         place = self._place(number)
         spec = self._set.image_spec(place)
         pixels = np.empty((spec.size, spec.size, 3), np.uint8)
-        decode_into(self._set.member(place, IMAGE), spec, pixels)
+        try:
+            decode_into(self._set.member(place, IMAGE), spec, pixels)
+        except ImageError as error:
+            raise DataError(
+                f"{self._set.describe(place)}: its picture cannot be decoded ({error}). Pass it over; "
+                "`shardclip verify` names all such samples of a set."
+            ) from error
         return Image.fromarray(pixels)
 
     def captions(self, number: int) -> list[str]:

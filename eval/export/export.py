@@ -17,8 +17,10 @@ from eval.export import FORMS
 from eval.export.early import expect_exportable
 from eval.export.form import Form
 from eval.export.model_card import model_card
+from trainer.checkpoint.weights import read_weights
+from trainer.run.exported import FACTS_FILE
 
-CARD, FACTS = "README.md", "encoder.json"
+CARD = "README.md"
 FORMAT_VERSION = 1
 
 
@@ -41,7 +43,7 @@ def export(run: Path, to: str, out: Path, console: Console) -> Path:
 
     def fill(folder: Path) -> None:
         code = write(encoder, folder)
-        (folder / FACTS).write_text(json.dumps(facts(encoder, to), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        (folder / FACTS_FILE).write_text(json.dumps(facts(encoder, to), indent=1, ensure_ascii=False) + "\n", "utf-8")
         (folder / CARD).write_text(model_card(encoder, to, code), "utf-8")
 
     _published(fill, out)
@@ -61,6 +63,7 @@ def facts(encoder: LoadedEncoder, form: str) -> dict[str, Any]:
         "objective": encoder.objective_name,
         "logit_scale": encoder.logit_scale,
         "learned": {name: float(value) for name, value in encoder.scalars.items()},
+        "parameters": {name: float(value) for name, value in read_weights(encoder.path).learned.items()},
         "text_encoder": encoder.identity["text_encoder"],
         "text": encoder.text_name,
         "checkpoint": encoder.path.name,

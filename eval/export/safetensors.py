@@ -6,13 +6,12 @@ from pathlib import Path
 
 from eval.encoder import LoadedEncoder
 from eval.export.form import save_tensors
-
-ENCODER = "encoder.safetensors"
+from trainer.run.exported import ENCODER_FILE
 
 
 def write(encoder: LoadedEncoder, folder: Path) -> str:
     """`encoder.safetensors`: towers and heads by the names that checkpoints use."""
-    save_tensors(encoder.model.state_dict(), folder / ENCODER)
+    save_tensors(encoder.model.state_dict(), folder / ENCODER_FILE)
     lines = [
         "import json",
         "",
@@ -23,7 +22,7 @@ def write(encoder: LoadedEncoder, folder: Path) -> str:
         "",
         'said = json.loads((FOLDER / "encoder.json").read_text())',
         'encoder = rebuild_encoder(said["model"])',
-        f'encoder.load_state_dict(load_file(FOLDER / "{ENCODER}"))',
+        f'encoder.load_state_dict(load_file(FOLDER / "{ENCODER_FILE}"))',
         'mean = torch.tensor(said["image"]["mean"]).view(1, 3, 1, 1)',
         'std = torch.tensor(said["image"]["std"]).view(1, 3, 1, 1)',
         "",

@@ -12,6 +12,7 @@ from core.storage import is_local, local
 from shard_builder.readers.files import read_text, require_folder
 from shard_builder.records import ReadResult, Record, Skip, clean_captions
 
+SOURCE = "image_folder"
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".heif")
@@ -42,7 +43,7 @@ def read_image_folder(
         )
     require_folder(folder, "folder")
     prompts = _prompts(templates, templates_file)
-    source = f"image_folder:{local(folder).resolve().name}"  # ids of two folders must not meet in one set
+    source = f"{SOURCE}:{local(folder).resolve().name}"  # ids of two folders must not meet in one set
     records, skipped = [], []
     class_folders = _class_folders(local(folder))
     for name, class_folder in class_folders.items():

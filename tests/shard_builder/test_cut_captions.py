@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from core.config import Choice
 from core.manifest import load_manifest
 from core.text_encoders import TEXT_ENCODERS
 from shard_builder.build import build_shards
-from shard_builder.cut_captions import cut_captions
+from shard_builder.cut_captions import cut_captions, cut_lines
 from shard_builder.preview import preview
+from shard_builder.records import Record
 from shard_builder.verify import verify
 
 LONG = "a boat on a lake with more said of it than thirty-two letters"
@@ -55,6 +57,23 @@ def test_a_build_says_which_and_how_many(tmp_path: Path, fake: None) -> None:
     preview(config.out, tmp_path / "p.png", console=console)
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert said.count("(cut by the text encoder)") == 2 and "2 captions are longer" in said
+
+
+def test_however_many_captions_there_are_those_that_are_cut_are_gone_through_once() -> None:
+    class Counted(list[str]):
+        readings = 0
+
+        def __iter__(self) -> Iterator[str]:
+            self.readings += 1
+            return super().__iter__()
+
+        def __contains__(self, caption: object) -> bool:
+            raise AssertionError("a search through the whole list for each caption")
+
+    cut = Counted(["b", "d"])
+    records = [Record(str(n), "s", f"{n}.jpg", captions) for n, captions in enumerate([("a", "b"), ("b", "c", "d")])]
+    found = [(line["image_id"], line["caption"]) for line in cut_lines(records, cut)]
+    assert found == [("0", "b"), ("1", "b"), ("1", "d")] and cut.readings == 1
 
 
 def test_without_any_nothing_is_written(tmp_path: Path, fake: None) -> None:

@@ -91,6 +91,7 @@ def test_every_way_to_hand_over_a_picture_gives_the_same_features(tmp_path: Path
         "ToTensor": to_tensor,
         "float numpy": to_tensor.numpy(),
         "half": to_tensor.half(),
+        "double": to_tensor.double(),
         "batch": to_tensor[None],
     }
     expected = encoder.encode_image(image)
@@ -100,6 +101,36 @@ def test_every_way_to_hand_over_a_picture_gives_the_same_features(tmp_path: Path
     together = encoder.encode_image(list(ways.values())[:-1])
     np.testing.assert_allclose(together, np.repeat(expected, len(ways) - 1, 0), atol=1e-6)
     assert encoder.encode_image([]).shape == (0, 8)
+
+
+def test_bfloat16_is_as_the_same_values_in_float32(tmp_path: Path) -> None:
+    encoder = shardclip.load(write_run(tmp_path / "run", size=SEEN, stored=32), device="cpu")
+    picture = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0)).bfloat16()
+    np.testing.assert_array_equal(encoder.encode_image(picture), encoder.encode_image(picture.float()))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_a_large_jpeg_that_is_open_is_encoded_as_its_file(tmp_path: Path, mode: str, is_turned: bool) -> None:
+    encoder = shardclip.load(write_run(tmp_path / "run", size=SEEN, stored=32), device="cpu")
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)  # more than eight times 32
+    exif = Image.Exif()
+    exif[0x0112] = 6 if is_turned else 1
+    path = tmp_path / "large.jpg"
+    Image.fromarray(noise).convert(mode).save(path, quality=95, exif=exif)
+    expected = encoder.encode_image(path)
+    opened = Image.open(path)
+    np.testing.assert_array_equal(encoder.encode_image(opened), expected)
+    assert opened.size == (400, 300)  # it is the caller's: nothing was done to it
+    whole = np.asarray(opened)
+    np.testing.assert_array_equal(whole, np.asarray(Image.open(path)))
+    decoded = encoder.encode_image(opened)  # all its pixels, since they are there now
+    assert np.abs(decoded - expected).max() > 0
+    with open(path, "rb") as file:
+        np.testing.assert_array_equal(encoder.encode_image(Image.open(file)), expected)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(DataError, match="picture 0: truncated"):
+        encoder.encode_image(Image.open(path))
 
 
 def test_a_turned_photograph_is_stood_upright(tmp_path: Path, photos: Path) -> None:

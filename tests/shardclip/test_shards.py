@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from fake_encoder import expected as embedding_of
+from foreign_tars import others, write_tars
 from PIL import Image
+from rich.console import Console
 from shard_sets import make_shard_set
 from torch.utils.data import DistributedSampler
 
 import shardclip
-from core.errors import ConfigError, ManifestError
+from core.errors import ConfigError, DataError, ManifestError
+from shard_builder.index_tars import index_shards
 
 
 def lines(photos: Path) -> dict[str, dict[str, Any]]:
@@ -52,6 +55,29 @@ def test_several_sets_follow_each_other_and_a_set_without_vectors_has_none(tmp_p
     assert [sample.info["source"] for sample in shards] == ["a"] * 5 + ["b"] * 5
     with pytest.raises(ManifestError, match="no shard set is there"):
         shardclip.open_shards(tmp_path / "nowhere")
+    adopted = shardclip.open_shards(adopt(tmp_path / "adopted", others(4)))
+    assert not adopted.has_vectors and [sample.vectors for sample in adopted] == [None] * 4
+    assert adopted[0].captions == ["a text 0"]
+    assert "vectors" not in next(iter(adopted.loader(4)))
+    with pytest.raises(ManifestError, match="shardclip embed"):
+        adopted.vectors(0)
+
+
+def adopt(folder: Path, samples: list[dict[str, Any]]) -> str:
+    """Tars as others write them, indexed; they have no vectors."""
+    write_tars(folder, samples)
+    index_shards(str(folder), size=32, workers=1, console=Console(quiet=True))
+    return str(folder)
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    samples = others(4)
+    samples[3]["jpg"] = b"\xff\xd8\xff no picture"
+    shards = shardclip.open_shards(adopt(tmp_path / "adopted", samples))
+    for read in (lambda: shards[3], lambda: shards.image(3), lambda: list(shards.loader(4))):
+        with pytest.raises(DataError, match=r"\.tar: sample shop/item_3: its picture cannot be decoded \(unreadable"):
+            read()
+    assert shards[0].image.size == shards[2].image.size == (32, 32)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -104,6 +130,27 @@ def test_a_shuffled_pipeline_has_every_sample_and_another_order_each_epoch(tmp_p
     assert epochs[0] != epochs[1] and in_order not in epochs
     again = [sample["__key__"] for sample in shards.webdataset(shuffle=16, seed=1)]
     assert again == epochs[0]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_shuffling_workers_have_another_order_each_epoch_which_torchs_seed_decides(
+    tmp_path: Path, persistent: bool
+) -> None:
+    from webdataset import WebLoader
+
+    shards = shardclip.open_shards(make_shard_set(tmp_path, 40, samples_per_shard=4))
+
+    def epochs(torch_seed: int, seed: int = 1) -> list[list[str]]:
+        torch.manual_seed(torch_seed)
+        pipeline = shards.webdataset(shuffle=16, seed=seed, decode=None)
+        loader = WebLoader(pipeline, batch_size=None, num_workers=2, persistent_workers=persistent)
+        return [[sample["__key__"] for sample in loader] for _ in range(3)]
+
+    found = epochs(5)
+    assert len({tuple(order) for order in found}) == 3
+    assert all(sorted(order) == [sample.key for sample in shards] for order in found)
+    assert epochs(5) == found
+    assert epochs(6)[0] != found[0] and epochs(5, seed=2)[0] != found[0]
 
 
 def keys_of_this_rank(url: str, num_workers: int) -> list[str]:

@@ -21,6 +21,7 @@ from trainer.models.config import SUFFIXES
 from trainer.models.towers.weights import read_state_dict
 from trainer.models.trained import TrainedModel
 from trainer.pictures.normalization import Normalization
+from trainer.run.exported import read_facts
 from trainer.run.folder import CHECKPOINTS
 
 TOWER, HEAD, TEXT = "image_encoder.tower.", "image_encoder.head.", "text_encoder."
@@ -79,7 +80,7 @@ def read_source(config: TrainConfig) -> Source | None:
 
     Raises:
         CheckpointError, WeightsError: nothing is there, or it is damaged.
-        ConfigError: a file of tower weights, and nothing says how its pictures were normalised.
+        ConfigError: a file of weights, and nothing says how its pictures were normalised.
     """
     if config.start_from is None:
         return None
@@ -89,6 +90,9 @@ def read_source(config: TrainConfig) -> Source | None:
     if not path.is_file() and not (path.suffix in SUFFIXES and not path.exists()):
         return _of_checkpoint(resolve_checkpoint(path), config)
     state = read_state_dict(path, "start_from")
+    if (facts := read_facts(path)) is not None:
+        learned = {name: torch.tensor(value) for name, value in facts.parameters.items()}
+        return _of_identity(path, state, learned, facts.identity, facts.objective, config)
     is_encoder = any(name.startswith((TOWER, HEAD)) for name in state)
     if config.start_parts != "head" and config.model.normalize == "auto":
         raise ConfigError(
@@ -150,13 +154,25 @@ def _own_checkpoint(config: TrainConfig) -> Path | None:
 
 def _of_checkpoint(path: Path, config: TrainConfig, is_own: bool = False) -> Source:
     weights = read_weights(path)
-    model: Mapping[str, Any] = weights.identity["model"]
-    objective = convert(weights.identity["config"].get("objective", "infonce"), Choice, f"{path}: objective")
+    objective = convert(weights.identity["config"].get("objective", "infonce"), Choice, f"{path}: objective").name
+    return _of_identity(path, weights.encoder, weights.learned, weights.identity, objective, config, is_own)
+
+
+def _of_identity(
+    path: Path,
+    encoder: Mapping[str, Tensor],
+    learned: Mapping[str, Tensor],
+    identity: Mapping[str, Any],
+    objective: str,
+    config: TrainConfig,
+    is_own: bool = False,
+) -> Source:
+    model: Mapping[str, Any] = identity["model"]
     has_tower = is_own or config.start_parts != "head"
     normalization = Normalization(tuple(model["mean"]), tuple(model["std"])) if has_tower else None
-    spec = weights.identity.get("text_encoder")
+    spec = identity.get("text_encoder")
     return Source(
-        path, weights.encoder, weights.learned, objective.name, normalization, model["tower"],
+        path, encoder, learned, objective, normalization, model["tower"],
         TextEncoderSpec(**spec) if spec else None, is_own,
     )  # fmt: skip
 

@@ -13,12 +13,18 @@ from rich.console import Console
 from saved_runs import write_run
 from shard_sets import make_shard_set
 
-from core.errors import ConfigError, ShardclipError, StorageError
+from core.config import from_mapping
+from core.errors import CheckpointError, ConfigError, ShardclipError, StorageError
+from core.manifest import TextEncoderSpec
 from eval.encoder import load_encoder
 from eval.export import FORMS
 from eval.export.early import expect_exportable
 from eval.export.export import export
 from eval.export.form import MOST_APART, expect_equal
+from trainer.config import TrainConfig
+from trainer.models.build import build_encoder
+from trainer.models.trained import TrainedModel
+from trainer.run.start_from import Source, Start, fill, read_source
 
 QUIET = Console(quiet=True)
 SIZE = 32
@@ -90,6 +96,39 @@ def test_temperature_and_what_pictures_need_leave_too(tmp_path: Path) -> None:
     assert (
         "the longer side resized to 40" in card and "resized to 24 x 24" in card and "10.0000 (1 / temperature)" in card
     )
+
+
+def test_another_run_starts_from_an_exported_encoder_as_from_its_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", objective="siglip")
+    file = export(run, "safetensors", tmp_path / "out", QUIET) / "encoder.safetensors"
+
+    def start(start_from: Path, text_encoder: TextEncoderSpec | None = None) -> tuple[Source, TrainedModel, Start]:
+        values: dict[str, Any] = {"run_dir": tmp_path / "new", "data": {"train": "set"}, "global_batch_size": 8}
+        values |= {"objective": {"name": "siglip", "init_bias": -3}, "model": {"tower": "small", "hidden_dim": 16}}
+        config = from_mapping(TrainConfig, {**values, "start_from": str(start_from)}, "test")
+        source, objective = read_source(config), config.build_objective()
+        assert source is not None
+        model = TrainedModel(build_encoder(config.model, objective, 8, SIZE, None, source.normalization), objective)
+        begun = fill(model, source, config, text_encoder)
+        assert begun is not None
+        return source, model, begun
+
+    (source, model, begun), (_, of_run, of_run_begun) = start(file), start(run)
+    assert begun.left == of_run_begun.left == {} and begun.taken == of_run_begun.taken
+    assert {"logit_scale", "logit_bias"} <= set(begun.taken) and model.learned["logit_bias"].item() == -10
+    for name, tensor in of_run.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    other = TextEncoderSpec("other", "0", 8, "1" * 64)
+    with pytest.raises(ConfigError, match="captions embedded by random .* by other .*start_parts=tower"):
+        start(file, other)
+    assert source.normalization == model.encoder.normalization
+    facts = json.loads((tmp_path / "out/encoder.json").read_text())
+    facts["model"] |= {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}
+    (tmp_path / "out/encoder.json").write_text(json.dumps(facts))
+    assert start(file)[0].normalization == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    (tmp_path / "out/encoder.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="encoder.json beside encoder.safetensors is damaged .* Export again"):
+        start(file)
 
 
 def test_the_card_has_recall_data_and_recipe(tmp_path: Path) -> None:
