@@ -80,6 +80,7 @@ SOUND = [
     "data.val=null",
     "optim.ema_decay=0.9 optim.part_lr={{head:_0.1}}",
     "data.sampler={{name:_mix,weights:_[1]}}",
+    "epochs=2 model.thaw={{50%:_layer3}} optim.part_lr={{tower:_0.1}}",
 ]
 
 
