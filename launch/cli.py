@@ -119,7 +119,7 @@ def train(
 
     with kept("No process was started."):
         words = words_of(processes, accelerate_config, num_machines, machine_rank, main_address)
-        expect_startable(load_config(TrainConfig, recipe, overrides or []), words.total)
+        expect_startable(load_config(TrainConfig, recipe, overrides or []), words.total, words.machines.count)
         code = launch_training([str(recipe), *(overrides or [])], words)
     raise SystemExit(code)
 
