@@ -21,6 +21,7 @@ from core.sync import make_folder, sync
 
 _UMASK = os.umask(0)  # there is no way to look at it alone, so it is looked at once, before there are threads
 os.umask(_UMASK)
+_LOCAL_PROTOCOLS = ("file", "local")  # fsspec's names for this machine's own files
 PARTIAL_PREFIX = ".partial-"  # temporary names; never read, swept by the next writer
 
 
@@ -36,13 +37,15 @@ def join(base: str | Path, *names: str) -> str:
 
 
 def is_local(url: str | Path) -> bool:
-    """Whether `url` is a path on this machine (`file://` counts)."""
-    return "://" not in str(url) or str(url).startswith("file://")
+    """Whether `url` is a path on this machine (`file://` and `local://` count, in any case)."""
+    protocol, found, _ = str(url).partition("://")
+    return not found or protocol.lower() in _LOCAL_PROTOCOLS
 
 
 def local(url: str | Path) -> Path:
     """The path of a local URL."""
-    return Path(str(url).removeprefix("file://"))
+    protocol, found, path = str(url).partition("://")
+    return Path(path if found and protocol.lower() in _LOCAL_PROTOCOLS else url)
 
 
 def exists(url: str | Path) -> bool:
@@ -211,7 +214,7 @@ def _entries(url: str | Path) -> list[tuple[str, str]]:
 
 def _remote(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
-        return fsspec.core.url_to_fs(str(url))
+        return fsspec.core.url_to_fs(str(local(url) if is_local(url) else url))
     except (ImportError, ValueError) as error:
         raise StorageError(f"{url}: {error}") from error
 

@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 console = Console(highlight=False, soft_wrap=True)
 _EMBEDDED = "Finished columns stay, and embedded captions in {}: the same command goes on from them."
+_EVALUATED = "An earlier evaluation may be replaced in part, report.html last: the same command writes all of it anew."
 Recipe = Annotated[Path, typer.Argument(help="A YAML recipe of configs/.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, as in optim.lr=3e-4", show_default=False)]
 # Paths are text until they are known not to be blank: Path("") is the folder that one stands in.
@@ -118,7 +119,7 @@ def train(
 
     with kept("No process was started."):
         words = words_of(processes, accelerate_config, num_machines, machine_rank, main_address)
-        expect_startable(load_config(TrainConfig, recipe, overrides or []), words.total)
+        expect_startable(load_config(TrainConfig, recipe, overrides or []), words.total, words.machines.count)
         code = launch_training([str(recipe), *(overrides or [])], words)
     raise SystemExit(code)
 
@@ -147,7 +148,7 @@ def evaluate(recipe: Recipe, overrides: Overrides = None) -> None:
     from eval.early import expect_measurable
 
     config = load_config(EvalConfig, recipe, overrides or [])
-    with kept("An evaluation is written at its end: what was measured before stays as it was."):
+    with kept(_EVALUATED):
         expect_measurable(config)
         from eval.evaluate import evaluate as measure
 

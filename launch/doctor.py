@@ -174,6 +174,7 @@ def check_opening(config: TrainConfig, ranks: int) -> Iterator[Finding]:
     with ExitStack() as resources:
         data = open_data(config, objective, text, torch.device("cpu"), resources)
         model, _ = build_model(config, data)
+        model.encoder.image_encoder.freeze_until(data.freezing.last)  # as the trainer does: of all that ever trains
         build_optimizer(model, config.optim)
         order = order_identity(data.train, data.loader, config.data.sampler, config.seed)
         checkpoint = find_checkpoint(config, identity_of(config, model.encoder, data), order, data.train)

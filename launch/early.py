@@ -8,7 +8,7 @@ from core.errors import ShardclipError
 from eval.best import check_best_by
 from eval.evaluations import EVALUATIONS
 from trainer.config import TrainConfig
-from trainer.early import CHECKS
+from trainer.early import CHECKS, check_tracking
 from trainer.telemetry import names
 
 
@@ -21,17 +21,20 @@ def check_best(config: TrainConfig, processes: int | None) -> None:
 EARLY: tuple[Callable[[TrainConfig, int | None], None], ...] = (*CHECKS, check_best)
 
 
-def expect_startable(config: TrainConfig, processes: int | None) -> None:
+def expect_startable(config: TrainConfig, processes: int | None, machines: int = 1) -> None:
     """Raise the first mistake that can be known.
 
     Args:
         processes: of all machines; None where the number of GPUs, which torch knows, decides.
+        machines: of several, rank 0's alone opens trackers. Rank 0 asks for them then, when it can tell the others:
+            a machine that ends here leaves them waiting.
 
     Raises:
         ShardclipError: in one sentence.
     """
     for check in EARLY:
-        check(config, processes)
+        if machines == 1 or check is not check_tracking:
+            check(config, processes)
 
 
 def mistakes(config: TrainConfig, processes: int | None) -> list[str]:

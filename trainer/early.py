@@ -92,7 +92,7 @@ def expect_same_captions(config: TrainConfig, train: ShardSet, val: ShardSet) ->
 
 
 def check_tracking(config: TrainConfig, processes: int | None) -> None:
-    """A tracker that was asked for by name can be had; what `auto` comes to, the run says."""
+    """A tracker that was asked for by name can be had here, where rank 0 runs; what `auto` comes to, the run says."""
     check_trackers(config.tracking)
     if config.tracking.wandb in ("online", "offline"):
         choose_mode(config.tracking, lambda sentence: None)

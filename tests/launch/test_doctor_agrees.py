@@ -13,7 +13,7 @@ import pytest
 from broken_inputs import words_of, workspace
 
 from core.config import load_config
-from core.errors import ShardclipError
+from core.errors import ConfigError, ShardclipError
 from launch.doctor import CHECKS
 from launch.early import expect_startable, mistakes
 from launch.examine import findings_of
@@ -80,6 +80,7 @@ SOUND = [
     "data.val=null",
     "optim.ema_decay=0.9 optim.part_lr={{head:_0.1}}",
     "data.sampler={{name:_mix,weights:_[1]}}",
+    "epochs=2 model.thaw={{50%:_layer3}} optim.part_lr={{tower:_0.1}}",
 ]
 
 
@@ -159,6 +160,13 @@ def test_what_several_processes_cannot_do(places: dict[str, str], text: str, pro
     config = read(text, places)
     assert refused_by_the_doctor(config, 1) == []
     assert sentence in " ".join(refused_by_the_doctor(config, processes))
+
+
+def test_a_machine_of_several_does_not_ask_for_trackers_before_it_meets_the_others(places: dict[str, str]) -> None:
+    config = read("tracking.wandb=online", places)
+    with pytest.raises(ConfigError, match=r"tracking\.wandb is online, but there is no wandb key"):
+        expect_startable(config, 2)
+    expect_startable(config, 2, machines=2)
 
 
 def test_memory_that_is_not_there_is_an_error(places: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import ClassVar
 
 from core.errors import ConfigError
+
+_MOST_CYCLES = 1000
+_LEAST_GROWTH, _MOST_GROWTH = 0.01, 100
+_MOST_UNLIKE = 18  # powers of ten between two cycles' lengths: no run has so many steps
 
 
 @dataclass(frozen=True)
@@ -71,27 +77,47 @@ class WarmRestarts(Schedule):
     def __post_init__(self) -> None:
         if self.cycles < 1:
             raise ConfigError(f"optim.schedule 'warm_restarts': cycles is {self.cycles}: at least 1 is needed.")
-        if self.growth <= 0:
-            raise ConfigError(f"optim.schedule 'warm_restarts': growth is {self.growth}: give a number above 0.")
+        if self.cycles > _MOST_CYCLES:
+            raise ConfigError(
+                f"optim.schedule 'warm_restarts': cycles is {self.cycles}: at most {_MOST_CYCLES:,} are possible."
+            )
+        if not _LEAST_GROWTH <= self.growth <= _MOST_GROWTH:
+            raise ConfigError(
+                f"optim.schedule 'warm_restarts': growth is {self.growth}: give a number from {_LEAST_GROWTH} to "
+                f"{_MOST_GROWTH}."
+            )
+        if (self.cycles - 1) * abs(math.log10(self.growth)) > _MOST_UNLIKE:
+            raise ConfigError(
+                f"optim.schedule 'warm_restarts': with growth {self.growth:g} the first and the last of {self.cycles} "
+                f"cycles differ by more than 10^{_MOST_UNLIKE}: no run holds both. Choose a growth nearer to 1."
+            )
 
     def check(self, num_steps: int) -> None:
         """Raise where a cycle would have no step."""
-        starts = [*self.starts(num_steps), num_steps]
-        if any(start == end for start, end in pairwise(starts)):
-            raise ConfigError(
-                f"optim.schedule 'warm_restarts': the {num_steps} steps after warm-up do not hold {self.cycles} cycles "
-                f"that each are {self.growth:g} times as long as the one before. Set fewer cycles, or train for longer."
-            )
+        _bounds(self.cycles, self.growth, num_steps)
 
     def share(self, step: int, num_steps: int) -> float:
-        starts = [*self.starts(num_steps), num_steps]
-        start, end = next((a, b) for a, b in pairwise(starts) if a <= step < b)
+        bounds = _bounds(self.cycles, self.growth, num_steps)
+        cycle = bisect_right(bounds, step) - 1
+        start, end = bounds[cycle], bounds[cycle + 1]
         return _half_cosine((step - start) / (end - start))
 
-    def starts(self, num_steps: int) -> list[int]:
-        """At which step each cycle begins."""
-        before = [sum(self.growth**i for i in range(cycle)) for cycle in range(self.cycles + 1)]
-        return [round(num_steps * length / before[-1]) for length in before[:-1]]
+
+@lru_cache(maxsize=8)  # it is asked at every step
+def _bounds(cycles: int, growth: float, num_steps: int) -> tuple[int, ...]:
+    """At which step each cycle begins, and the last one ends.
+
+    Raises:
+        ConfigError: a cycle would have no step.
+    """
+    before = [sum(growth**i for i in range(cycle)) for cycle in range(cycles + 1)]
+    bounds = (*(round(num_steps * length / before[-1]) for length in before[:-1]), num_steps)
+    if any(start == end for start, end in pairwise(bounds)):
+        raise ConfigError(
+            f"optim.schedule 'warm_restarts': the {num_steps} steps after warm-up do not hold {cycles} cycles "
+            f"that each are {growth:g} times as long as the one before. Set fewer cycles, or train for longer."
+        )
+    return bounds
 
 
 def _half_cosine(progress: float) -> float:

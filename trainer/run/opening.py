@@ -27,6 +27,7 @@ from trainer.checkpoint.folder import STORED_SIZE, Checkpoint, resolve_checkpoin
 from trainer.config import BEST_BY, TrainConfig
 from trainer.data.ledger import CoverageLedger
 from trainer.data.order_identity import order_identity
+from trainer.early import check_tracking
 from trainer.guard.peer_watch import PeerWatch
 from trainer.guard.signals import StopRequest
 from trainer.models.encoder import Encoder
@@ -49,7 +50,6 @@ from trainer.step.proof import ProofInputs, prove_gradients
 from trainer.telemetry.flops import flops_per_image, peak_flops
 from trainer.telemetry.stability import StabilityConfig
 from trainer.telemetry.window import Telemetry
-from trainer.trackers.opening import check_trackers
 from trainer.trackers.tracker import RunTrackers
 
 
@@ -74,7 +74,7 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         keep_freed_memory()
     if config.resume not in ("auto", "no"):
         on_main(lambda: resolve_checkpoint(Path(config.resume)))  # before a folder is made for it
-    check_trackers(config.tracking)
+    on_main(lambda: check_tracking(config, None))  # where they are opened; its mistake ends all ranks
     objective, text = config.build_objective(), config.build_text()
     data = open_data(config, objective, text, device, resources)
     seed_generators(config.seed)  # the same initial weights on every rank

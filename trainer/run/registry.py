@@ -1,9 +1,14 @@
-"""The registry of runs: `runs/registry.csv` has a line per run, and many processes may write it."""
+"""The registry of runs: `runs/registry.csv` has a line per run, and many processes may write it.
+
+It lies beside the runs, and so in a folder that nobody has named: where that is `/`, the home folder, one above it or
+one that cannot be written, there is none.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +17,7 @@ from pathlib import Path
 
 from core.errors import StorageError
 from core.locks import lock
+from core.places import why_common
 from core.storage import publish_bytes, sweep_partials
 from trainer.run.folder import State, now
 
@@ -36,6 +42,16 @@ class RegistryLine:
     commit: str = ""
     hardware: str = ""
     updated: str = field(default_factory=now)
+
+
+def why_unregistered(runs_dir: Path) -> str | None:
+    """Why runs in this folder have no registry, as a sentence; None where they have one."""
+    home = Path(os.path.expanduser("~"))
+    if why := why_common(runs_dir, Path.cwd(), home):
+        return f"no {REGISTRY}: the run lies in {runs_dir}, {why}"
+    if not os.access(runs_dir, os.W_OK | os.X_OK):
+        return f"no {REGISTRY}: the run lies in {runs_dir}, which cannot be written."
+    return None
 
 
 def register_run(runs_dir: Path, line: RegistryLine) -> None:

@@ -33,7 +33,7 @@ from trainer.pictures.augment import Augment
 from trainer.run.environment import hardware
 from trainer.run.folder import PROFILE, RunFolder, State, flush_events, record_event, set_state
 from trainer.run.prepare import wrapped_anew
-from trainer.run.registry import RegistryLine, register_run
+from trainer.run.registry import RegistryLine, register_run, why_unregistered
 from trainer.run.rng import rng_state
 from trainer.run.state import Holders, RunState, contents, save, scaler_state
 from trainer.step.buffers import KeptBuffers
@@ -337,13 +337,18 @@ class Run:
         self.trackers.finish(self.summary)
 
     def register(self, step: int, state: State) -> None:
-        """Bring the run's line in the registry up to date."""
+        """Bring the run's line in the registry up to date, where there is one; said at the run's start if not."""
+        runs_dir = self.folder.path.parent
+        if why := why_unregistered(runs_dir):
+            if state == "running":
+                console.print(why)
+            return
         recall = {
             direction: self.summary.get(names.val(names.of_direction(direction, names.recall(10))), "")
             for direction in names.DIRECTIONS
         }
         register_run(
-            self.folder.path.parent,
+            runs_dir,
             RegistryLine(
                 self.folder.run_id,
                 self.folder.name,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from core.config import Choice
 from core.errors import ConfigError
+from trainer.optim import schedules
 from trainer.optim.config import OptimConfig
 from trainer.optim.schedule import lr_at
 
@@ -104,6 +105,14 @@ def test_cycles_that_do_not_divide_the_run_differ_by_a_step() -> None:
     assert odd == [0, 3, 7]
 
 
+def test_where_the_cycles_begin_is_computed_once_a_run() -> None:
+    config = scheduled("warm_restarts", cycles=1000, growth=1.001, lr=1.0, warmup_steps=0)
+    schedules._bounds.cache_clear()
+    lr_at(0, 20_000, config)
+    rates(20_000, config)
+    assert schedules._bounds.cache_info().misses == 1
+
+
 def test_a_floor_of_one_is_a_constant_rate() -> None:
     assert set(rates(50, OptimConfig(lr=0.7, warmup_steps=0, min_lr_ratio=1.0))) == {0.7}
     assert set(rates(50, scheduled("constant", lr=0.7, warmup_steps=0))) == {0.7}
@@ -115,7 +124,11 @@ def test_a_floor_of_one_is_a_constant_rate() -> None:
         ("cosin", {}, r"optim\.schedule: unknown name 'cosin'\. Did you mean 'cosine'"),
         ("linear", {"cycles": 3}, r"optim\.schedule 'linear': unknown option 'cycles'"),
         ("warm_restarts", {"cycles": 0}, r"cycles is 0: at least 1"),
-        ("warm_restarts", {"growth": 0.0}, r"growth is 0\.0: give a number above 0"),
+        ("warm_restarts", {"growth": 0.0}, r"growth is 0\.0: give a number from 0\.01 to 100"),
+        ("warm_restarts", {"growth": 1e308}, r"growth is 1e\+308: give a number from 0\.01 to 100"),
+        ("warm_restarts", {"cycles": 20, "growth": 10.0}, r"growth 10 the first and the last of 20 cycles differ"),
+        ("warm_restarts", {"cycles": 1000, "growth": 0.9}, r"growth 0\.9 the first and the last of 1000 cycles differ"),
+        ("warm_restarts", {"cycles": 10**6}, r"cycles is 1000000: at most 1,000"),
         ("constant", {"min_lr_ratio": 0.1}, r"min_lr_ratio is 0\.1, but a constant rate does not fall"),
         ("cosine", {"min_lr_ratio": 1.1}, r"min_lr_ratio is 1\.1: give a number from 0 to 1"),
     ],

@@ -200,3 +200,31 @@ def test_weights_of_another_shape_leave_no_folder(tmp_path: Path, first: Path) -
     assert "image_encoder.head.1.weight is (16, 16), this recipe's is (32, 16)" in said and "start_parts=tower" in said
     assert not (tmp_path / "run").exists()
     assert gloo.run(1, train_worker, {**values, "start_parts": "tower"}) == [0]
+
+
+def train_without(package: str, lacking: int, values: dict[str, Any]) -> int | str:
+    """Train where the machine of one rank has no such package."""
+
+    def plant() -> None:
+        import importlib.util
+
+        from core.distributed import rank
+
+        real = importlib.util.find_spec
+        if rank() == lacking:
+            importlib.util.find_spec = lambda name, *rest: None if name == package else real(name, *rest)  # type: ignore
+
+    return train_worker(values, plant=plant)
+
+
+@pytest.mark.parametrize(
+    ("package", "tracking"),
+    [("tensorboard", {"wandb": "disabled", "tensorboard": True}), ("wandb", {"wandb": "offline"})],
+)
+def test_the_machine_of_rank_0_alone_needs_trackers(tmp_path: Path, package: str, tracking: dict[str, Any]) -> None:
+    pytest.importorskip(package)
+    values = recipe(tmp_path, epochs=1, data={"val": None}, tracking=tracking)
+    said = gloo.run(2, train_without, package, 0, values)
+    assert said[0] == said[1] and f"{package} is not installed" in said[0], "both end, in one sentence"
+    assert not (tmp_path / "run").exists(), "before anything is made"
+    assert gloo.run(2, train_without, package, 1, values) == [0, 0]
