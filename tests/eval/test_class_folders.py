@@ -24,8 +24,10 @@ from core.manifest import load_manifest, save_manifest
 from core.shard_set import ShardSet
 from core.storage import local
 from core.text_encoders import TEXT_ENCODERS
-from eval.evaluations.retrieval import evaluate_retrieval
+from eval.baseline import gains_over, save_ranks
+from eval.evaluations.retrieval import evaluate_retrieval, recall_intervals
 from eval.features import extract
+from eval.metrics import FeatureSet, Ranks, RightAnswers
 from eval.ranks import retrieval_ranks
 from eval.right_answers import captions_of, with_class_answers, with_equal_captions
 from eval.validation import make_validation
@@ -239,3 +241,36 @@ def test_equal_captions_are_right_for_each_other_only_where_asked_for(tmp_path):
                          for i in range(8)])  # fmt: skip
     assert np.array_equal(is_right, expected) and is_right.sum() == 16 + 6
     assert evaluate_retrieval(features, retrieval_ranks)["protocol"].startswith("equal captions: 8 images x 16")
+
+
+def few_classes(kind="class names", templates=1):
+    """20 classes of 50 pictures; every caption of a class is one query, which every second class answers at once."""
+    label = np.arange(1000) % 20
+    image_of_text = np.repeat(np.arange(1000), templates)
+    says = label[image_of_text] * templates + np.tile(np.arange(templates), 1000)
+    images, holds = np.repeat(np.arange(1000), templates), says
+    rows = np.eye(20, dtype=np.float32)
+    right = RightAnswers(kind, says, images, holds)
+    features = FeatureSet(rows[label], rows[label[image_of_text]], image_of_text, right)
+    ranks = np.where(label[image_of_text] % 2, 20, 1)
+    return features, Ranks(np.ones(1000), ranks, np.ones(1000), np.ones(len(ranks)))
+
+
+@pytest.mark.parametrize(("kind", "templates"), [("class names", 1), ("class names, equal captions", 2)])
+def test_intervals_of_class_names_are_drawn_by_class(tmp_path, kind, templates):
+    features, ranks = few_classes(kind, templates)
+    labels = (np.arange(1000) % 20)[features.image_of_text]
+    assert np.array_equal(features.text_groups[:, None] == features.text_groups, labels[:, None] == labels)
+    for interval in (found := recall_intervals(features, ranks)["text_to_image"]).values():
+        shares = np.random.default_rng(1).binomial(20, 0.5, 4000) / 20  # what 20 classes, half of them right, come to
+        low, high = np.quantile(shares, (0.025, 0.975))
+        assert interval["low"] == pytest.approx(low, abs=0.051) and interval["high"] == pytest.approx(high, abs=0.051)
+    save_ranks(ranks, features, tmp_path / "ranks.safetensors")
+    better = replace(ranks, text_to_image=np.ones_like(ranks.text_to_image))
+    gain = gains_over(tmp_path, better, features)["text_to_image"]["1"]
+    assert gain["low"] == pytest.approx(found["1"]["low"], abs=0.051) and gain["high"] - gain["low"] > 0.3
+
+
+def test_intervals_of_equal_captions_are_drawn_by_image():
+    features, _ = few_classes("equal captions")
+    assert np.array_equal(features.text_groups, features.image_of_text)
