@@ -191,8 +191,8 @@ def bootstrap(
     """Percentile interval of the mean of `values` `(Q,)`, drawing whole groups with replacement.
 
     Args:
-        groups: `(Q,)` integers; captions of one image rise and fall together, so `FeatureSet.text_groups` belongs here for
-            text queries. None: every value is its own group.
+        groups: `(Q,)` integers; captions of one image rise and fall together, so `FeatureSet.text_groups` belongs here
+            for text queries. None: every value is its own group.
     """
     if groups is None:
         groups = np.arange(len(values))
