@@ -12,6 +12,8 @@ from core.errors import ManifestError
 from core.manifest import OF_CLASSES
 from core.shard_index import image_id_of
 
+CLASS_NAMES = "class names"  # by which answers are right where captions were made from them
+
 if TYPE_CHECKING:
     from core.column_values import Column
     from core.shard_set import ShardSet

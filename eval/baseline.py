@@ -49,7 +49,7 @@ def gains_over(baseline: Path, ranks: Ranks, features: FeatureSet) -> dict[str, 
     if not np.array_equal(before["image_of_text"], features.image_of_text):
         raise DataError(f"baseline: {path} is of other shards. Evaluate both runs on the same shards.")
     gains: dict[str, Any] = {"folder": str(baseline)}
-    for direction, groups in ((IMAGE_TO_TEXT, None), (TEXT_TO_IMAGE, features.image_of_text)):
+    for direction, groups in ((IMAGE_TO_TEXT, None), (TEXT_TO_IMAGE, features.text_groups)):
         now = getattr(ranks, direction)
         pairs = {k: paired_bootstrap(before[direction], now, k, groups) for k in RECALL_KS}
         gains[direction] = {str(k): vars(interval) for k, interval in pairs.items()}

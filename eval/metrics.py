@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from core.class_captions import CLASS_NAMES
 from core.errors import DataError
 from trainer.telemetry.names import (
     IMAGE_TO_TEXT,
@@ -100,6 +101,19 @@ class FeatureSet:
         rows = np.arange(len(self.images))
         return self.more_right or RightAnswers("", self.image_of_text, rows, rows)
 
+    @property
+    def text_groups(self) -> np.ndarray:
+        """`(T,)` which texts rise and fall together, for `bootstrap`: those of an image.
+
+        Where captions were made from class names those of a class, which are one query over and over: a caption's group
+        is then the first image that it is right for.
+        """
+        if not self.right.kind.startswith(CLASS_NAMES):
+            return self.image_of_text
+        first = np.full(int(max(self.right.holds.max(), self.right.says.max())) + 1, len(self.images))
+        np.minimum.at(first, self.right.holds, self.right.images)
+        return first[self.right.says]
+
     def captions_per_image(self) -> np.ndarray:
         """`(N,)` number of texts of each image."""
         return np.bincount(self.image_of_text, minlength=len(self.images))
@@ -177,8 +191,8 @@ def bootstrap(
     """Percentile interval of the mean of `values` `(Q,)`, drawing whole groups with replacement.
 
     Args:
-        groups: `(Q,)` integers; captions of one image rise and fall together, so `image_of_text` belongs here for text
-            queries. None: every value is its own group.
+        groups: `(Q,)` integers; captions of one image rise and fall together, so `FeatureSet.text_groups` belongs here
+            for text queries. None: every value is its own group.
     """
     if groups is None:
         groups = np.arange(len(values))

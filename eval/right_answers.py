@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from core.class_captions import answer_ids
+from core.class_captions import CLASS_NAMES, answer_ids
 from core.shard_set import ShardSet
 from eval.features import Extracted
 from eval.metrics import RightAnswers
 
-CLASS_NAMES, EQUAL_CAPTIONS = "class names", "equal captions"
+EQUAL_CAPTIONS = "equal captions"
 
 
 def with_class_answers(extracted: Extracted, shard_set: ShardSet, is_trained: bool) -> Extracted:

@@ -12,12 +12,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from core.class_captions import answer_ids
-from core.columns import column_names
 from core.distributed import on_main, rank, world_size
-from core.errors import ConfigError, WeightsError
+from core.errors import ConfigError, DamagedError, DataError, ManifestError, WeightsError
 from core.shard_set import ShardSet
 from eval.best import check_best_by, score
-from eval.class_prompts import ClassPrompts, class_prompts
+from eval.class_prompts import ClassPrompts, NamedClasses, class_prompts, named_classes
 from eval.evaluations import EVALUATIONS, figures_of, possible
 from eval.evaluations.evaluation import Subject
 from eval.features import Extracted, Pictures, extract, extract_pictures, has_pair_loss, mean_pair_loss
@@ -33,7 +32,7 @@ from eval.right_answers import with_class_answers
 from trainer.config import TrainConfig
 from trainer.data.inputs import batch_columns
 from trainer.data.loader import EvalLoader
-from trainer.data.names import LABEL, TEXT
+from trainer.data.names import TEXT
 from trainer.models.trained import TrainedModel
 from trainer.objectives.objective import Objective, Tensors
 from trainer.run.run import Validation, console
@@ -52,12 +51,14 @@ class ValidationPlan:
         named: of the validation set, where its captions are compared too: class names are then measured like captions.
         gallery: None: the training set has no labels, and the validation set is its own gallery.
         metrics: names of all that will be measured.
+        not_named: why class names that are there cannot be measured; "": they can, or there are none.
     """
 
     labels: Labels | None
-    named: Labels | None
+    named: NamedClasses | None
     gallery: GallerySource | None
     metrics: tuple[str, ...]
+    not_named: str = ""
 
 
 def plan_validation(
@@ -81,7 +82,7 @@ def plan_validation(
                 f"data.val: {val_set.urls[0]} has no class labels, and a run of {config.objective.name} {what}: there "
                 "is nothing to measure. Add them (`shardclip column labels`), or set data.val=[]."
             )
-    named = _named(val_set, config) if objective.needs_text else None
+    named, not_named = _named_classes(val_set, config) if objective.needs_text else (None, "")
     if named is None and config.best_by in _figures_of("prompts"):
         raise ConfigError(
             f"best_by is {config.best_by}: for it, {val_set.urls[0]} must have class labels, and objective "
@@ -89,7 +90,8 @@ def plan_validation(
         )
     knows = [n for n, known in (("text", objective.needs_text), ("labels", labels), ("prompts", named)) if known]
     metrics = [names.val(figure) for evaluation in possible(knows) for figure in evaluation.figures]
-    plan = ValidationPlan(labels, named, source, (*([names.VAL_LOSS] if has_pair_loss(objective) else []), *metrics))
+    loss = [names.VAL_LOSS] if has_pair_loss(objective) else []
+    plan = ValidationPlan(labels, named, source, (*loss, *metrics), not_named)
     check_best_by(config.best_by, plan.metrics)
     return plan
 
@@ -99,15 +101,20 @@ def _figures_of(need: str) -> set[str]:
     return {names.val(figure) for e in EVALUATIONS.values() if need in e.needs for figure in e.figures}
 
 
-def _named(val_set: ShardSet, config: TrainConfig) -> Labels | None:
-    """The classes of the set, where any of its samples has one."""
-    column = label_column(config.data.columns, val_set.urls) if _has_column(val_set, config) else ""
-    labels = labels_of(val_set, column)
-    return labels if labels is not None and (labels.numbers >= 0).any() else None
+def _named_classes(val_set: ShardSet, config: TrainConfig) -> tuple[NamedClasses | None, str]:
+    """Classes to follow by their names, or why those that are there cannot be.
 
-
-def _has_column(val_set: ShardSet, config: TrainConfig) -> bool:
-    return all(config.data.columns.get(LABEL, "") in column_names(url) for url in val_set.urls)
+    Raises:
+        ShardclipError: that, where `best_by` asks for a figure of theirs; or class names that captions were made from
+            cannot be read, without which recall cannot be counted either.
+    """
+    _ = val_set.class_captions  # read here, on every rank, so that what is wrong with them ends the run
+    try:
+        return on_main(lambda: named_classes(val_set, config.data.columns)), ""
+    except (DataError, ManifestError, DamagedError) as error:
+        if config.best_by in _figures_of("prompts"):
+            raise
+        return None, str(error)
 
 
 def validation_columns(objective: Objective, config: TrainConfig) -> dict[str, str]:
@@ -137,7 +144,7 @@ def make_validation(
         pictures_alone = {name: column for name, column in columns.items() if name != TEXT}
         gallery_loader = _loader(train_set, pictures_alone, config, accelerator, plan.gallery)
     classes = joint_classes(plan.labels, plan.gallery) if plan.labels else ()
-    prompts = on_main(lambda: _class_prompts(val_set, plan, config, accelerator.device)) if plan.named else None
+    prompts = on_main(lambda: _class_prompts(val_set, train_set, plan, config, accelerator.device))
 
     def report(
         model: TrainedModel, found: Extracted | Pictures, gallery: Pictures | None, counted: Counted, step: int
@@ -189,21 +196,24 @@ def make_validation(
 
 
 def _class_prompts(
-    val_set: ShardSet, plan: ValidationPlan, config: TrainConfig, device: torch.device
+    val_set: ShardSet, train_set: ShardSet, plan: ValidationPlan, config: TrainConfig, device: torch.device
 ) -> ClassPrompts | None:
-    """On one rank, which alone measures classes; None on the others, and where a frozen encoder is not here.
+    """None where there are no classes to measure by their names, and where a frozen encoder is not here.
 
     Raises:
         WeightsError: so it is, and `best_by` asks for a figure of classes.
     """
-    assert plan.named is not None
+    if plan.not_named:
+        console.print(f"zero-shot accuracy is not followed: {plan.not_named}")
+    if plan.named is None:
+        return None
     if val_set.class_captions:
         console.print(
             f"{' + '.join(val_set.urls)}: captions are made from class names, so recall counts every sample of a class "
             "as right: it cannot be compared with that of captioned sets."
         )
     try:
-        return class_prompts(val_set, plan.named, config.build_text() is not None, device)
+        return class_prompts(val_set, train_set, plan.named, config.build_text() is not None, device)
     except WeightsError as error:
         if config.best_by in _figures_of("prompts"):
             raise

@@ -86,14 +86,14 @@ def evaluate_retrieval(
 
 
 def recall_intervals(features: FeatureSet, ranks: Ranks, level: float = 0.95) -> dict[str, Any]:
-    """Bootstrap intervals of every recall, images drawn with all their captions: `{"text_to_image": {"10": ...}}`."""
+    """Bootstrap intervals of every recall, captions drawn by `text_groups`: `{"text_to_image": {"10": ...}}`."""
     return {
         direction: {
             str(k): asdict(bootstrap((direction_ranks <= k).astype(float), groups, level=level)) for k in RECALL_KS
         }
         for direction, direction_ranks, groups in (
             ("image_to_text", ranks.image_to_text, None),
-            ("text_to_image", ranks.text_to_image, features.image_of_text),
+            ("text_to_image", ranks.text_to_image, features.text_groups),
         )
     }
 

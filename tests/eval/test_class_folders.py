@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import class_folders
 import fake_encoder
 import gloo
 import numpy as np
@@ -19,13 +20,17 @@ from shard_sets import make_shard_set
 
 from core.class_captions import answer_ids
 from core.columns import column_url
-from core.errors import ConfigError, ManifestError
+from core.errors import ConfigError, DataError, ManifestError
 from core.manifest import load_manifest, save_manifest
 from core.shard_set import ShardSet
 from core.storage import local
 from core.text_encoders import TEXT_ENCODERS
-from eval.evaluations.retrieval import evaluate_retrieval
+from eval.baseline import gains_over, save_ranks
+from eval.class_prompts import NamedClasses, class_prompts, named_classes
+from eval.evaluations.retrieval import evaluate_retrieval, recall_intervals
 from eval.features import extract
+from eval.labels import Labels
+from eval.metrics import FeatureSet, Ranks, RightAnswers
 from eval.ranks import retrieval_ranks
 from eval.right_answers import captions_of, with_class_answers, with_equal_captions
 from eval.validation import make_validation
@@ -244,3 +249,83 @@ def test_equal_captions_are_right_for_each_other_only_where_asked_for(tmp_path):
                          for i in range(8)])  # fmt: skip
     assert np.array_equal(is_right, expected) and is_right.sum() == 16 + 6
     assert evaluate_retrieval(features, retrieval_ranks)["protocol"].startswith("equal captions: 8 images x 16")
+
+
+def few_classes(kind="class names", templates=1):
+    """20 classes of 50 pictures; every caption of a class is one query, which every second class answers at once."""
+    label = np.arange(1000) % 20
+    image_of_text = np.repeat(np.arange(1000), templates)
+    says = label[image_of_text] * templates + np.tile(np.arange(templates), 1000)
+    images, holds = np.repeat(np.arange(1000), templates), says
+    rows = np.eye(20, dtype=np.float32)
+    right = RightAnswers(kind, says, images, holds)
+    features = FeatureSet(rows[label], rows[label[image_of_text]], image_of_text, right)
+    ranks = np.where(label[image_of_text] % 2, 20, 1)
+    return features, Ranks(np.ones(1000), ranks, np.ones(1000), np.ones(len(ranks)))
+
+
+@pytest.mark.parametrize(("kind", "templates"), [("class names", 1), ("class names, equal captions", 2)])
+def test_intervals_of_class_names_are_drawn_by_class(tmp_path, kind, templates):
+    features, ranks = few_classes(kind, templates)
+    labels = (np.arange(1000) % 20)[features.image_of_text]
+    assert np.array_equal(features.text_groups[:, None] == features.text_groups, labels[:, None] == labels)
+    for interval in (found := recall_intervals(features, ranks)["text_to_image"]).values():
+        shares = np.random.default_rng(1).binomial(20, 0.5, 4000) / 20  # what 20 classes, half of them right, come to
+        low, high = np.quantile(shares, (0.025, 0.975))
+        assert interval["low"] == pytest.approx(low, abs=0.051) and interval["high"] == pytest.approx(high, abs=0.051)
+    save_ranks(ranks, features, tmp_path / "ranks.safetensors")
+    better = replace(ranks, text_to_image=np.ones_like(ranks.text_to_image))
+    gain = gains_over(tmp_path, better, features)["text_to_image"]["1"]
+    assert gain["low"] == pytest.approx(found["1"]["low"], abs=0.051) and gain["high"] - gain["low"] > 0.3
+
+
+def test_intervals_of_equal_captions_are_drawn_by_image():
+    features, _ = few_classes("equal captions")
+    assert np.array_equal(features.text_groups, features.image_of_text)
+
+
+def features_by_name(names):
+    rows = fake_encoder.expected([f"a photo of a {name}." for name in names]).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_labels_of_another_column_are_not_taken_for_those_in_the_captions(folders):
+    fine = ("sparrow", "beetle")
+    add_column(folders, "labels.fine", np.arange(12, dtype="<i4") % 2, classes=fine)
+    shard_set = ShardSet.open(folders)
+    named = named_classes(shard_set, {"label": "labels.fine"})
+    assert named.labels.classes == fine and not named.in_captions
+    prompts = class_prompts(shard_set, shard_set, named, False, CPU)
+    assert prompts.features == pytest.approx(features_by_name(fine), abs=1e-6)
+    assert named_classes(shard_set, {}).in_captions and named_classes(shard_set, {"label": "labels"}).in_captions
+
+
+def test_classes_without_samples_stay_in_the_list(tmp_path, folders, monkeypatch):
+    monkeypatch.setattr(class_folders, "CLASSES", ("cat", "dog"))
+    two, three = ShardSet.open(build_folders(tmp_path, "two", templates=("the {}",))), ShardSet.open(folders)
+    numbers = Labels(np.arange(8) % 2, CLASSES)
+    prompts = class_prompts(two, three, NamedClasses(numbers, True), False, CPU)
+    own = fake_encoder.expected(["the cat", "the dog", "a photo of a goldfish."]).astype(np.float32)
+    assert prompts.labels.classes == CLASSES
+    assert prompts.features == pytest.approx(own / np.linalg.norm(own, axis=1, keepdims=True), abs=1e-6)
+    nowhere = class_prompts(two, two, NamedClasses(numbers, True), False, CPU)  # then all by one template
+    assert nowhere.features == pytest.approx(features_by_name(CLASSES), abs=1e-6)
+
+
+def test_zero_shot_needs_labels_in_every_set_and_reads_no_json_without(tmp_path, captioned, monkeypatch):
+    other = make_shard_set(tmp_path / "adopted", 6)
+    save_manifest(replace(load_manifest(other), text_encoder=fake_encoder.SPEC), other)
+    monkeypatch.setattr(ShardSet, "info", lambda self, sample: {"label": 7})  # that of a foreign set
+    shard_set = ShardSet.open([captioned, other])
+    assert shard_set.classes and named_classes(shard_set, {}) is None
+
+
+def test_labels_that_cannot_be_read_do_not_end_a_run_that_compares_captions(tmp_path, captioned, capsys):
+    for path in sorted(local(column_url(captioned, "labels")).iterdir()):
+        path.unlink()
+    save_manifest(replace(load_manifest(captioned), classes=("cow",)), captioned)
+    metrics, _ = validate(captioned, tmp_path / "run", perfect=False)
+    assert "val/text_to_image/recall@1" in metrics and "val/zero_shot/accuracy" not in metrics
+    assert "zero-shot accuracy is not followed: " in (said := capsys.readouterr().out) and "none of the set's" in said
+    with pytest.raises(DataError, match="none of the set's classes"):
+        validate(captioned, tmp_path / "run", perfect=False, best_by="val/zero_shot/accuracy")
