@@ -59,7 +59,8 @@ def _with_torch(config: TrainConfig, processes: int | None) -> list[Finding]:
     from launch.doctor import CHECKS
 
     ranks = processes or max(1, torch.cuda.device_count())
-    return [finding for check in CHECKS for finding in findings_of(check, config, ranks)]
+    found = [finding for check in CHECKS for finding in findings_of(check, config, ranks)]
+    return list(dict.fromkeys(found))  # weights that are not there keep several checks from their work
 
 
 def findings_of(check: Check, config: TrainConfig, ranks: int) -> list[Finding]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from column_folders import add_column
+from rich.console import Console
 from shard_sets import make_shard_set
 
 from core.config import from_mapping
@@ -24,6 +26,7 @@ from launch.doctor import (
     logits_block,
     state_bytes,
 )
+from launch.examine import examine
 from trainer.config import TrainConfig
 
 
@@ -122,3 +125,10 @@ def test_the_column_that_an_objective_needs_is_named(folder: Path) -> None:
     add_column(str(folder / "train"), "features.x", np.zeros((24, 2), "<f4"))
     first = next(iter(check_columns(config_of(folder, "supcon", data={"columns": {"label": "features.x"}}), 1)))
     assert first.level == "error" and "a number for each sample is needed" in first.what
+
+
+def test_what_keeps_several_checks_from_their_work_is_said_once(folder: Path) -> None:
+    config = config_of(folder, model={"tower": "resnet18", "weights": "IMAGENET1K_V9"})
+    shown = io.StringIO()
+    assert examine(config, None, Console(file=shown, width=1000))
+    assert shown.getvalue().count("IMAGENET1K_V9") == 1
