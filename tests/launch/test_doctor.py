@@ -128,7 +128,7 @@ def test_the_column_that_an_objective_needs_is_named(folder: Path) -> None:
 
 
 def test_what_keeps_several_checks_from_their_work_is_said_once(folder: Path) -> None:
-    config = config_of(folder, model={"tower": "resnet18", "weights": "IMAGENET1K_V9"})
+    config = config_of(folder, model={"tower": "resnet18", "weights": "IMAGENET1K_V9"}, optim={"warmup_steps": 1})
     shown = io.StringIO()
     assert examine(config, None, Console(file=shown, width=1000))
     assert shown.getvalue().count("IMAGENET1K_V9") == 1
