@@ -129,11 +129,16 @@ def load_manifest(url: str) -> Manifest:
     return _manifest_of(body, path)
 
 
-def mended_by(url: str, manifest: Manifest) -> str:
-    """The sentence that says how a set gets back what it lost of its shards."""
+def mended_by(url: str, manifest: Manifest, of_right_size: bool = False) -> str:
+    """The sentence that says how a set gets back what it lost of its shards.
+
+    Args:
+        of_right_size: the damage may lie within a tar, where only a build that reads every byte sees it.
+    """
     if manifest.image.codec == "mixed":
         return f"Restore it, or take the set as it is now: `shardclip index-shards {url}`."
-    return f"`shardclip build` with the recipe of this set (out={url}) writes it again from the sources."
+    keys = f"out={url} check_bytes=true" if of_right_size else f"out={url}"
+    return f"`shardclip build` with the recipe of this set ({keys}) writes it again from the sources."
 
 
 def _instead(url: str) -> str:

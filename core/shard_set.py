@@ -30,7 +30,9 @@ class DamagedSampleError(DamagedError):
         self.place, self.member = place, member
 
     def __str__(self) -> str:
-        return f"{self.place}: the {self.member} is damaged. Restore the shard or build it again."
+        return (
+            f"{self.place}: the {self.member} is damaged. Restore the shard, or do what `shardclip verify` says of it."
+        )
 
 
 class ShardSet:

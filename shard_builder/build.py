@@ -2,7 +2,8 @@
 
 The story: read the source, plan the shards, embed the captions that no build has embedded before, let the engine's
 workers write the shards, publish the manifest. A killed build goes on where it was; a finished one is left alone,
-but for shards that it has lost, which are written again.
+but for shards that it has lost, which are written again. That a tar of the right size is damaged is only seen where
+every byte is read: `check_bytes`.
 """
 
 from __future__ import annotations
@@ -195,9 +196,10 @@ def _mend(
     console: Console,
 ) -> None:
     """Write again what a finished set of this recipe has lost; say that nothing is to be done where it is whole."""
-    lost = lost_shards(config.out, finished)
+    lost = lost_shards(config.out, finished, config.check_bytes, console)
     if not lost:
-        console.print(f"[green]already built[/]: {config.out} holds exactly this, nothing to do.")
+        by = "every byte" if config.check_bytes else "sizes and indexes; check_bytes=true reads every byte"
+        console.print(f"[green]already built[/]: {config.out} holds exactly this, nothing to do (checked: {by}).")
         return
     console.print(
         f"[yellow]{len(lost)} of {len(finished.shards)} shards are missing or damaged[/]: writing them again."

@@ -24,13 +24,12 @@ from core.storage import (
     publish_bytes,
     read_bytes,
     remove,
-    sha256_of,
-    size,
     sweep_partials,
 )
 from shard_builder.fingerprint import fingerprint_of, fingerprints_of, named_in_full
 from shard_builder.layout import ShardPlan
 from shard_builder.records import Skip
+from shard_builder.whole import has_hash, looks_whole
 from shard_builder.writer import ShardResult
 
 BUILD_NAME = "build.json"
@@ -77,7 +76,7 @@ def finished_results(out: str, plans: list[ShardPlan]) -> dict[str, ShardResult]
     """Shard name -> result, for each shard whose files are there and are byte for byte those that were written."""
     found = {plan.name: _read_json(_result_path(out, plan.name)) for plan in plans}
     results = {name: _result_of(body) for name, body in found.items()}
-    return {name: result for name, result in results.items() if result and _is_intact(out, result.entry)}
+    return {name: result for name, result in results.items() if result and _is_intact(out, result)}
 
 
 def save_build(out: str, recipe: Mapping[str, Any], files: Mapping[str, str]) -> None:
@@ -110,13 +109,9 @@ def close_state(out: str) -> None:
     remove(join(out, STATE_NAME))
 
 
-def _is_intact(out: str, entry: ShardEntry | None) -> bool:
-    if entry is None:
-        return True
-    tar, index = join(out, entry.name), join(out, entry.index_name)
-    if not (exists(tar) and exists(index) and size(tar) == entry.bytes):
-        return False
-    return sha256_of(tar) == entry.sha256 and sha256_of(index) == entry.index_sha256
+def _is_intact(out: str, result: ShardResult) -> bool:
+    entry = result.entry
+    return entry is None or (looks_whole(out, entry) and has_hash(join(out, entry.name), entry.sha256))
 
 
 def _expect_no_shards(out: str) -> None:

@@ -56,6 +56,7 @@ class BuildConfig:
     workers: int = 0  # 0: one per core
     engine: Choice = Choice("processes")  # what runs the image work
     text_batch_size: int = 256  # captions
+    check_bytes: bool = False  # of a finished set: read all of it, and write damaged shards again
     cache_dir: Path = Path("~/.cache/shardclip")  # caption embeddings, shared by all builds
 
     def __post_init__(self) -> None:

@@ -19,18 +19,28 @@ from rich.console import Console
 from core.errors import DamagedError
 from core.manifest import Manifest, ShardEntry
 from core.shard_index import ShardIndex, read_index
-from core.storage import PARTIAL_PREFIX, exists, is_local, join, local, publish, sha256_of, size
+from core.storage import PARTIAL_PREFIX, exists, is_local, join, local, publish
 from shard_builder.engines.processes import ProcessesEngine
 from shard_builder.progress import progress_bar
+from shard_builder.whole import has_hash, looks_whole
 from shard_builder.writer import ShardTask, write_shard
 
 
-def lost_shards(out: str, manifest: Manifest) -> list[ShardEntry]:
-    """The shards of which a file is missing or not the one that the manifest names.
+def lost_shards(out: str, manifest: Manifest, checks_bytes: bool, console: Console) -> list[ShardEntry]:
+    """The shards of which a file is missing or not the one that the manifest names, in the manifest's order.
 
-    Of a local set every byte is read; of a remote one it is asked whether the files are there, and how long.
+    Args:
+        checks_bytes: read every tar, which takes as long as the disk does; else tars are known by their sizes alone.
     """
-    return [entry for entry in manifest.shards if not _is_whole(out, entry)]
+    lost = {entry.name for entry in manifest.shards if not looks_whole(out, entry)}
+    if checks_bytes:
+        megabytes = np.cumsum([entry.bytes for entry in manifest.shards]) // 10**6
+        with progress_bar(console, "MB", total=int(megabytes[-1])) as show:
+            for entry, read in zip(manifest.shards, megabytes):
+                if entry.name not in lost and not has_hash(join(out, entry.name), entry.sha256):
+                    lost.add(entry.name)
+                show(int(read))
+    return [entry for entry in manifest.shards if entry.name in lost]
 
 
 def repair(
@@ -67,23 +77,6 @@ def repair(
         )
 
 
-def _is_whole(out: str, entry: ShardEntry) -> bool:
-    tar = join(out, entry.name)
-    if not (exists(tar) and exists(join(out, entry.index_name)) and size(tar) == entry.bytes):
-        return False
-    return not is_local(out) or (
-        _has_hash(tar, entry.sha256) and _has_hash(join(out, entry.index_name), entry.index_sha256)
-    )
-
-
-def _has_hash(path: str, sha256: str) -> bool:
-    """Whether a local file has it; one that the disk does not give back (a bad sector) has none."""
-    try:
-        return sha256_of(path) == sha256
-    except OSError:
-        return False
-
-
 def _difference(out: str, entry: ShardEntry, found: ShardEntry | None, folder: Path) -> str:
     """What is other than it was, as far as the manifest and an intact index can say."""
     if found is None:
@@ -93,7 +86,7 @@ def _difference(out: str, entry: ShardEntry, found: ShardEntry | None, folder: P
             return f"{now} {name.removeprefix('num_')} instead of {was}"
     index = join(out, entry.index_name)
     others = ""
-    if exists(index) and is_local(index) and _has_hash(index, entry.index_sha256):
+    if exists(index) and is_local(index) and has_hash(index, entry.index_sha256):
         others = _other_members(read_index(local(index)), read_index(folder / found.index_name))
     return others or f"sha256 {found.sha256[:12]} instead of {entry.sha256[:12]}"
 

@@ -122,7 +122,7 @@ def verify(
     if faults:
         console.print(fault_table(url, faults))
     if manifest and any(fault.file in (shard.name, shard.index_name) for shard in manifest.shards for fault in faults):
-        console.print(mended_by(url, manifest))
+        console.print(mended_by(url, manifest, of_right_size=True))
     return faults
 
 

@@ -21,7 +21,7 @@ from core.config import dump_yaml
 from core.errors import DamagedError, ManifestError
 from core.shard_set import ShardSet
 from core.storage import sha256_of
-from shard_builder import repair
+from shard_builder import whole
 from shard_builder.build import build_shards
 from shard_builder.config import BuildConfig
 from shard_builder.verify import verify
@@ -54,6 +54,11 @@ def built(make_config: MakeConfig, console: Console) -> BuildConfig:
     return config
 
 
+def words(console: Console) -> str:
+    """All that was said, in one line."""
+    return " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+
+
 def lose_tar(folder: Path) -> None:
     (folder / "train-00001.tar").unlink()
 
@@ -78,7 +83,13 @@ def flip_bit(folder: Path) -> None:
     (folder / "train-00003.tar").write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", [lose_tar, lose_index, lose_both, cut_tar, flip_bit])
+def flip_bit_of_index(folder: Path) -> None:
+    data = bytearray((folder / "train-00003.idx").read_bytes())
+    data[-1] ^= 1
+    (folder / "train-00003.idx").write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [lose_tar, lose_index, lose_both, cut_tar, flip_bit_of_index])
 def test_a_lost_shard_comes_back_to_the_byte(
     built: BuildConfig, console: Console, damage: Callable[[Path], None]
 ) -> None:
@@ -92,6 +103,31 @@ def test_a_lost_shard_comes_back_to_the_byte(
     assert verify(built.out, console, workers=1) == []
     build_shards(built, console)
     assert "nothing to do" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_damage_in_a_tar_of_the_right_size_is_mended_as_verify_says(built: BuildConfig, console: Console) -> None:
+    folder = Path(built.out)
+    before = folder_bytes(folder)
+    flip_bit(folder)
+    assert verify(built.out, console, workers=1)
+    assert f"`shardclip build` with the recipe of this set (out={built.out} check_bytes=true) writes it again" in words(
+        console
+    )
+    build_shards(replace(built, check_bytes=True), console)
+    assert "1 of 4 shards are missing or damaged" in words(console)
+    assert folder_bytes(folder) == before
+    build_shards(replace(built, check_bytes=True), console)
+    assert "nothing to do (checked: every byte)" in words(console)
+
+
+def test_a_glance_at_a_finished_set_reads_no_tar_and_says_so(
+    built: BuildConfig, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(whole, "sha256_of", lambda path: read.append(str(path)) or sha256_of(path))
+    build_shards(built, console)
+    assert sorted(read) == sorted(str(path) for path in Path(built.out).glob("*.idx"))
+    assert "sizes and indexes; check_bytes=true" in words(console)
 
 
 def test_a_remote_set_gets_its_shard_back(built: BuildConfig, console: Console) -> None:
@@ -149,7 +185,7 @@ def test_a_file_that_the_disk_does_not_give_back_is_written_again(
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         return sha256_of(path)
 
-    monkeypatch.setattr(repair, "sha256_of", read)
+    monkeypatch.setattr(whole, "sha256_of", read)
     build_shards(built, console)
     assert "1 of 4 shards are missing or damaged" in console.file.getvalue()  # type: ignore[attr-defined]
     assert bad.stat().st_ino != bad_inode and folder_bytes(folder) == before
@@ -160,13 +196,6 @@ def test_sources_that_changed_are_another_recipe(built: BuildConfig, console: Co
     (photos.parent / "000.jpg").write_bytes(picture(5, size=(90, 70)))
     with pytest.raises(ManifestError, match="of other inputs or settings"):
         build_shards(built, console)
-
-
-def test_verify_says_what_repairs_a_shard(built: BuildConfig, console: Console) -> None:
-    flip_bit(Path(built.out))
-    assert verify(built.out, console, workers=1)
-    said = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
-    assert f"`shardclip build` with the recipe of this set (out={built.out}) writes it again" in said
 
 
 def test_whoever_opens_a_set_that_lost_a_shard_is_told_the_command(built: BuildConfig) -> None:
