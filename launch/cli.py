@@ -10,6 +10,7 @@ from rich.console import Console
 
 from core.config import load_config
 from core.places import expect_given
+from eval.export import FORMS
 from launch.leaving import kept, run
 
 app = typer.Typer(
@@ -228,7 +229,7 @@ def column(
 def export(
     run: Annotated[str, typer.Argument(help="A run folder, RUN/best, RUN/latest or a checkpoint.", show_default=False)],
     out: Annotated[str, typer.Argument(help="A new folder.", show_default=False)],
-    to: Annotated[str, typer.Option(help="torchvision, timm, safetensors or onnx.", show_default=False)],
+    to: Annotated[str, typer.Option(help=f"{', '.join(FORMS)}.", show_default=False)],
 ) -> None:
     """Write a trained encoder for use elsewhere, with a model card; whole or not at all.
 
