@@ -15,36 +15,47 @@ from eval.early import RANKS, no_baseline
 from eval.metrics import FeatureSet, Ranks, paired_bootstrap
 from trainer.telemetry.names import IMAGE_TO_TEXT, RECALL_KS, TEXT_TO_IMAGE
 
-_RIGHT = "right_answers"  # in the file's metadata: "", or what makes further answers right
+# In the file's metadata: "", or what makes further answers right; "", or the file that captions are from.
+_RIGHT, _CAPTIONS = "right_answers", "captions"
 
 
-def save_ranks(ranks: Ranks, features: FeatureSet, path: Path) -> None:
-    """Publish the rank of every query, and what was right for what."""
+def save_ranks(ranks: Ranks, features: FeatureSet, path: Path, captions_from: str = "") -> None:
+    """Publish the rank of every query, and what was right for what.
+
+    Args:
+        captions_from: the file that captions are from; "": the set itself.
+    """
     tensors = {
         IMAGE_TO_TEXT: ranks.image_to_text,
         TEXT_TO_IMAGE: ranks.text_to_image,
         "image_of_text": features.image_of_text,
     }
-    publish_bytes(save(tensors, {_RIGHT: features.right.kind}), path)
+    publish_bytes(save(tensors, {_RIGHT: features.right.kind, _CAPTIONS: captions_from}), path)
 
 
-def gains_over(baseline: Path, ranks: Ranks, features: FeatureSet) -> dict[str, Any]:
+def gains_over(baseline: Path, ranks: Ranks, features: FeatureSet, captions_from: str = "") -> dict[str, Any]:
     """The difference of each recall to that of an earlier evaluation, with its interval.
 
     Raises:
         ConfigError: there is no evaluation in the folder.
-        DataError: it is of other shards, or by another protocol.
+        DataError: it is of other shards or captions, or by another protocol.
     """
     path = baseline / RANKS
     if not path.exists():
         raise no_baseline(baseline)
     with safe_open(path, framework="numpy") as file:
         before = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        kind = (file.metadata() or {}).get(_RIGHT, "")
+        metadata = file.metadata() or {}
+    kind, captions = metadata.get(_RIGHT, ""), metadata.get(_CAPTIONS, "")
     if kind != features.right.kind:
         raise DataError(
             f"baseline: {path} counts right answers by {kind or 'own captions'}, this evaluation by "
             f"{features.right.kind or 'own captions'}. Evaluate both runs alike."
+        )
+    if captions != captions_from:
+        raise DataError(
+            f"baseline: {path} has captions of {captions or 'the shards'}, this evaluation of "
+            f"{captions_from or 'the shards'}. Evaluate both runs with the same captions."
         )
     if not np.array_equal(before["image_of_text"], features.image_of_text):
         raise DataError(f"baseline: {path} is of other shards. Evaluate both runs on the same shards.")

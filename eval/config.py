@@ -53,8 +53,17 @@ class EvalConfig:
         for protocol in self.protocols:
             if protocol not in PROTOCOLS:
                 raise ConfigError(f"protocols: unknown protocol '{protocol}'. Known: {', '.join(PROTOCOLS)}.")
+        if self.equal_captions and (coco := self.coco_protocols()):
+            raise ConfigError(
+                f"equal_captions makes other images' captions right, protocol '{coco[0]}' counts own captions alone. "
+                "Use protocols: full, or leave equal_captions out."
+            )
         check_templates(self.all_templates())
         self.all_classes()  # a file that is not there
+
+    def coco_protocols(self) -> tuple[str, ...]:
+        """Those of the protocols in which a picture's own captions alone may be right."""
+        return tuple(protocol for protocol in self.protocols if protocol != "full")
 
     def all_classes(self) -> tuple[str, ...]:
         """Classes for images without labels."""

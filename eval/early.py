@@ -8,6 +8,7 @@ from core.errors import ConfigError, StorageError
 from core.places import EVALUATION, expect_folder_of_ours, expect_no_common_folder
 from core.shard_set import ShardSet
 from core.storage import is_local
+from eval.captions_file import read_captions
 from eval.config import EvalConfig
 from trainer.checkpoint.folder import resolve_checkpoint
 from trainer.run.folder import RUN
@@ -28,8 +29,25 @@ def expect_measurable(config: EvalConfig) -> None:
     for url in (*config.shards, *config.labelled_shards, *config.gallery):
         if is_local(url):
             ShardSet.open(url, config.cache_dir, text="")  # alone: which captions they share, the checkpoint decides
+    if all(is_local(url) for url in config.shards):
+        _expect_captions(config)
     if config.baseline is not None and not (config.baseline / RANKS).exists():
         raise no_baseline(config.baseline)
+
+
+def _expect_captions(config: EvalConfig) -> None:
+    """Raise where a captions file does not fit the shards, or a protocol their own captions."""
+    sets = [ShardSet.open(url, config.cache_dir, text="") for url in config.shards]
+    if config.captions is not None:
+        manifests = tuple(manifest for own in sets for manifest in own.manifests)
+        read_captions(config.captions, ShardSet(config.shards, manifests, config.cache_dir, verified=True))
+    elif coco := config.coco_protocols():
+        of_classes = [url for url, own in zip(config.shards, sets, strict=True) if own.class_captions]
+        if of_classes:
+            raise ConfigError(
+                f"protocols: '{coco[0]}' counts own captions alone, but those of {of_classes[0]} were made from class "
+                "names. Use protocols: full."
+            )
 
 
 def expect_place(config: EvalConfig, checkpoint: Path) -> None:

@@ -27,6 +27,7 @@ from core.manifest import MANIFEST_NAME
 from core.shard_set import ShardSet
 from core.storage import exists, join, publish_bytes
 from eval.baseline import gains_over, save_ranks
+from eval.captions_file import captions_identity, read_captions
 from eval.classes import class_vectors, neighbours, zero_shot, zero_shot_labelled
 from eval.config import EvalConfig
 from eval.early import MARK, RANKS, RESULTS, expect_place
@@ -50,11 +51,12 @@ from eval.features import (
     has_pair_loss,
     mean_pair_loss,
     save_features,
+    shards_stamp,
 )
 from eval.gallery import GallerySource, joint_classes
 from eval.labels import Labels, label_column, labels_of
 from eval.metrics import FeatureSet, Ranks
-from eval.own_captions import read_captions, with_captions
+from eval.own_captions import with_captions
 from eval.ranks import retrieval_ranks
 from eval.report.charts import result_charts, sheets, training_charts
 from eval.report.drawing import save_jpeg, save_png
@@ -110,7 +112,7 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
         results |= _of_classes(work, labelled, found if is_whole else None, results)
 
     results["seconds"] = round(time.monotonic() - started, 1)
-    save_features(found, out / FEATURES, encoder.fingerprint, shard_set.fingerprint)
+    save_features(found, out / FEATURES, encoder.fingerprint, shards_stamp(shard_set.fingerprint, work.captions_from))
     publish_bytes((json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode(), out / RESULTS)
     _save_pictures(results, run_dir, out)
     say_results(results, write_report(out), console)
@@ -134,6 +136,11 @@ class Evaluating:
             return trained_embedder(tower, self.device)
         assert self.encoder.text_encoder is not None
         return text_embedder(self.encoder.text_encoder, self.config.text_encoder, self.device)
+
+    @cached_property
+    def captions_from(self) -> str:
+        """The file that captions are from, where they are not the shards' own."""
+        return captions_identity(self.config.captions) if self.config.captions else ""
 
     def open(self, urls: Sequence[str]) -> ShardSet:
         """Sets with the captions that the checkpoint compares, if it does."""
@@ -242,15 +249,15 @@ def _retrieval(work: Evaluating, extracted: Extracted, ranks: Ranks, shelf: Shel
     def count_ranks(gallery: FeatureSet) -> Ranks:
         return ranks if gallery is features else retrieval_ranks(gallery, work.device)
 
-    first, *others = (evaluate_retrieval(features, count_ranks, protocol) for protocol in config.protocols)
+    first, *others = (evaluate_retrieval(features, count_ranks, name, work.captions_from) for name in config.protocols)
     results = dict(first)
     results["intervals"] = recall_intervals(features, ranks) if config.protocols[0] == "full" else {}
     results["other_protocols"] = others
     results["rank_bands"] = rank_bands(ranks)
     results["examples"] = show_retrieval(extracted, ranks, shelf, config.num_examples)
     if config.baseline:
-        results["against_baseline"] = gains_over(config.baseline, ranks, features)
-    save_ranks(ranks, features, work.out / RANKS)
+        results["against_baseline"] = gains_over(config.baseline, ranks, features, work.captions_from)
+    save_ranks(ranks, features, work.out / RANKS, work.captions_from)
     return results
 
 
@@ -349,6 +356,7 @@ def _identity(work: Evaluating, shard_set: ShardSet, found: Extracted | Pictures
         "encoder": encoder.fingerprint,
         "embed_dim": pictures_of(found).images.shape[1],
         "text_encoder": encoder.text_name,
+        "captions_from": work.captions_from,
         "shards": [
             {
                 "url": url,

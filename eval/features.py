@@ -179,8 +179,13 @@ def mean_pair_loss(
     return float(np.mean([dealt[i % len(dealt)][i // len(dealt)] for i in range(len(starts))]))
 
 
+def shards_stamp(fingerprint: str, captions_from: str = "") -> str:
+    """What a feature file names its shards by: their fingerprint, and the file of other captions than theirs."""
+    return f"{fingerprint} with captions of {captions_from}" if captions_from else fingerprint
+
+
 def save_features(extracted: Extracted | Pictures, path: Path, encoder: str, shards: str) -> None:
-    """Publish the features with the fingerprint of the image encoder and of the shard set they are from."""
+    """Publish the features with the fingerprint of the image encoder and the `shards_stamp` of what they are from."""
     metadata = {"encoder": encoder, "shards": shards}
     if isinstance(extracted, Pictures):
         tensors = {"images": extracted.images, "samples": extracted.samples}

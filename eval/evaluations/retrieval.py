@@ -60,12 +60,13 @@ PROTOCOLS: dict[str, Callable[[FeatureSet], tuple[str, list[FeatureSet]]]] = {
 
 
 def evaluate_retrieval(
-    features: FeatureSet, count_ranks: Callable[[FeatureSet], Ranks], protocol: str = "full"
+    features: FeatureSet, count_ranks: Callable[[FeatureSet], Ranks], protocol: str = "full", captions_from: str = ""
 ) -> dict[str, Any]:
     """Recall@1/5/10 and mAP@10 (0 to 1), median and mean rank (from 1) of both directions, and the protocol in words.
 
     Args:
         count_ranks: of each gallery of the protocol (`eval.ranks.retrieval_ranks`).
+        captions_from: the file that captions are from; "": the set itself.
 
     Returns:
         `{"image_to_text": {...}, "text_to_image": {...}, "protocol": "full gallery: 300 images x 1,500 captions"}`.
@@ -81,7 +82,8 @@ def evaluate_retrieval(
         }
         for direction in DIRECTIONS
     }
-    result["protocol"] = name + _clipped(galleries[0])
+    captions = f", captions of {captions_from}" if captions_from else ""
+    result["protocol"] = name + captions + _clipped(galleries[0])
     return result
 
 

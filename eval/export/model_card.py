@@ -77,7 +77,8 @@ def _measured(encoder: LoadedEncoder, run_dir: Path) -> Iterator[str]:
     if not figures:
         yield "Not measured: `shardclip eval` measures it, and another export then says the figures here.\n"
         return
-    yield f"On {where}{'; ' + results['protocol'] if 'protocol' in results else ''}:\n"
+    captions = f"; captions of {results['captions_from']}" if results.get("captions_from") else ""
+    yield f"On {where}{'; ' + results['protocol'] if 'protocol' in results else captions}:\n"
     recalls = {d: [figures.get(names.of_direction(d, names.recall(k))) for k in RECALL_KS] for d in DIRECTIONS}
     if all(value is not None for values in recalls.values() for value in values):
         yield f"| | {' | '.join(f'R@{k}' for k in RECALL_KS)} |\n| --- |{' ---: |' * len(RECALL_KS)}"

@@ -1,5 +1,6 @@
 """Evaluation from checkpoint to results and report, on a tiny tower; every mistake ends in one sentence."""
 
+import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from column_folders import add_column
+from evaluated_runs import config_of, write_run
 from rich.console import Console
 from shard_sets import make_shard_set
 from training_runs import SMALL_TOWER, recipe, register_small_tower, train_worker
@@ -27,10 +29,6 @@ from eval.features import load_features
 from eval.metrics import summarise
 from eval.ranks import retrieval_ranks
 from trainer.checkpoint.folder import save_checkpoint
-from trainer.models.build import build_encoder
-from trainer.models.config import ModelConfig
-from trainer.objectives.infonce import InfoNCE
-from trainer.objectives.nt_xent import NTXent
 from trainer.trackers.metrics_csv import read_metrics
 
 QUIET = Console(quiet=True)
@@ -43,28 +41,6 @@ def run_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     write_run(folder)
     return folder
-
-
-def write_run(folder: Path, embed_dim: int | None = 8, **config) -> None:
-    """With `embed_dim=None` an encoder of pictures alone."""
-    objective = InfoNCE() if embed_dim else NTXent()
-    model = build_encoder(ModelConfig(tower="shufflenet_v2_x0_5", hidden_dim=16), objective, embed_dim, image_size=32)
-    learned = {name: torch.tensor(value) for name, value in objective.parameters().items()}
-    mean, std = model.normalization
-    save_checkpoint(
-        folder / "checkpoints",
-        parts={"encoder": model.state_dict(), "objective": learned},
-        optimizer_state={},
-        state={"step": 3},
-        identity={
-            "model": model.describe(),
-            "text_encoder": asdict(TextEncoderSpec("random", "0", embed_dim, "0" * 64)) if embed_dim else None,
-            "image": {"size": 32, "fit": "crop", "mean": list(mean), "std": list(std)},
-            "config": {"global_batch_size": 4, "objective": "infonce" if embed_dim else "nt_xent", **config},
-        },
-        keep_last=1,
-        is_best=True,
-    )
 
 
 @pytest.fixture
@@ -81,10 +57,6 @@ def embedded(monkeypatch):
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
     monkeypatch.setattr(eval.evaluate, "text_embedder", lambda spec, choice, device: embed)
-
-
-def config_of(run_dir, shards, out, **more):
-    return EvalConfig(checkpoint=run_dir, shards=(shards,), out=out, num_workers=0, device="cpu", **more)
 
 
 def test_an_evaluation_writes_results_pictures_and_one_report(run_dir, shards, tmp_path, embedded):
@@ -252,7 +224,10 @@ def test_other_captions_and_equal_ones_are_counted_where_a_recipe_says_so(run_di
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     own = config_of(run_dir, shards, tmp_path / "a", captions=tmp_path / "own.jsonl")
     results = evaluate(own, QUIET)
-    assert results["protocol"].startswith("full gallery: 3 images x 6 captions")
+    digest = hashlib.sha256((tmp_path / "own.jsonl").read_bytes()).hexdigest()[:16]
+    assert results["protocol"].startswith(
+        f"full gallery: 3 images x 6 captions, captions of own.jsonl (sha256 {digest})"
+    )
     assert {example["query"] for example in results["examples"]["captions"]} == {"a dog"}
     alike = evaluate(replace(own, equal_captions=True, out=tmp_path / "b"), QUIET)
     assert alike["protocol"].startswith("equal captions: 3 images x 6 captions, a caption is right")

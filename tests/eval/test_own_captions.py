@@ -10,8 +10,9 @@ from shard_sets import make_shard_set
 
 from core.errors import ConfigError, DataError
 from core.shard_set import ShardSet
+from eval.captions_file import read_captions
 from eval.features import extract_pictures
-from eval.own_captions import read_captions, with_captions
+from eval.own_captions import with_captions
 from eval.ranks import retrieval_ranks
 from trainer.data.loader import EvalLoader
 
@@ -87,3 +88,23 @@ def test_a_missing_or_empty_file_is_named(tmp_path, shard_set):
         read_captions(tmp_path / "none.jsonl", shard_set)
     with pytest.raises(DataError, match="is empty"):
         read_captions(written(tmp_path / "c.jsonl", []), shard_set)
+
+
+def test_only_a_newline_ends_a_line(tmp_path, shard_set):
+    path = tmp_path / "c.jsonl"
+    line = json.dumps({"image_id": "1", "captions": ["one\u2028two\x85three", "four"]}, ensure_ascii=False)
+    path.write_text(f"{line}\r\n\n{line}", encoding="utf-8", newline="")
+    assert read_captions(path, shard_set) == {1: ["one two three", "four"] * 2}
+
+
+def test_a_name_of_two_images_is_refused_and_of_one_image_in_two_sets_is_not(tmp_path, shard_set):
+    same = make_shard_set(tmp_path / "same", 4)  # the first images of the other
+    both = ShardSet.open([shard_set.urls[0], same])
+    path = written(tmp_path / "c.jsonl", [{"image_id": "1", "caption": "x"}])
+    assert read_captions(path, both) == {1: ["x"]}
+    ids = both.image_ids
+    both.image_ids = lambda samples: ids(samples) + (samples >= 9)  # as if they showed others
+    for by, name in (("image_id", "1"), ("key", both.key(1))):
+        path = written(tmp_path / "c.jsonl", [{by: name, "caption": "x"}])
+        with pytest.raises(DataError, match=rf"line 1: different images have {by} '{name}': .*same.* Name pictures by"):
+            read_captions(path, both)

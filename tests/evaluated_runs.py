@@ -1,0 +1,42 @@
+"""A run folder with one checkpoint of an untrained tower, and the recipe that evaluates it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from core.manifest import TextEncoderSpec
+from eval.config import EvalConfig
+from trainer.checkpoint.folder import save_checkpoint
+from trainer.models.build import build_encoder
+from trainer.models.config import ModelConfig
+from trainer.objectives.infonce import InfoNCE
+from trainer.objectives.nt_xent import NTXent
+
+
+def write_run(folder: Path, embed_dim: int | None = 8, **config) -> None:
+    """With `embed_dim=None` an encoder of pictures alone."""
+    objective = InfoNCE() if embed_dim else NTXent()
+    model = build_encoder(ModelConfig(tower="shufflenet_v2_x0_5", hidden_dim=16), objective, embed_dim, image_size=32)
+    learned = {name: torch.tensor(value) for name, value in objective.parameters().items()}
+    mean, std = model.normalization
+    save_checkpoint(
+        folder / "checkpoints",
+        parts={"encoder": model.state_dict(), "objective": learned},
+        optimizer_state={},
+        state={"step": 3},
+        identity={
+            "model": model.describe(),
+            "text_encoder": asdict(TextEncoderSpec("random", "0", embed_dim, "0" * 64)) if embed_dim else None,
+            "image": {"size": 32, "fit": "crop", "mean": list(mean), "std": list(std)},
+            "config": {"global_batch_size": 4, "objective": "infonce" if embed_dim else "nt_xent", **config},
+        },
+        keep_last=1,
+        is_best=True,
+    )
+
+
+def config_of(run_dir, shards, out, **more):
+    return EvalConfig(checkpoint=run_dir, shards=(shards,), out=out, num_workers=0, device="cpu", **more)
