@@ -262,7 +262,7 @@ def _loader(
         num_workers=config.data.num_workers,
         pin_memory=accelerator.device.type == "cuda",
         # As training itself; of the validation set every sample counts.
-        max_damaged=config.data.most_damaged(len(shard_set)) if source else 0,
+        max_damaged=config.data.most_damaged(len(shard_set)) if source else None,
     )
 
 

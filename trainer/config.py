@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -9,6 +10,7 @@ from typing import ClassVar, Literal
 from core.config import Choice
 from core.errors import ConfigError
 from core.parts import build, check
+from trainer.data.damage_limit import DamageLimit
 from trainer.data.names import OWN_NAMES
 from trainer.models.config import ModelConfig
 from trainer.models.texts import TEXTS
@@ -45,7 +47,10 @@ class DataConfig:
 
     def most_damaged(self, num_samples: int) -> int:
         """How many of a set's samples may be damaged before the run ends."""
-        return self.max_damaged if isinstance(self.max_damaged, int) else int(self.max_damaged * num_samples)
+        if isinstance(self.max_damaged, int):
+            return self.max_damaged
+        most = math.ceil(round(self.max_damaged * num_samples, 9))  # a share above 0 allows at least one
+        return DamageLimit(most, f"{self.max_damaged} of {num_samples} samples = {most}")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from core.errors import ConfigError
 from trainer.checkpoint.files import MANIFEST, manifest_bytes, read_manifest
 from trainer.checkpoint.folder import STATE
 from trainer.checkpoint.tensor_tree import dump_json, parse_json
-from trainer.config import TrainConfig
+from trainer.config import DataConfig, TrainConfig
+from trainer.data.batch import too_many_damaged
 from trainer.guard.signals import REQUEUE_EXIT_CODE
 from trainer.run.folder import read_events
 
@@ -48,11 +50,14 @@ def test_damage_may_be_a_share_of_the_samples_as_the_message_says(tmp_path: Path
     damage(str(tmp_path / "train"), 31)
     less = recipe(tmp_path, run_dir=tmp_path / "less", epochs=1, data={"max_damaged": "0.02"})
     (sentence,) = gloo.run(1, train_worker, less)
-    assert "2 damaged samples, max_damaged is 1" in str(sentence) and "data.max_damaged=0.001" in str(sentence)
+    assert "2 damaged samples, max_damaged is 0.02 of 50 samples = 1" in str(
+        sentence
+    ) and "data.max_damaged=0.001" in str(sentence)
 
 
 @pytest.mark.parametrize(
-    ("value", "samples"), [("3", 3), ("0", 0), ("0.001", 12), ("0.00001", 0), ("1", 1), ("2.5", None), ("1.0", None)]
+    ("value", "samples"),
+    [("3", 3), ("0", 0), ("0.001", 13), ("0.00001", 1), ("0.2", 2469), ("1", 1), ("2.5", None), ("1.0", None)],
 )
 def test_a_number_of_damaged_samples_or_their_share(tmp_path: Path, value: str, samples: int | None) -> None:
     values = {"run_dir": tmp_path, "data": {"train": "x", "max_damaged": value}, "global_batch_size": 2}
@@ -61,6 +66,14 @@ def test_a_number_of_damaged_samples_or_their_share(tmp_path: Path, value: str, 
             from_mapping(TrainConfig, values, "test")
     else:
         assert from_mapping(TrainConfig, values, "test").data.most_damaged(12_345) == samples
+
+
+def test_a_share_is_shown_with_what_it_comes_to_in_workers_too() -> None:
+    limit = DataConfig(("x",), max_damaged=0.001).most_damaged(999)
+    assert limit == 1 and "max_damaged is 0.001 of 999 samples = 1: a, b. " in str(too_many_damaged("ab", limit))
+    assert str(pickle.loads(pickle.dumps(limit))) == str(limit)
+    assert DataConfig(("x",), max_damaged=0.07).most_damaged(100) == 7  # 0.07 * 100 is 7.000000000000001
+    assert "every sample counts: a, b. " in (said := str(too_many_damaged("ab", None))) and "max_damaged is of" in said
 
 
 def test_a_set_of_another_encoder_is_refused(tmp_path: Path) -> None:

@@ -99,11 +99,21 @@ class Batch:
             yield values.values if isinstance(values, Ragged) else values
 
 
-def too_many_damaged(descriptions: Sequence[str], max_damaged: int) -> DamagedError:
-    """The error that ends a run, with the first samples by name."""
+def too_many_damaged(descriptions: Sequence[str], max_damaged: int | None) -> DamagedError:
+    """The error that ends a run, with the first samples by name.
+
+    Args:
+        max_damaged: None: each sample is measured, so that none may be damaged whatever the recipe says.
+    """
     more = f" and {len(descriptions) - _NAMED} more" if len(descriptions) > _NAMED else ""
+    named = f"{', '.join(descriptions[:_NAMED])}{more}"
+    if max_damaged is None:
+        return DamagedError(
+            f"{len(descriptions)} damaged samples where every sample counts: {named}. Run `shardclip verify` and "
+            "restore the shards, or build the set again without such samples; data.max_damaged is of training alone."
+        )
     return DamagedError(
-        f"{len(descriptions)} damaged samples, max_damaged is {max_damaged}: {', '.join(descriptions[:_NAMED])}{more}. "
+        f"{len(descriptions)} damaged samples, max_damaged is {max_damaged}: {named}. "
         "Run `shardclip verify` and restore the shards; or train without such samples: data.max_damaged is how many "
         "there may be, or their share, as data.max_damaged=0.001."
     )

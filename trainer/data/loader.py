@@ -131,7 +131,7 @@ class EvalLoader:
         samples: only these, `(n,)`; None: all.
         batch_size: of one rank; the last batch has what is left.
         columns, pictures: as for `TrainLoader`; columns per caption are ragged.
-        max_damaged: samples that another one may stand in for, where not every single one counts.
+        max_damaged: samples that another one may stand in for; None: every single one counts.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class EvalLoader:
         num_workers: int = 0,
         prefetch: int = 2,
         pin_memory: bool = False,
-        max_damaged: int = 0,
+        max_damaged: int | None = None,
     ) -> None:
         wanted = np.arange(len(shard_set)) if samples is None else samples
         own = wanted[rank_slice(len(wanted), rank, world_size)]

@@ -61,7 +61,7 @@ class BatchStream:
         num_workers: int,
         prefetch: int,
         pin_memory: bool,
-        max_damaged: int,
+        max_damaged: int | None,
         pictures: bool = True,
     ) -> None:
         columns.open(shard_set)

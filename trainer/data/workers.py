@@ -53,7 +53,7 @@ class PartReader(Dataset[Part | ShardclipError]):
     """
 
     def __init__(
-        self, shard_set: ShardSet, arrays: Sequence[np.ndarray], columns: BatchColumns, max_damaged: int
+        self, shard_set: ShardSet, arrays: Sequence[np.ndarray], columns: BatchColumns, max_damaged: int | None
     ) -> None:
         self._shard_set, self._arrays, self._columns = shard_set, arrays, columns
         self._max_damaged = max_damaged
@@ -96,7 +96,7 @@ class PartReader(Dataset[Part | ShardclipError]):
 
     def _substitute(self, sample: int, out: np.ndarray | None, error: Exception) -> tuple[int, np.ndarray]:
         places = [self._place(sample, error)]
-        while len(places) <= self._max_damaged:
+        while len(places) <= (self._max_damaged or 0):
             candidate = (sample + len(places)) % len(self._shard_set)
             try:
                 return candidate, self._read_sample(candidate, out)
