@@ -13,9 +13,16 @@ import yaml
 
 from core.config import Choice, convert, from_mapping, to_mapping
 from core.keys import options_of
+from core.text_encoders import TEXT_ENCODERS
 from launch.keys import PAGE, RECIPES, TOWER_FAMILIES, page, recipe_keys
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def the_products_own_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests elsewhere in this process may have one of their own in the table."""
+    monkeypatch.delitem(TEXT_ENCODERS, "fake", raising=False)
 
 
 def test_the_page_is_what_the_code_says() -> None:

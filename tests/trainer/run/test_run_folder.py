@@ -107,6 +107,11 @@ def test_strange_and_damaged_folders_are_refused(tmp_path: Path) -> None:
         with open_run_folder(tmp_path, CONFIG, environment={}, resume="auto"):
             pass
     (tmp_path / "run.json").unlink()
+    with pytest.raises(ConfigError, match=r"holds other things \(environment.json, events.jsonl\) and not a run"):
+        with open_run_folder(tmp_path, CONFIG, environment={}, resume="auto"):
+            pass
+    for name in ("environment.json", "events.jsonl"):
+        (tmp_path / name).unlink()
     with pytest.raises(ConfigError, match=r"holds config.yaml, but no run.json"):
         with open_run_folder(tmp_path, CONFIG, environment={}, resume="auto"):
             pass
