@@ -33,7 +33,7 @@ def test_a_lock_names_its_owner_and_leaves_no_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-CHILD = "r, w = os.pipe(); os.fork() or (os.write(w, b'x'), time.sleep(5)); os.read(r, 1);"
+CHILD = "r, w = os.pipe(); os.fork() or (os.write(w, b'x'), time.sleep(5), os._exit(0)); os.read(r, 1);"
 
 
 @pytest.mark.parametrize("child", ["", CHILD])  # a loader's worker, which outlives its owner
