@@ -20,7 +20,7 @@ from core.places import (
 )
 from core.storage import join
 
-HERE, HOME = Path("/work/project"), Path("/home/ada")
+HERE, HOME = Path("/srv/project"), Path("/home/ada")
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ HERE, HOME = Path("/work/project"), Path("/home/ada")
     [
         ("/", "the root of the file system"),
         ("//", "the root of the file system"),
-        ("/work/..", "the root of the file system"),
+        ("/srv/..", "the root of the file system"),
         ("../..", "the root of the file system"),
         ("/home/ada", "the home folder."),
         ("/home/ada/photos/..", "the home folder."),
@@ -62,7 +62,7 @@ def test_a_path_that_leads_nowhere_is_said_in_one_sentence(tmp_path: Path, monke
         expect_no_common_folder(tmp_path, "out")
 
 
-@pytest.mark.parametrize("url", ["file:///", "FILE:///", "local:///", "Local:////", "local:///work/.."])
+@pytest.mark.parametrize("url", ["file:///", "FILE:///", "local:///", "Local:////", "local:///srv/.."])
 def test_the_root_has_no_other_names(url: str) -> None:
     with pytest.raises(ConfigError, match="the root of the file system"):
         expect_no_common_folder(url, "out")

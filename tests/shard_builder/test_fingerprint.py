@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from fake_encoder import FakeEncoder
+from interrupted_builds import interrupted_after_a_shard
 from rich.console import Console
 from signed_files import body_of, sign_build, sign_manifest
 
@@ -20,7 +21,6 @@ from core.errors import ManifestError
 from core.manifest import Manifest, TextEncoderSpec, load_manifest
 from core.shard_set import ShardSet
 from core.text_encoders import TEXT_ENCODERS
-from shard_builder import build_state
 from shard_builder.build import build_shards
 from shard_builder.config import BuildConfig, ImageConfig
 from shard_builder.fingerprint import UNNAMED_CONSTANTS, fingerprint_of, fingerprints_of, named_in_full, recipe_of
@@ -139,14 +139,7 @@ def test_another_filter_is_refused_by_name(
 
 def begin(config: BuildConfig, console: Console) -> None:
     """Build until the first shard is noted."""
-    save = build_state.save_result
-
-    def save_then_stop(*given: Any) -> None:
-        save(*given)
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("shard_builder.build.save_result", save_then_stop)
+    with interrupted_after_a_shard():
         build_shards(config, console)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from class_folders import write_folders
 from fake_encoder import FakeEncoder
+from interrupted_builds import interrupted_after_a_shard
 from photo_folders import folder_bytes, quick_recipe
 from rich.console import Console
 
@@ -16,7 +17,6 @@ from core.config import Choice
 from core.errors import ManifestError
 from core.manifest import load_manifest
 from core.text_encoders import TEXT_ENCODERS
-from shard_builder import build_state
 from shard_builder.build import build_shards
 from shard_builder.config import BuildConfig
 from shard_builder.readers import image_folder
@@ -61,14 +61,7 @@ def test_a_set_of_then_is_known_and_gets_a_lost_shard_back(config: BuildConfig, 
 
 
 def test_an_unfinished_build_of_then_goes_on(config: BuildConfig, console: Console, tmp_path: Path) -> None:
-    save = build_state.save_result
-
-    def save_then_stop(*given: Any) -> None:
-        save(*given)
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("shard_builder.build.save_result", save_then_stop)
+    with interrupted_after_a_shard():
         build_as_before(config, console)
     build_shards(config, console)
     assert "1 of 3 shards are finished" in console.file.getvalue()  # type: ignore[attr-defined]
