@@ -13,6 +13,7 @@ from core.manifest import OF_CLASSES
 from core.shard_index import image_id_of
 
 CLASS_NAMES = "class names"  # by which answers are right where captions were made from them
+OWN_CAPTIONS = "own captions"  # by which they are right elsewhere
 
 if TYPE_CHECKING:
     from core.column_values import Column
@@ -32,6 +33,11 @@ def answer_ids(shard_set: ShardSet, samples: np.ndarray) -> np.ndarray:
         classes = labels.rows(samples[own] - (ends[number] - shard_set.set_sizes[number]))
         ids[own] = np.where(classes >= 0, _ids_of(labels.classes)[classes], ids[own])
     return ids
+
+
+def answers_by(shard_set: ShardSet) -> str:
+    """What a set's right answers go by: `CLASS_NAMES` or `OWN_CAPTIONS`. Scores by one are no match for the other."""
+    return CLASS_NAMES if shard_set.class_captions else OWN_CAPTIONS
 
 
 def labels_of_class_captions(shard_set: ShardSet) -> dict[int, Column]:

@@ -1,19 +1,22 @@
-"""Run folders with one checkpoint of an untrained encoder, for what reads them: nothing is trained."""
+"""Run folders with one checkpoint of an untrained encoder, for what reads them; and checkpoints changed in place."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from training_runs import register_small_tower
+from training_runs import last_checkpoint, register_small_tower
 
 from core.config import Choice
 from core.manifest import TextEncoderSpec
 from core.parts import build
-from trainer.checkpoint.folder import STORED_SIZE, save_checkpoint
+from trainer.checkpoint.files import MANIFEST, manifest_bytes, read_manifest
+from trainer.checkpoint.folder import STATE, STORED_SIZE, save_checkpoint
+from trainer.checkpoint.tensor_tree import dump_json, parse_json
 from trainer.models.build import build_encoder
 from trainer.models.config import ModelConfig
 from trainer.objectives import OBJECTIVES
@@ -28,6 +31,21 @@ def _settle(tower: nn.Module, size: int) -> None:
     with torch.no_grad():
         tower.train()(torch.rand(16, 3, 4, 4).repeat_interleave(-(-size // 4), 2).repeat_interleave(-(-size // 4), 3))
     tower.eval()
+
+
+def change_state(run_dir: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the state in the last checkpoint in place: as another version might have written it."""
+    checkpoint = last_checkpoint(run_dir)
+    path = checkpoint.path
+    manifest = read_manifest(path)
+    files = {name: (path / name).read_bytes() for name in manifest.files}
+    state = parse_json(files[STATE])
+    change(state)
+    files[STATE] = dump_json(state)
+    (path / STATE).write_bytes(files[STATE])
+    (path / MANIFEST).write_bytes(
+        manifest_bytes({name: [data] for name, data in files.items()}, checkpoint.step, manifest.is_best)
+    )
 
 
 def write_run(

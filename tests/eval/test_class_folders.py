@@ -16,7 +16,9 @@ from column_folders import add_column
 from column_sets import build_set
 from fake_encoder import FakeEncoder
 from pixel_model import PixelEncoder, PixelModel, normalize, pixels_of
+from saved_runs import change_state
 from shard_sets import make_shard_set
+from training_runs import SMALL_TOWER, last_checkpoint, recipe, train_worker
 
 from core.class_captions import answer_ids
 from core.columns import column_url
@@ -36,6 +38,7 @@ from eval.right_answers import captions_of, with_class_answers, with_equal_capti
 from eval.validation import make_validation
 from trainer.config import DataConfig, TrainConfig
 from trainer.data.loader import EvalLoader, TrainLoader
+from trainer.run.folder import read_events
 
 CPU = torch.device("cpu")
 
@@ -176,6 +179,20 @@ def test_processes_agree_on_class_folders(tmp_path, folders):
     for world_size in (2, 4):
         for found in gloo.run(world_size, validate, folders, str(tmp_path / "group"), False):
             assert found == alone
+
+
+@pytest.mark.parametrize(("was", "is_anew"), [("own captions", True), ("class names", False)])
+def test_a_run_that_goes_on_by_other_right_answers_begins_its_best_score_anew(tmp_path, folders, was, is_anew):
+    sizes = {"data": {"train": folders, "val": folders}, "global_batch_size": 6, "epochs": 6, "model": SMALL_TOWER}
+    values = recipe(tmp_path, **sizes)
+    assert gloo.run(1, train_worker, values, 4) == [75]
+    assert last_checkpoint(tmp_path / "run").state["answers_by"] == "class names"
+    change_state(tmp_path / "run", lambda state: state.update(answers_by=was, best_score=2.0))  # out of reach
+    assert gloo.run(1, train_worker, values) == [0]
+    noted = [(event["was"], event["now"]) for event in read_events(tmp_path / "run")
+             if event["event"] == "answers changed"]  # fmt: skip
+    assert noted == ([("own captions", "class names")] if is_anew else [])
+    assert (last_checkpoint(tmp_path / "run").state["best_score"] < 2.0) is is_anew
 
 
 def test_labels_beside_captions_are_followed_by_their_names_too(tmp_path, captioned):

@@ -10,14 +10,12 @@ from typing import Any
 
 import gloo
 import pytest
+from saved_runs import change_state
 from shard_sets import damage, make_shard_set
 from training_runs import last_checkpoint, losses, recipe, train_worker
 
 from core.config import from_mapping
 from core.errors import ConfigError
-from trainer.checkpoint.files import MANIFEST, manifest_bytes, read_manifest
-from trainer.checkpoint.folder import STATE
-from trainer.checkpoint.tensor_tree import dump_json, parse_json
 from trainer.config import DataConfig, TrainConfig
 from trainer.data.batch import too_many_damaged
 from trainer.guard.signals import REQUEUE_EXIT_CODE
@@ -136,20 +134,6 @@ def test_a_failed_run_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / ".lock").exists()
 
 
-def without(run_dir: Path, field: str) -> None:
-    """The last checkpoint as a version would have written it that knew no such field of the state."""
-    checkpoint = last_checkpoint(run_dir)
-    path = checkpoint.path
-    manifest = read_manifest(path)
-    files = {name: (path / name).read_bytes() for name in manifest.files}
-    state = {name: value for name, value in parse_json(files[STATE]).items() if name != field}
-    files[STATE] = dump_json(state)
-    (path / STATE).write_bytes(files[STATE])
-    (path / MANIFEST).write_bytes(
-        manifest_bytes({name: [data] for name, data in files.items()}, checkpoint.step, manifest.is_best)
-    )
-
-
 @pytest.mark.parametrize(
     ("field", "sentence"),
     [
@@ -161,12 +145,13 @@ def without(run_dir: Path, field: str) -> None:
         ("seconds", None),
         ("num_averaged", None),
         ("best_score", None),
+        ("answers_by", None),
     ],
 )
 def test_a_checkpoint_that_lacks_a_field_goes_on_or_is_refused_in_one_sentence(
     tmp_path: Path, field: str, sentence: str | None
 ) -> None:
     assert gloo.run(1, train_worker, recipe(tmp_path), 4) == [REQUEUE_EXIT_CODE]
-    without(tmp_path / "run", field)
+    change_state(tmp_path / "run", lambda state: state.pop(field))
     (ended,) = gloo.run(1, train_worker, recipe(tmp_path))
     assert ended == 0 if sentence is None else sentence in ended

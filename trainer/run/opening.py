@@ -102,7 +102,6 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         holders.model.compile()
     seed_generators(derive_seed(config.seed, "dropout", rank()))
 
-    peak = peak_flops(device, accelerator.mixed_precision)
     run = Run(
         config=config,
         accelerator=accelerator,
@@ -119,13 +118,14 @@ def _open(config: TrainConfig, make_validation: MakeValidation, resources: ExitS
         freezing=data.freezing,
         holders=holders,
         validate=validate,
-        telemetry=Telemetry(device, flops_per_image=flops, peak_flops=peak, stability=StabilityConfig()),
+        telemetry=_telemetry(accelerator, flops),
         trackers=RunTrackers(),
         saver=saver,
         identity={**identity, "config": to_mapping(config), STORED_SIZE: data.train.image.size},
         order_identity=order,
         environment=environment,
         total_steps=data.total_steps,
+        answers_by=data.answers_by,
     )
     state = _go_on(run, checkpoint) if checkpoint else None
     if start is not None and checkpoint is None:
@@ -142,6 +142,11 @@ def _flops(encoder: Encoder, input_shape: tuple[int, ...], objective: Objective,
     if text is not None:  # a text tower that is trained is not counted, so nothing is said of the device's use
         return None
     return flops_per_image(encoder.image_encoder, input_shape) * objective.views
+
+
+def _telemetry(accelerator: Accelerator, flops: float | None) -> Telemetry:
+    peak = peak_flops(accelerator.device, accelerator.mixed_precision)
+    return Telemetry(accelerator.device, flops_per_image=flops, peak_flops=peak, stability=StabilityConfig())
 
 
 def _augment(config: TrainConfig, encoder: Encoder, data: Data, accelerator: Accelerator) -> Augment:
@@ -231,9 +236,22 @@ def _go_on(run: Run, checkpoint: Checkpoint) -> RunState:
         console.print(f"{state.world_size} processes before, {world_size()} now: the same batches, dropout drawn anew.")
     run.summary = dict(state.summary)
     run.start_step, run.earlier_seconds = state.step, state.seconds
-    if checkpoint.identity.get("config", {}).get("best_by", BEST_BY) == run.config.best_by:
-        run.best_score = state.best_score  # scores by another metric are not to be compared with
+    _take_best_score(run, checkpoint, state)
     if is_main():
         reason = "the newest checkpoint" if run.config.resume == "auto" else f"resume={run.config.resume}"
         record_event(run.folder.path, "resumed", state.step, path=str(checkpoint.path), reason=reason)
     return state
+
+
+def _take_best_score(run: Run, checkpoint: Checkpoint, state: RunState) -> None:
+    """The best score so far, where those to come are measured as it was: no other metric, no other right answers."""
+    if checkpoint.identity.get("config", {}).get("best_by", BEST_BY) != run.config.best_by:
+        return
+    if state.answers_by == run.answers_by or state.best_score is None:
+        run.best_score = state.best_score
+    elif is_main():
+        record_event(run.folder.path, "answers changed", state.step, was=state.answers_by, now=run.answers_by)
+        console.print(
+            f"right answers went by {state.answers_by} until step {state.step} and go by {run.answers_by} from here "
+            "on: recalls before and after are not to be compared, and the best score begins anew."
+        )

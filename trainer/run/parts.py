@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from core.class_captions import OWN_CAPTIONS, answers_by
 from core.distributed import on_main, rank, world_size
 from core.errors import CheckpointError, ConfigError
 from core.shard_set import ShardSet
@@ -50,6 +51,7 @@ class Data:
     size: int  # of the pictures that the tower sees, pixels
     total_steps: int
     freezing: Freezing
+    answers_by: str  # of the validation set, where captions are compared
 
 
 def open_data(
@@ -66,7 +68,9 @@ def open_data(
     lr_at(0, total_steps, config.optim)  # a warm-up longer than the run ends here
     frozen = freezing(config.model.freeze, config.model.thaw, total_steps)
     expect_whole_chunks(config.global_batch_size, world_size(), config.accumulate)
-    return Data(train_set, val_set, loader, config.image_size or train_set.image.size, total_steps, frozen)
+    size = config.image_size or train_set.image.size
+    answers = answers_by(val_set) if val_set is not None and objective.needs_text else OWN_CAPTIONS
+    return Data(train_set, val_set, loader, size, total_steps, frozen, answers)
 
 
 def _open_validation_set(config: TrainConfig, train_set: ShardSet, compares_stored: bool) -> ShardSet | None:

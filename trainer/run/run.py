@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor, nn
 
+from core.class_captions import OWN_CAPTIONS
 from core.distributed import broadcast_tensors, gather_objects, is_main, on_main, world_size
 from core.errors import DataError, DivergedError
 from core.shard_set import ShardSet
@@ -97,6 +98,7 @@ class Run:
     environment: Mapping[str, Any]
     total_steps: int
     start_step: int = 0
+    answers_by: str = OWN_CAPTIONS  # in the validation set
     best_score: float | None = None
     earlier_seconds: float = 0.0  # of the processes before this one
     summary: dict[str, Any] = field(default_factory=dict)
@@ -312,6 +314,7 @@ class Run:
             rng=random_states,
             run_id=self.folder.run_id,
             best_score=self.best_score,
+            answers_by=self.answers_by,
             seconds=self.seconds,
             scaler=scaler_state(scaler) if scaler is not None else None,
             num_averaged=averaged.num_updates if averaged is not None else 0,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.class_captions import OWN_CAPTIONS
 from core.config import Choice, convert
 from core.errors import CheckpointError
 from trainer.checkpoint.folder import EMA, ENCODER, OBJECTIVE, Checkpoint, save_checkpoint
@@ -32,6 +33,7 @@ class RunState:
         order: what the order of the samples is computed from.
         ledger: what the coverage of the current epoch has counted.
         rng: the random generators of every rank.
+        answers_by: what the validation set's right answers went by when the best score was measured.
         scaler: of fp16's loss scale.
         num_averaged: updates of the running average.
         summary: the figures that were measured last.
@@ -45,6 +47,7 @@ class RunState:
     rng: list[Any]
     run_id: str
     best_score: float | None = None
+    answers_by: str = OWN_CAPTIONS
     seconds: float = 0.0
     scaler: Mapping[str, Any] | None = None
     num_averaged: int | Tensor = 0
