@@ -21,6 +21,13 @@ def check_best_by(best_by: str, measured: Collection[str]) -> None:
         raise ConfigError(f"best_by: validation measures no '{best_by}'.{did_you_mean(best_by, [BEST_BY, *measured])}")
 
 
+def best_is(best_by: str, measured: Collection[str]) -> str:
+    """What names the best checkpoint, for people."""
+    if best_by != BEST_BY:
+        return best_by
+    return "the mean of the six recalls" if SIX_RECALLS[0] in measured else names.val(names.KNN)
+
+
 def score(best_by: str, metrics: Mapping[str, float]) -> float:
     """Higher is better. `auto`: the mean of the six recalls where there is text, else k-NN accuracy.
 

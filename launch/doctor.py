@@ -16,6 +16,7 @@ from core.cores import available_cores
 from core.errors import ShardclipError
 from core.precision import choose_precision, computes_bf16
 from core.shard_set import ShardSet
+from eval.best import best_is
 from eval.validation import plan_validation, validation_columns
 from launch.examine import Check, Finding, Level
 from trainer.config import TrainConfig
@@ -68,7 +69,8 @@ def check_validation(config: TrainConfig, ranks: int) -> Iterator[Finding]:
         return
     train, (validation,) = _open_training_set(config), _open_validation_set(config)
     plan = plan_validation(validation, train, objective, config)
-    yield Finding("ok", f"validation measures {', '.join(plan.metrics)}; the best checkpoint: {config.best_by}")
+    measured = f"validation measures {', '.join(plan.metrics)}"
+    yield Finding("ok", f"{measured}; the best checkpoint goes by {best_is(config.best_by, plan.metrics)}")
     if plan.gallery:
         of = int((plan.gallery.labels.numbers >= 0).sum())
         yield Finding("ok", f"k-NN looks among {len(plan.gallery.samples):,} of {of:,} labelled training samples")

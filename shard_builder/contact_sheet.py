@@ -20,6 +20,7 @@ CONTACT_SHEET_NAME = "contact_sheet.jpg"
 COLUMNS, ROWS = 6, 4
 TILE, GAP, MARGIN = 224, 22, 36  # pixels
 CAPTION_LINES, LINE_HEIGHT = 3, 18
+NAME_LETTERS = 22  # of an image's id, so that captions left out are still counted beside it
 PAPER, INK, FAINT = (250, 250, 248), (32, 33, 36), (128, 130, 134)
 
 
@@ -50,10 +51,15 @@ def tile_of(shard_set: ShardSet, sample: int, query: str = "", marks: str = "") 
     decode_into(shard_set.member(sample, "image"), shard_set.image_spec(sample), image)
     captions, info = shard_set.captions(sample), shard_set.info(sample)
     more = f"+{len(captions) - 1} captions" if len(captions) > 1 else ""
-    image_id = str(info.get("image_id") or shard_set.key(sample))
+    image_id = _end_of(str(info.get("image_id") or shard_set.key(sample)))
     notes = (marks, image_id, more) if marks else (image_id, info.get("label"), more)
     caption = next((caption for caption in captions if contains(caption, query)), captions[0])
     return Tile(image, caption, "   ".join(note for note in notes if note))
+
+
+def _end_of(name: str) -> str:
+    """What tells a picture from its neighbours: of a long path the end, where the file's name is."""
+    return name if len(name) <= NAME_LETTERS else "…" + name[1 - NAME_LETTERS :]
 
 
 def contains(caption: str, query: str) -> bool:

@@ -87,3 +87,11 @@ def test_a_query_shows_the_caption_that_matched(url: str) -> None:
     shard_set = ShardSet.open(url)
     assert tile_of(shard_set, 3).caption == "caption 0 of image 3"
     assert tile_of(shard_set, 3, "CAPTION 2").caption == "caption 2 of image 3"
+
+
+def test_a_long_name_keeps_the_end_that_tells_pictures_apart(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "family/2019/summer/holidays in the mountains/second week/IMG_2034.jpg"
+    monkeypatch.setattr(ShardSet, "info", lambda self, sample: {"image_id": path})
+    note = tile_of(ShardSet.open(url), 3).note
+    assert note.startswith("…") and note.endswith("IMG_2034.jpg")
+    assert Pen(11).length(note + "   +4 captions") <= TILE
