@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.evaluations.evaluation import Prompts, Subject
-from eval.evaluations.zero_shot import EmbedTexts, class_features, class_probabilities, score_labels, spoken_class
+from eval.evaluations.evaluation import EmbedTexts, Prompts, Subject
+from eval.evaluations.zero_shot import class_features, class_probabilities, score_labels, spoken_class
 from eval.features import Pictures
 from eval.gallery import GallerySource
 from eval.report.exhibits import Shelf, show_neighbours

@@ -10,6 +10,7 @@ from core import parts
 from core.config import Choice
 from core.errors import ConfigError
 from core.text_encoders import TEXT_ENCODERS
+from eval.evaluations import chosen
 from eval.evaluations.retrieval import PROTOCOLS
 from eval.evaluations.zero_shot import check_templates, read_lines
 
@@ -34,6 +35,7 @@ class EvalConfig:
     gallery: tuple[str, ...] = ()  # labelled sets in which k-NN looks; (): what the checkpoint was trained on, if there
     text_encoder: Choice | None = None  # for queries and classes; None: found by the name that the shards give
     baseline: Path | None = None  # an earlier evaluation of the same shards: paired intervals of the difference
+    evaluations: tuple[Choice, ...] = ()  # beside retrieval, k-NN and zero-shot, measured where the data allow
     num_examples: int = 6  # random captions and images to show, and twice as many zero-shot pictures
     loss_batch_size: int | None = None  # of the validation loss; None: the global batch that it was trained with
     batch_size: int = 256  # images at a time
@@ -58,6 +60,7 @@ class EvalConfig:
                 f"equal_captions makes other images' captions right, protocol '{coco[0]}' counts own captions alone. "
                 "Use protocols: full, or leave equal_captions out."
             )
+        chosen(self.evaluations)  # an unknown name or option
         check_templates(self.all_templates())
         self.all_classes()  # a file that is not there
 

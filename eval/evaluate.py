@@ -5,29 +5,22 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from core.class_captions import answer_ids
-from core.columns import column_names
 from core.config import dump_yaml, to_mapping
-from core.errors import ConfigError, DataError
+from core.errors import ConfigError
 from core.host_memory import keep_freed_memory
-from core.manifest import MANIFEST_NAME
 from core.shard_set import ShardSet
-from core.storage import exists, join, publish_bytes
+from core.storage import publish_bytes
 from eval.baseline import gains_over, save_ranks
-from eval.captions_file import captions_identity, read_captions
+from eval.captions_file import read_captions
 from eval.classes import class_vectors, neighbours, zero_shot, zero_shot_labelled
 from eval.config import EvalConfig
 from eval.early import MARK, RANKS, RESULTS, expect_place
@@ -35,37 +28,28 @@ from eval.encoder import (
     LoadedEncoder,
     chosen_device,
     load_encoder,
-    open_same_text,
-    text_embedder,
-    trained_embedder,
 )
-from eval.evaluations import figures_of
-from eval.evaluations.evaluation import Prompts, Subject
+from eval.evaluating import Evaluating, LabelledSet, labelled_set, pictures_of
+from eval.evaluations import EVALUATIONS, chosen, figures_of, measure_all
+from eval.evaluations.evaluation import Evaluation, Prompts, Subject
 from eval.evaluations.retrieval import evaluate_retrieval, recall_intervals
-from eval.evaluations.zero_shot import EmbedTexts
 from eval.features import (
     Extracted,
     Pictures,
-    extract,
-    extract_pictures,
     has_pair_loss,
     mean_pair_loss,
     save_features,
     shards_stamp,
 )
-from eval.gallery import GallerySource, joint_classes
-from eval.labels import Labels, label_column, labels_of
+from eval.gallery import joint_classes
 from eval.metrics import FeatureSet, Ranks
-from eval.own_captions import with_captions
 from eval.ranks import retrieval_ranks
 from eval.report.charts import result_charts, sheets, training_charts
-from eval.report.drawing import save_jpeg, save_png
+from eval.report.drawing.style import save_jpeg, save_png
 from eval.report.exhibits import Shelf, rank_bands, show_queries, show_retrieval, show_similarity
+from eval.report.measured import keep_files, part_of
 from eval.report.page import PICTURES, write_report
 from eval.report.say import say_results
-from eval.right_answers import captions_of, with_class_answers, with_equal_captions
-from trainer.data.loader import TEXT_ALONE, EvalLoader
-from trainer.data.names import LABEL
 from trainer.run.environment import describe_environment, hardware
 from trainer.trackers.metrics_csv import METRICS, read_metrics
 
@@ -95,21 +79,26 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
         _expect_nothing_of_text(config, encoder)
     work = Evaluating(config, encoder, out, device, console)
     shard_set = work.open(config.shards)
-    labelled = _labelled_set(work, shard_set)
+    labelled = labelled_set(work, shard_set)
+    evaluations = _expect_measurable(work, labelled)
     own_captions = read_captions(config.captions, shard_set) if config.captions else None
 
     found = work.extract(shard_set, own_captions)
     publish_bytes(dump_yaml(config).encode(), out / MARK)  # the folder is ours from now on
     results: dict[str, Any] = _identity(work, shard_set, found, run_dir)
-    subject = Subject(pictures_of(found).images)
+    subject = _subject(work, shard_set, found, work.shelf(shard_set, "sample", own_captions))
     if isinstance(found, Extracted):
         ranks = retrieval_ranks(found.features, device)
-        subject = replace(subject, pairs=found.features, ranks=ranks)
+        subject = replace(subject, pairs=found.features, captions=found.captions, ranks=ranks)
         results |= _of_text(work, shard_set, found, ranks, own_captions)
-    results["figures"] = figures_of(subject)
+    subjects = {config.shards: subject}
     if labelled:
         is_whole = labelled.shard_set is shard_set and own_captions is None  # not only the pictures of a captions file
-        results |= _of_classes(work, labelled, found if is_whole else None, results)
+        own = found if is_whole else work.extract(labelled.shard_set)
+        classified, shown = _of_classes(work, labelled, own, subject if is_whole else None)
+        subjects[labelled.shard_set.urls] = classified
+        results |= shown
+    results |= _measured(evaluations, subjects, out)
 
     results["seconds"] = round(time.monotonic() - started, 1)
     save_features(found, out / FEATURES, encoder.fingerprint, shards_stamp(shard_set.fingerprint, work.captions_from))
@@ -117,109 +106,6 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
     _save_pictures(results, run_dir, out)
     say_results(results, write_report(out), console)
     return results
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluating:
-    """One evaluation under way."""
-
-    config: EvalConfig
-    encoder: LoadedEncoder
-    out: Path
-    device: torch.device
-    console: Console
-
-    @cached_property
-    def embed_texts(self) -> EmbedTexts:
-        """Loads the text encoder at its first use: an evaluation without queries and classes needs none."""
-        if (tower := self.encoder.model.text_encoder) is not None:
-            return trained_embedder(tower, self.device)
-        assert self.encoder.text_encoder is not None
-        return text_embedder(self.encoder.text_encoder, self.config.text_encoder, self.device)
-
-    @cached_property
-    def captions_from(self) -> str:
-        """The file that captions are from, where they are not the shards' own."""
-        return captions_identity(self.config.captions) if self.config.captions else ""
-
-    def open(self, urls: Sequence[str]) -> ShardSet:
-        """Sets with the captions that the checkpoint compares, if it does."""
-        if self.encoder.compares_text:
-            return open_same_text(self.encoder, urls, self.config.cache_dir)
-        return ShardSet.open(urls, self.config.cache_dir, text="")
-
-    def shelf(self, shard_set: ShardSet, name: str, captions: Mapping[int, Sequence[str]] | None = None) -> Shelf:
-        """Thumbnails and captions of a set, for the report."""
-        return Shelf(shard_set, self.out / PICTURES, name, captions)
-
-    def extract(self, shard_set: ShardSet, captions: Mapping[int, list[str]] | None = None) -> Extracted | Pictures:
-        """Features of the whole set, with captions where the checkpoint compares them; and what is right in them.
-
-        Args:
-            captions: by sample number, in place of the set's own; pictures without are left out.
-        """
-        if captions is not None:
-            pictures = pictures_of(self._extract(shard_set, None, with_text=False))
-            found = with_captions(pictures, shard_set, captions, self.embed_texts, self.encoder.logit_scale)
-            left_out = len(pictures.samples) - len(found.samples)
-            if left_out:
-                self.console.print(
-                    f"{left_out:,} of {len(pictures.samples):,} pictures have no line in the captions file."
-                )
-        else:
-            extracted = self._extract(shard_set, None, with_text=self.encoder.compares_text)
-            if isinstance(extracted, Pictures):
-                return extracted
-            found = with_class_answers(extracted, shard_set, self.encoder.model.text_encoder is not None)
-        if not self.config.equal_captions:
-            return found
-        texts = [text for own in captions.values() for text in own] if captions else captions_of(found, shard_set)
-        return with_equal_captions(found, texts)
-
-    def extract_gallery(self, source: GallerySource) -> Pictures:
-        """Features of a gallery's samples."""
-        found = self._extract(source.shard_set, source.samples, with_text=False)
-        assert isinstance(found, Pictures)
-        return found
-
-    def _extract(self, shard_set: ShardSet, samples: np.ndarray | None, with_text: bool) -> Extracted | Pictures:
-        loader = EvalLoader(
-            shard_set,
-            batch_size=self.config.batch_size,
-            samples=samples,
-            columns=TEXT_ALONE if with_text and self.encoder.model.text_encoder is None else {},
-            num_workers=self.config.num_workers,
-            pin_memory=self.device.type == "cuda",
-        )
-        bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*bar, console=self.console, transient=True) as progress:
-            task = progress.add_task("images", total=len(shard_set) if samples is None else len(samples))
-            given = (self.encoder.model, self.encoder.normalize, shard_set, loader)
-            where: dict[str, Any] = {
-                "device": self.device,
-                "autocast": _autocast(self.config.precision, self.device),
-                "progress": partial(progress.advance, task),
-            }
-            try:
-                if with_text:
-                    return extract(*given, logit_scale=self.encoder.logit_scale, **where)
-                return extract_pictures(*given, samples, **where)
-            finally:
-                loader.close()
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledSet:
-    """A set whose samples have classes, and where k-NN looks for neighbours (None: in the set itself)."""
-
-    shard_set: ShardSet
-    labels: Labels
-    gallery: GallerySource | None
-
-
-def pictures_of(found: Extracted | Pictures) -> Pictures:
-    """The pictures' features."""
-    return found.pictures if isinstance(found, Extracted) else found
 
 
 def _of_text(
@@ -262,20 +148,21 @@ def _retrieval(work: Evaluating, extracted: Extracted, ranks: Ranks, shelf: Shel
 
 
 def _of_classes(
-    work: Evaluating, labelled: LabelledSet, found: Extracted | Pictures | None, results: Mapping[str, Any]
-) -> dict[str, Any]:
-    """k-NN of a labelled set, and zero-shot accuracy where there is text.
+    work: Evaluating, labelled: LabelledSet, found: Extracted | Pictures, subject: Subject | None
+) -> tuple[Subject, dict[str, Any]]:
+    """What is known of a labelled set, and what is shown of its neighbours and, where there is text, its prompts.
 
     Args:
-        found: its features, where they are known already.
+        found: its features.
+        subject: what is known of it already.
     """
-    found = found or work.extract(labelled.shard_set)
     pictures, source = pictures_of(found), labelled.gallery
     classes = joint_classes(labelled.labels, source)
     gallery = source.gallery(work.extract_gallery(source), classes) if source else None
     labels = labelled.labels.among(classes)[pictures.samples]
-    subject = Subject(pictures.images, labels, gallery=gallery)
     own = work.shelf(labelled.shard_set, "labelled")
+    subject = subject or _subject(work, labelled.shard_set, found, own)
+    subject = replace(subject, labels=labels, classes=classes, gallery=gallery)
     others = work.shelf(source.shard_set, "gallery") if source else own
     config = work.config
     urls = {"shards": list(labelled.shard_set.urls)}
@@ -290,35 +177,67 @@ def _of_classes(
             pictures, prompts, labelled.labels.classes, config.all_templates(), found.logit_scale, own,
             2 * config.num_examples,
         )  # fmt: skip
-    return {"figures": {**figures_of(subject), **results["figures"]}, **more}
+    return subject, more
 
 
-def _labelled_set(work: Evaluating, shard_set: ShardSet) -> LabelledSet | None:
-    """The labelled shards, or the evaluated ones where they have labels; checked before anything is computed."""
-    config, trained_on = work.config, work.encoder.identity["config"].get("data", {})
-    own = work.open(config.labelled_shards) if config.labelled_shards else shard_set
-    labels = labels_of(own, _column_there(trained_on, own.urls))
-    if labels is None or not (labels.numbers >= 0).any():
-        if config.labelled_shards or not work.encoder.compares_text:
-            raise DataError(
-                f"{own.urls[0]}: has no class labels. Build it with the image_folder reader, with labels in its jsonl, "
-                "or add them with `shardclip column labels`."
-            )
-        return None
-    urls = config.gallery or tuple(url for url in trained_on.get("train", ()) if exists(join(url, MANIFEST_NAME)))
-    if not urls or (not config.gallery and len(urls) < len(trained_on["train"])):
-        return LabelledSet(own, labels, None)
-    gallery = ShardSet.open(urls, config.cache_dir, text="")
-    gallery_labels = labels_of(gallery, _column_there(trained_on, urls))
-    if gallery_labels is None and config.gallery:
-        raise DataError(f"gallery: {urls[0]} has no class labels. Add them with `shardclip column labels`.")
-    return LabelledSet(own, labels, GallerySource.of(gallery, gallery_labels, own) if gallery_labels else None)
+def _subject(work: Evaluating, shard_set: ShardSet, found: Extracted | Pictures, shelf: Shelf) -> Subject:
+    """What is known of any set."""
+    pictures = pictures_of(found)
+    return Subject(
+        pictures.images,
+        samples=pictures.samples,
+        logit_scale=work.encoder.logit_scale,
+        words=(lambda texts: work.embed_texts(texts)) if work.encoder.compares_text else None,
+        encode=lambda change: work.encode(shard_set, pictures.samples, change),
+        shelf=shelf,
+        device=str(work.device),
+    )
 
 
-def _column_there(trained_on: Mapping[str, Any], urls: Sequence[str]) -> str:
-    """The label column of the training recipe, if all of these sets have it."""
-    name = (trained_on.get("columns") or {}).get(LABEL, "")
-    return label_column({LABEL: name}, urls) if name and all(name in column_names(url) for url in urls) else ""
+def _measured(
+    evaluations: Mapping[str, Evaluation], subjects: Mapping[tuple[str, ...], Subject], out: Path
+) -> dict[str, Any]:
+    """Figures of all sets, and what evaluations that have a section show of each."""
+    figures: dict[str, float] = {}
+    parts: dict[str, list[Any]] = {}
+    for urls, subject in subjects.items():
+        measured = measure_all(evaluations, subject)
+        keep_files(measured, out)
+        figures |= figures_of(measured)
+        for name, found in measured.items():
+            if evaluations[name].title:
+                parts.setdefault(name, []).append({"shards": list(urls), **part_of(found)})
+    return {"figures": figures, "evaluations": parts}
+
+
+def _expect_measurable(work: Evaluating, labelled: LabelledSet | None) -> dict[str, Evaluation]:
+    """The evaluations, each of which can be measured if the recipe lists it; before anything is computed.
+
+    Raises:
+        ConfigError: one cannot.
+    """
+    compares_text, config = work.encoder.compares_text, work.config
+    known = {
+        "text": compares_text,
+        "words": compares_text,
+        "labels": labelled is not None,
+        "prompts": compares_text and labelled and (config.labelled_shards or labelled.shard_set.classes),
+        "pictures": True,
+        "weights": True,
+    }
+    for choice in config.evaluations:
+        for need in EVALUATIONS[choice.name].needs:
+            if not known[need]:
+                raise ConfigError(f"evaluations: '{choice.name}' {LACKING[need]} Leave it out.")
+    return chosen(config.evaluations)
+
+
+LACKING = {  # of a need: why it is not known
+    "text": "needs captions, which this encoder was not trained to compare.",
+    "words": "needs a text encoder, and this encoder was trained without captions.",
+    "labels": "needs class labels: name labelled_shards, or add them with `shardclip column labels`.",
+    "prompts": "needs labelled shards and an encoder that compares captions.",
+}
 
 
 def _expect_nothing_of_text(config: EvalConfig, encoder: LoadedEncoder) -> None:
@@ -382,9 +301,3 @@ def _save_pictures(results: dict[str, Any], run_dir: Path, out: Path) -> None:
         save_png(figure, folder / f"{name}.png")
     for name, figure in sheets(results, folder).items():
         save_jpeg(figure, folder / f"{name}.jpg")
-
-
-def _autocast(precision: str, device: torch.device) -> Callable[[], Any]:
-    if precision == "no":
-        return nullcontext
-    return partial(torch.autocast, device.type, torch.bfloat16 if precision == "bf16" else torch.float16)

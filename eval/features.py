@@ -21,6 +21,7 @@ from core.full_float32 import full_float32
 from core.shard_set import ShardSet
 from core.storage import publish_bytes
 from core.transfer import upload
+from eval.evaluations.evaluation import ChangePictures
 from eval.metrics import FeatureSet, RightAnswers, check_rows
 from trainer.data.batch import Batch
 from trainer.data.inputs import evaluation_inputs
@@ -112,16 +113,18 @@ def extract_pictures(
     device: torch.device,
     autocast: Autocast = nullcontext,
     progress: Callable[[int], None] = lambda num_samples: None,
+    change: ChangePictures | None = None,
 ) -> Pictures:
     """The same of pictures alone (collective).
 
     Args:
         samples: those of the batches, in order; of a damaged one its substitute counts. None: the whole set.
+        change: of the pictures as they are stored, before `normalize`.
 
     Raises:
         DataError: NaN features, or a sample that was not read exactly once.
     """
-    images, read = _forward(encoder, normalize, batches, device, autocast, progress, lambda batch: None)
+    images, read = _forward(encoder, normalize, batches, device, autocast, progress, lambda batch: None, change)
     if samples is None:
         _expect_each_once(read, np.arange(len(shard_set)))
     check_rows(images, "image")
@@ -251,6 +254,7 @@ def _forward(
     autocast: Autocast,
     progress: Callable[[int], None],
     keep: Callable[[Batch], None],
+    change: ChangePictures | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features `(n, D)` of all ranks' pictures, and the samples `(n,)` they are of; `keep` is shown every batch."""
     was_training = encoder.training
@@ -259,8 +263,9 @@ def _forward(
     with torch.no_grad():
         # Not `.to(device)` here: workers write a batch's memory again once it is dropped, which must be after its copy.
         for batch in to_device(iter(batches), device):
+            changed = normalize if change is None else _changed(batch, change, normalize)
             with autocast():
-                image_features = encoder.image_features(evaluation_inputs(batch, normalize))
+                image_features = encoder.image_features(evaluation_inputs(batch, changed))
             images.append(image_features.float())
             samples.append(batch.samples)
             keep(batch)
@@ -268,6 +273,12 @@ def _forward(
     encoder.train(was_training)
     width = max(gather_objects(images[0].shape[1] if images else 0))  # a rank may have had no batch at all
     return _gather(images, device, (0, width), torch.float32), _gather(samples, device, (0,), torch.int64)
+
+
+def _changed(batch: Batch, change: ChangePictures, normalize: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    assert batch.images is not None, "stored features cannot be changed as pictures"
+    samples = batch.samples.cpu().numpy()
+    return lambda images: normalize(change(images, samples))
 
 
 def _texts(encoder: Encoder, shard_set: ShardSet, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:

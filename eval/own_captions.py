@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from core.shard_set import ShardSet
-from eval.evaluations.zero_shot import EmbedTexts
+from eval.evaluations.evaluation import EmbedTexts
 from eval.features import Extracted, Pictures
 from eval.metrics import FeatureSet
 

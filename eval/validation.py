@@ -4,123 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from core.class_captions import answer_ids
 from core.distributed import on_main, rank, world_size
-from core.errors import ConfigError, DamagedError, DataError, ManifestError, WeightsError
+from core.errors import WeightsError
 from core.shard_set import ShardSet
-from eval.best import check_best_by, score
-from eval.class_prompts import ClassPrompts, NamedClasses, class_prompts, named_classes
-from eval.evaluations import EVALUATIONS, figures_of, possible
-from eval.evaluations.evaluation import Subject
+from eval.best import score
+from eval.class_prompts import ClassPrompts, class_prompts
+from eval.evaluations import figures_of, measure_all
+from eval.evaluations.evaluation import ChangePictures, Evaluation, Measured, Subject
 from eval.features import Extracted, Pictures, extract, extract_pictures, has_pair_loss, mean_pair_loss
 from eval.gallery import GallerySource, joint_classes
-from eval.labels import Labels, label_column, labels_of
 from eval.metrics import Ranks
 from eval.ranks import retrieval_ranks
 from eval.report.charts import sheets
-from eval.report.drawing import save_jpeg
+from eval.report.drawing.style import LIGHT, save_jpeg
 from eval.report.exhibits import Shelf, show_neighbours, show_retrieval
+from eval.report.measured import keep_files, part_of
 from eval.report.page import PICTURES
 from eval.right_answers import with_class_answers
+from eval.validation_plan import ValidationPlan, figures_that_need, plan_validation, validation_columns
 from trainer.config import TrainConfig
-from trainer.data.inputs import batch_columns
 from trainer.data.loader import EvalLoader
 from trainer.data.names import TEXT
 from trainer.models.trained import TrainedModel
-from trainer.objectives.objective import Objective, Tensors
+from trainer.objectives.objective import Objective
 from trainer.run.run import Validation, console
 from trainer.telemetry import names
 
 _NUM_EXAMPLES = 6  # in the picture, the same ones every time
 Picture = tuple[str, Path, str]
-
-
-@dataclass(frozen=True, eq=False)
-class ValidationPlan:
-    """What will be measured.
-
-    Attributes:
-        labels: of the validation set, where k-NN is measured.
-        named: of the validation set, where its captions are compared too: class names are then measured like captions.
-        gallery: None: the training set has no labels, and the validation set is its own gallery.
-        metrics: names of all that will be measured.
-        not_named: why class names that are there cannot be measured; "": they can, or there are none.
-    """
-
-    labels: Labels | None
-    named: NamedClasses | None
-    gallery: GallerySource | None
-    metrics: tuple[str, ...]
-    not_named: str = ""
-
-
-def plan_validation(
-    val_set: ShardSet, train_set: ShardSet, objective: Objective, config: TrainConfig
-) -> ValidationPlan:
-    """Captions where the objective compares them, and classes by their names where the set has any.
-
-    Classes by neighbours where the objective compares no captions, or `best_by` asks for a figure of these.
-
-    Raises:
-        ConfigError: there is nothing to measure, or `best_by` names a metric that will not be measured.
-    """
-    labels = source = None
-    if not objective.needs_text or config.best_by in _figures_of("labels"):
-        column = label_column(config.data.columns, train_set.urls)
-        labels, train_labels = labels_of(val_set, column), labels_of(train_set, column)
-        source = GallerySource.of(train_set, train_labels, val_set) if labels and train_labels else None
-        if labels is None:
-            what = "compares no captions" if not objective.needs_text else f"is followed by {config.best_by}"
-            raise ConfigError(
-                f"data.val: {val_set.urls[0]} has no class labels, and a run of {config.objective.name} {what}: there "
-                "is nothing to measure. Add them (`shardclip column labels`), or set data.val=[]."
-            )
-    named, not_named = _named_classes(val_set, config) if objective.needs_text else (None, "")
-    if named is None and config.best_by in _figures_of("prompts"):
-        raise ConfigError(
-            f"best_by is {config.best_by}: for it, {val_set.urls[0]} must have class labels, and objective "
-            f"{config.objective.name} compare captions. Add labels (`shardclip column labels`), or leave best_by out."
-        )
-    knows = [n for n, known in (("text", objective.needs_text), ("labels", labels), ("prompts", named)) if known]
-    metrics = [names.val(figure) for evaluation in possible(knows) for figure in evaluation.figures]
-    loss = [names.VAL_LOSS] if has_pair_loss(objective) else []
-    plan = ValidationPlan(labels, named, source, (*loss, *metrics), not_named)
-    check_best_by(config.best_by, plan.metrics)
-    return plan
-
-
-def _figures_of(need: str) -> set[str]:
-    """What validation calls the figures of evaluations that need this."""
-    return {names.val(figure) for e in EVALUATIONS.values() if need in e.needs for figure in e.figures}
-
-
-def _named_classes(val_set: ShardSet, config: TrainConfig) -> tuple[NamedClasses | None, str]:
-    """Classes to follow by their names, or why those that are there cannot be.
-
-    Raises:
-        ShardclipError: that, where `best_by` asks for a figure of theirs; or class names that captions were made from
-            cannot be read, without which recall cannot be counted either.
-    """
-    _ = val_set.class_captions  # read here, on every rank, so that what is wrong with them ends the run
-    try:
-        return on_main(lambda: named_classes(val_set, config.data.columns)), ""
-    except (DataError, ManifestError, DamagedError) as error:
-        if config.best_by in _figures_of("prompts"):
-            raise
-        return None, str(error)
-
-
-def validation_columns(objective: Objective, config: TrainConfig) -> dict[str, str]:
-    """Of validation batches: no more than is measured; a text tower that is trained reads captions as text."""
-    columns = batch_columns(objective, {}, None, config.data.image_features)
-    return {name: column for name, column in columns.items() if name != TEXT or config.build_text() is None}
 
 
 def make_validation(
@@ -130,8 +51,8 @@ def make_validation(
     objective: Objective,
     config: TrainConfig,
     accelerator: Accelerator,
-) -> Callable[[TrainedModel, int], Validation]:
-    """The function that the trainer calls with model and step, on all ranks; its figures are the same on all of them.
+) -> Validating:
+    """What the trainer calls with model and step, on all ranks; its figures are the same on all of them.
 
     Keys: `val/` and every figure of the evaluations in `eval.evaluations` that the data allow; and, where the objective
     compares captions, `val/loss` over batches as large as training's (or the whole set, where that is smaller).
@@ -143,56 +64,114 @@ def make_validation(
     if plan.gallery:
         pictures_alone = {name: column for name, column in columns.items() if name != TEXT}
         gallery_loader = _loader(train_set, pictures_alone, config, accelerator, plan.gallery)
-    classes = joint_classes(plan.labels, plan.gallery) if plan.labels else ()
     prompts = on_main(lambda: _class_prompts(val_set, train_set, plan, config, accelerator.device))
+    given = (plan, prompts, val_set, train_set, loader, gallery_loader)
+    return Validating(*given, normalize, objective, config, accelerator)
 
-    def report(
-        model: TrainedModel, found: Extracted | Pictures, gallery: Pictures | None, counted: Counted, step: int
-    ) -> Validation:
-        """On one rank: what is cheap, and what is drawn."""
-        pictures = found.pictures if isinstance(found, Extracted) else found
-        subject = Subject(
-            pictures.images,
-            labels=plan.labels.among(classes)[pictures.samples] if plan.labels else None,
-            pairs=found.features if isinstance(found, Extracted) else None,
-            ranks=counted.ranks,
-            gallery=plan.gallery.gallery(gallery, classes) if plan.gallery and gallery else None,
-            prompts=prompts.of(pictures.samples, model.encoder, accelerator.device) if prompts else None,
-        )
-        metrics = {names.val(figure): value for figure, value in figures_of(subject).items()}
-        if counted.loss is not None:
-            metrics[names.VAL_LOSS] = counted.loss
-        if isinstance(found, Extracted):
-            assert counted.ranks is not None
-            picture = _draw(found, counted.ranks, val_set, config.run_dir, step)
-        else:
-            shelves = [
-                Shelf(s, config.run_dir / PICTURES, name) for s, name in ((val_set, "val"), (train_set, "train"))
-            ]
-            examples = show_neighbours(subject, found.samples, classes, *shelves, count=_NUM_EXAMPLES)
-            picture = _draw_neighbours(examples, config.run_dir, step)
-        return Validation(metrics, score(config.best_by, metrics), (picture,))
 
-    def validate(model: TrainedModel, step: int) -> Validation:
-        scalars = {name: value.detach() for name, value in model.scalars().items()}
-        where: dict[str, Any] = {"device": accelerator.device, "autocast": accelerator.autocast}
-        given = (model.encoder, normalize)
-        found: Extracted | Pictures
-        if objective.needs_text:
-            extracted = extract(*given, val_set, loader, logit_scale=float(scalars.get("scale", 1.0)), **where)
-            found = with_class_answers(extracted, val_set, model.encoder.text_encoder is not None)
-        else:
-            found = extract_pictures(*given, val_set, loader, **where)
-        gallery = None
-        if plan.gallery and gallery_loader:
-            gallery = extract_pictures(*given, train_set, gallery_loader, plan.gallery.samples, **where)
-        counted = Counted()
-        if isinstance(found, Extracted):
-            counted = _count(found, val_set, objective, scalars, config.global_batch_size, accelerator.device)
-        reported: Validation = on_main(lambda: report(model, found, gallery, counted, step))
+@dataclass(frozen=True, eq=False)
+class Validating:
+    """A validation set, ready to be measured at any step."""
+
+    plan: ValidationPlan
+    prompts: ClassPrompts | None
+    val_set: ShardSet
+    train_set: ShardSet
+    loader: EvalLoader
+    gallery_loader: EvalLoader | None
+    normalize: Callable[[Tensor], Tensor]
+    objective: Objective
+    config: TrainConfig
+    accelerator: Accelerator
+
+    def __call__(self, model: TrainedModel, step: int, nth: int | None = None) -> Validation:
+        """Measure what is due at the `nth` validation from 1; None: everything."""
+        found = self._extract(model)
+        gallery = self._extract_gallery(model) if self.gallery_loader else None
+        counted = self._count(model, found) if isinstance(found, Extracted) else Counted()
+        due = {name: e for name, e in self.plan.evaluations.items() if nth is None or nth % e.every == 0}
+        subject = self._subject(model, found, gallery, counted.ranks)
+        measured = measure_all(due, subject)
+        reported: Validation = on_main(lambda: self._report(subject, found, measured, counted.loss, step))
         return reported
 
-    return validate
+    @cached_property
+    def _classes(self) -> tuple[str, ...]:
+        return joint_classes(self.plan.labels, self.plan.gallery) if self.plan.labels else ()
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        return {"device": self.accelerator.device, "autocast": self.accelerator.autocast}
+
+    def _extract(self, model: TrainedModel) -> Extracted | Pictures:
+        given = (model.encoder, self.normalize, self.val_set, self.loader)
+        if not self.objective.needs_text:
+            return extract_pictures(*given, **self._where)
+        extracted = extract(*given, logit_scale=float(model.scalars().get("scale", 1.0)), **self._where)
+        return with_class_answers(extracted, self.val_set, model.encoder.text_encoder is not None)
+
+    def _extract_gallery(self, model: TrainedModel) -> Pictures:
+        assert self.plan.gallery is not None and self.gallery_loader is not None
+        given = (model.encoder, self.normalize, self.train_set, self.gallery_loader, self.plan.gallery.samples)
+        return extract_pictures(*given, **self._where)
+
+    def _count(self, model: TrainedModel, found: Extracted) -> Counted:
+        device = self.accelerator.device
+        ranks, loss = retrieval_ranks(found.features, device), None
+        if has_pair_loss(self.objective):
+            ids = answer_ids(self.val_set, found.samples)
+            scalars = {name: value.detach() for name, value in model.scalars().items()}
+            loss = mean_pair_loss(found, ids, self.objective, scalars, self.config.global_batch_size, device)
+        return Counted(ranks, loss)
+
+    def _subject(
+        self, model: TrainedModel, found: Extracted | Pictures, gallery: Pictures | None, ranks: Ranks | None
+    ) -> Subject:
+        pictures, texts = (found.pictures, found) if isinstance(found, Extracted) else (found, None)
+        plan, prompts, device = self.plan, self.prompts, self.accelerator.device
+
+        def encode(change: ChangePictures) -> np.ndarray:
+            given = (model.encoder, self.normalize, self.val_set, self.loader)
+            return extract_pictures(*given, change=change, **self._where).images
+
+        return Subject(
+            pictures.images,
+            samples=pictures.samples,
+            labels=plan.labels.among(self._classes)[pictures.samples] if plan.labels else None,
+            classes=self._classes,
+            pairs=texts.features if texts else None,
+            captions=texts.captions if texts else None,
+            ranks=ranks,
+            logit_scale=texts.logit_scale if texts else 1.0,
+            gallery=plan.gallery.gallery(gallery, self._classes) if plan.gallery and gallery else None,
+            prompts=on_main(lambda: prompts.of(pictures.samples, model.encoder, device)) if prompts else None,
+            encode=None if self.config.data.image_features else encode,
+            device=str(device),
+        )
+
+    def _report(
+        self,
+        subject: Subject,
+        found: Extracted | Pictures,
+        measured: Mapping[str, Measured],
+        loss: float | None,
+        step: int,
+    ) -> Validation:
+        """On one rank: what is written and drawn."""
+        run_dir, best_by = self.config.run_dir, self.config.best_by
+        metrics = {names.val(figure): value for figure, value in figures_of(measured).items()}
+        if loss is not None:
+            metrics[names.VAL_LOSS] = loss
+        if isinstance(found, Extracted):
+            assert subject.ranks is not None
+            picture = _draw(found, subject.ranks, self.val_set, run_dir, step)
+        else:
+            shelves = [Shelf(s, run_dir / PICTURES, n) for s, n in ((self.val_set, "val"), (self.train_set, "train"))]
+            examples = show_neighbours(subject, found.samples, self._classes, *shelves, count=_NUM_EXAMPLES)
+            picture = _draw_neighbours(examples, run_dir, step)
+        keep_files(measured, run_dir, step)
+        charts = _draw_charts(self.plan.evaluations, measured, run_dir, step)
+        return Validation(metrics, score(best_by, metrics), (picture, *charts))
 
 
 def _class_prompts(
@@ -215,7 +194,7 @@ def _class_prompts(
     try:
         return class_prompts(val_set, train_set, plan.named, config.build_text() is not None, device)
     except WeightsError as error:
-        if config.best_by in _figures_of("prompts"):
+        if config.best_by in figures_that_need("prompts"):
             raise
         console.print(f"zero-shot accuracy is not followed: {error}")
         return None
@@ -227,21 +206,6 @@ class Counted:
 
     ranks: Ranks | None = None
     loss: float | None = None
-
-
-def _count(
-    found: Extracted,
-    val_set: ShardSet,
-    objective: Objective,
-    scalars: Tensors,
-    batch_size: int,
-    device: torch.device,
-) -> Counted:
-    ranks, loss = retrieval_ranks(found.features, device), None
-    if has_pair_loss(objective):
-        ids = answer_ids(val_set, found.samples)
-        loss = mean_pair_loss(found, ids, objective, scalars, batch_size, device)
-    return Counted(ranks, loss)
 
 
 def _loader(
@@ -279,3 +243,17 @@ def _draw_neighbours(examples: Sequence[Mapping[str, Any]], run_dir: Path, step:
     path = folder / f"val-neighbours-{step:08d}.jpg"
     save_jpeg(sheets({"knn": {"neighbours": examples}}, folder)["neighbours"], path)
     return names.VAL_NEIGHBOURS, path, f"pictures and their nearest neighbours at step {step}"
+
+
+def _draw_charts(
+    evaluations: Mapping[str, Evaluation], measured: Mapping[str, Measured], run_dir: Path, step: int
+) -> list[Picture]:
+    """Of what brings charts of its own."""
+    folder = run_dir / PICTURES
+    pictures = []
+    for name, found in measured.items():
+        for chart, figure in evaluations[name].charts(part_of(found), folder, LIGHT).items():
+            path = folder / f"val-{chart}-{step:08d}.jpg"
+            save_jpeg(figure, path)
+            pictures.append((names.val(chart), path, f"{chart.replace('_', ' ')} at step {step}"))
+    return pictures

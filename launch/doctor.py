@@ -17,7 +17,7 @@ from core.errors import ShardclipError
 from core.precision import choose_precision, computes_bf16
 from core.shard_set import ShardSet
 from eval.best import best_is
-from eval.validation import plan_validation, validation_columns
+from eval.validation_plan import plan_validation, validation_columns
 from launch.examine import Check, Finding, Level
 from trainer.config import TrainConfig
 from trainer.data.buffers import buffer_bytes

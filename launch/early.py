@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from core.errors import ShardclipError
 from eval.best import check_best_by
-from eval.evaluations import EVALUATIONS
+from eval.evaluations import chosen
 from trainer.config import TrainConfig
 from trainer.early import CHECKS, check_tracking
 from trainer.telemetry import names
@@ -14,7 +14,9 @@ from trainer.telemetry import names
 
 def check_best(config: TrainConfig, processes: int | None) -> None:
     """`best_by` is a figure that some validation measures; of which data, the run finds out."""
-    figures = [names.val(figure) for evaluation in EVALUATIONS.values() for figure in evaluation.figures]
+    figures = [
+        names.val(figure) for evaluation in chosen(config.evaluations).values() for figure in evaluation.figures()
+    ]
     check_best_by(config.best_by, [names.VAL_LOSS, *figures])
 
 

@@ -15,7 +15,7 @@ from core.key_meanings import summary_of
 from core.keys import Key, keys_of, options_of
 from core.text_encoders import TEXT_ENCODERS
 from eval.config import EvalConfig
-from eval.evaluations import EVALUATIONS
+from eval.evaluations import ALWAYS, EVALUATIONS
 from eval.evaluations.retrieval import PROTOCOLS
 from shard_builder.config import BuildConfig
 from shard_builder.engines import ENGINES
@@ -65,6 +65,7 @@ RECIPES = {
         TrainConfig,
         {"run_dir": "runs/mine", "data": {"train": "data/shards/mine"}, "global_batch_size": 256},
         {
+            "evaluations": Table(EVALUATIONS),
             "data.sampler": Table(SAMPLERS, ("epoch",)),
             "objective": Table(OBJECTIVES),
             "optim.optimizer": Table(OPTIMIZERS),
@@ -76,7 +77,7 @@ RECIPES = {
     "eval": Recipe(
         EvalConfig,
         {"checkpoint": "runs/mine", "shards": "data/shards/mine"},
-        {"text_encoder": _TEXT_ENCODERS},
+        {"text_encoder": _TEXT_ENCODERS, "evaluations": Table(EVALUATIONS)},
         {"protocols": {name: summary_of(protocol) for name, protocol in PROTOCOLS.items()}},
     ),
 }
@@ -158,10 +159,12 @@ def _section(verb: str) -> Iterator[str]:
 
 def _evaluations() -> Iterator[str]:
     yield "## Evaluations\n"
-    yield "What validation and `shardclip eval` measure, where the data allow; `best_by` takes one as `val/NAME`.\n"
+    always = ", ".join(f"`{name}`" for name in ALWAYS)
+    yield f"What validation and `shardclip eval` measure where the data allow ({always}) or a recipe lists it in"
+    yield "`evaluations`; `best_by` takes a figure as `val/NAME`. Figures are those of default options.\n"
     yield "| evaluation | needs | figures |\n| --- | --- | --- |"
     for name, evaluation in EVALUATIONS.items():
-        figures = ", ".join(f"`{figure}`" for figure in evaluation.figures)
+        figures = ", ".join(f"`{figure}`" for figure in evaluation().figures())
         yield f"| `{name}` | {', '.join(evaluation.needs)} | {figures} |"
 
 

@@ -40,12 +40,17 @@ TRIALS = {  # heading -> a program that uses the part, and what it prints
         "print(len(order), (years[order] == 2020).mean() > 0.9)",
         "100 True",
     ),
-    "A metric": (
-        "import numpy as np; from eval.evaluations import figures_of; from eval.evaluations.evaluation import Subject\n"
+    "An evaluation": (
+        "import numpy as np; from core.config import Choice\n"
+        "from eval.evaluations import chosen, figures_of, measure_all\n"
+        "from eval.evaluations.evaluation import Subject; from eval.report.measured import part_of, sections\n"
         "from eval.best import check_best_by, score; rows = np.eye(4, dtype=np.float32)[[0, 1, 2, 3] * 5]\n"
-        "found = {f'val/{name}': round(value, 6) for name, value in figures_of(Subject(rows)).items()}\n"
-        "check_best_by('val/effective_rank', found); print(found, score('val/effective_rank', found))",
-        "{'val/effective_rank': 4.0} 4.0",
+        "measured = measure_all(chosen([Choice('effective_rank')]), Subject(rows))\n"
+        "found = {f'val/{name}': round(value, 6) for name, value in figures_of(measured).items()}\n"
+        "check_best_by('val/effective_rank', found); print(found, score('val/effective_rank', found))\n"
+        "part = {'shards': ['mine'], **part_of(measured['effective_rank'])}\n"
+        "print(sections({'evaluations': {'effective_rank': [part]}}, [])[0].parts[0][1].values)",
+        "{'val/effective_rank': 4.0} 4.0\n(('4.0', 'of 4'),)",
     ),
     "A form of export": (
         f"import sys; sys.path.append({str(ROOT / 'tests')!r})\n"

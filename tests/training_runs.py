@@ -94,12 +94,12 @@ def train_worker(
     def planted(*arguments: Any) -> Any:
         validate = validation.make_validation(*arguments)
 
-        def measure(model: Any, step: int) -> Any:
+        def measure(model: Any, step: int, nth: int | None) -> Any:
             if step == stop_at and distributed.get_rank() == 0:
                 os.kill(os.getpid(), signal.SIGTERM)
             if step == crash_at:
                 raise ZeroDivisionError("planted")
-            return validate(model, step)
+            return validate(model, step, nth)
 
         return measure
 

@@ -76,6 +76,7 @@ class TrainConfig:
     log_every: int = 50  # steps
     eval_every: int = 0  # steps; 0: after every epoch
     eval_batch_size: int = 256  # images per process
+    evaluations: tuple[Choice, ...] = ()  # beside retrieval, k-NN and zero-shot, which follow where the data allow
     best_by: str = BEST_BY  # the metric of the best checkpoint; auto: mean of the six recalls, or k-NN accuracy
     checkpoint_every: int = 0  # steps; 0: after every epoch
     keep_last: int = 3  # checkpoints, beside the best one

@@ -1,29 +1,61 @@
-"""The evaluations by name: what validation measures. To add one: a file here, a line in the table, a row in docs."""
+"""The evaluations by name. To add one: a file beside this one, and a line here."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 
-from eval.evaluations.evaluation import Evaluation, Subject
+from core import parts
+from core.config import Choice
+from core.errors import ConfigError
+from eval.evaluations.evaluation import Evaluation, Measured, Subject
 from eval.evaluations.knn import KNN
-from eval.evaluations.retrieval import RETRIEVAL
-from eval.evaluations.zero_shot import ZERO_SHOT
+from eval.evaluations.retrieval import Retrieval
+from eval.evaluations.zero_shot import ZeroShot
 
-EVALUATIONS: dict[str, Evaluation] = {
-    "retrieval": RETRIEVAL,
+EVALUATIONS: dict[str, type[Evaluation]] = {
+    "retrieval": Retrieval,
     "knn": KNN,
-    "zero_shot": ZERO_SHOT,
+    "zero_shot": ZeroShot,
 }
+ALWAYS = ("retrieval", "knn", "zero_shot")  # wherever the data allow; others where a recipe lists them
 
 
-def possible(knows: Collection[str]) -> list[Evaluation]:
+def chosen(listed: Iterable[Choice]) -> dict[str, Evaluation]:
+    """Those that are always measured and those that a recipe lists, with its options, in the order of the table.
+
+    Raises:
+        ConfigError: no such evaluation or option, or one is listed twice.
+    """
+    options: dict[str, Choice] = {name: Choice(name) for name in ALWAYS}
+    seen = set()
+    for choice in listed:
+        if choice.name in seen:
+            raise ConfigError(f"evaluations: '{choice.name}' is listed twice. Keep one, with all its options.")
+        seen.add(choice.name)
+        parts.check(EVALUATIONS, choice, "evaluations")
+        options[choice.name] = choice
+    return {name: parts.build(EVALUATIONS, options[name], "evaluations") for name in EVALUATIONS if name in options}
+
+
+def possible(evaluations: Mapping[str, Evaluation], knows: Collection[str]) -> dict[str, Evaluation]:
     """Those of which everything that they need is known."""
-    return [evaluation for evaluation in EVALUATIONS.values() if set(evaluation.needs) <= set(knows)]
+    return {name: evaluation for name, evaluation in evaluations.items() if set(evaluation.needs) <= set(knows)}
 
 
-def figures_of(subject: Subject) -> dict[str, float]:
-    """Every figure that can be measured of a subject, by name."""
-    figures: dict[str, float] = {}
-    for evaluation in possible(subject.knows):
+def measure_all(evaluations: Mapping[str, Evaluation], subject: Subject) -> dict[str, Measured]:
+    """What every evaluation that is possible finds, by name; collective."""
+    found = {}
+    for name, evaluation in possible(evaluations, subject.knows).items():
         measured = evaluation.measure(subject)
-        assert set(measured) == set(evaluation.figures), f"{sorted(measured)} are not {sorted(evaluation.figures)}"
-        figures |= measured
+        named = set(evaluation.figures())
+        assert set(measured.figures) == named, f"{name}: {sorted(measured.figures)} are not {sorted(named)}"
+        assert set(measured.intervals) <= named, f"{name}: {sorted(measured.intervals)} are not among {sorted(named)}"
+        found[name] = measured
+    return found
+
+
+def figures_of(measured: Mapping[str, Measured]) -> dict[str, float]:
+    """Every figure, by name."""
+    figures: dict[str, float] = {}
+    for name, found in measured.items():
+        assert not figures.keys() & found.figures.keys(), f"{name}: another evaluation has figures of these names"
+        figures |= found.figures
     return figures

@@ -1,16 +1,37 @@
-"""What an evaluation is, and what it is given: who adds a metric reads this file and nothing else. Free of torch."""
+"""What an evaluation is, and what it is given: who adds one reads this file and nothing else. Free of torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
-from eval.metrics import FeatureSet, Ranks
+from core.errors import ConfigError
+from eval.metrics import FeatureSet, Interval, Ranks
 
-Need = Literal["text", "labels", "prompts"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from eval.report.drawing.style import Figure, Theme
+
+Need = Literal["text", "labels", "prompts", "words", "pictures", "weights"]
+EmbedTexts = Callable[[Sequence[str]], np.ndarray]  # texts -> (n, D), unit length
+# (B, 3, S, S) uint8 pictures as they are stored, and (B,) which samples they are -> the same, changed
+ChangePictures = Callable[["Tensor", np.ndarray], "Tensor"]
+
+
+class Shelf(Protocol):
+    """Samples of a set, for people."""
+
+    def picture(self, sample: int) -> str:
+        """Path of the sample's thumbnail, below the folder of pictures."""
+
+    def text(self, caption: Mapping[str, int]) -> str:
+        """The caption at `{"sample": ..., "place": ...}`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,15 +64,24 @@ class Prompts:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What is known of a set that is measured.
+    """What is known of a set that is measured; every rank has the same.
 
     Attributes:
         images: `(N, D)` float32 features of its pictures, unit length, each picture once.
+        samples: `(N,)` which sample of the set each is.
         labels: `(N,)` class of each, -1 where it has none; None where classes are not known.
+        classes: their names, where labels are known.
         pairs: pictures and captions; None where captions play no part.
+        captions: `(T, 2)` sample and place of each text of the pairs.
         ranks: of the right answers among all pictures and captions of the set; given wherever `pairs` are.
+        logit_scale: 1 / temperature that the model learned; 1 where it learned none.
         gallery: pictures of the training set; None: the set is its own gallery, each picture left out of its own.
         prompts: None where no text can be compared, or classes are not known.
+        words: embeds free text; None where no text can be compared, or its encoder is not here.
+        encode: `(N, D)` features of the pictures changed in some way (collective); None where features are stored.
+        shelf: shows samples of the set; None while training.
+        by_weights: the same set by other weights, which a run folder or a word names (collective); None while training.
+        device: where large products are computed.
     """
 
     images: np.ndarray
@@ -60,6 +90,15 @@ class Subject:
     ranks: Ranks | None = None
     gallery: Gallery | None = None
     prompts: Prompts | None = None
+    samples: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    classes: tuple[str, ...] = ()
+    captions: np.ndarray | None = None
+    logit_scale: float = 1.0
+    words: EmbedTexts | None = None
+    encode: Callable[[ChangePictures], np.ndarray] | None = None
+    shelf: Shelf | None = None
+    by_weights: Callable[[str], Subject] | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         assert (self.pairs is None) == (self.ranks is None), "pairs and their ranks are given together"
@@ -67,20 +106,99 @@ class Subject:
     @property
     def knows(self) -> tuple[Need, ...]:
         """What evaluations may ask for."""
-        known: dict[Need, object] = {"text": self.pairs, "labels": self.labels, "prompts": self.prompts}
+        known: dict[Need, object] = {
+            "text": self.pairs,
+            "labels": self.labels,
+            "prompts": self.prompts,
+            "words": self.words,
+            "pictures": self.encode,
+            "weights": self.by_weights,
+        }
         return tuple(need for need, value in known.items() if value is not None)
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """A measurement that validation follows and `shardclip eval` repeats.
+class Measured:
+    """What an evaluation found, the same on every rank.
 
     Attributes:
-        measure: gives every one of `figures`, and nothing else.
-        figures: their names, without the section `val/`.
-        needs: without these it is passed over.
+        figures: by name, without the section `val/`: for trackers, `results.json` and `best_by`.
+        intervals: 95 % intervals of some of the figures, by the same names.
+        shown: what its section of the report and its charts are made of, as JSON values.
+        files: JSON values for files of their own, by name (`same_class.json`).
     """
 
-    measure: Callable[[Subject], Mapping[str, float]]
-    figures: tuple[str, ...]
-    needs: tuple[Need, ...] = ()
+    figures: Mapping[str, float]
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    shown: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a report; numbers as they are to be read.
+
+    Attributes:
+        head: of each column; all but the first hold numbers and stand to the right.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What stands below an evaluation's title in the report, beside its charts.
+
+    Attributes:
+        lead: what was measured on what, and how to read it.
+        values: large numbers at the top, each with what it is.
+        examples: `{"title": ..., "answers": [{"picture": ..., "score": ..., "is_right": ...}]}`: rows of thumbnails.
+        html: what none of these can say, such as a map to move over; its text is escaped already.
+    """
+
+    lead: str
+    values: Sequence[tuple[str, str]] = ()
+    tables: Sequence[Table] = ()
+    examples: Sequence[Mapping[str, Any]] = ()
+    html: str = ""
+
+
+@dataclass(frozen=True)
+class Evaluation(ABC):
+    """A measurement that validation may follow and `shardclip eval` repeats: its options are its fields.
+
+    A subclass gives `figures` and `measure`; with a title it has a section in the report.
+
+    Attributes:
+        every: while training, at every so many validations.
+    """
+
+    every: int = field(default=1, kw_only=True)
+
+    # Facts, not options.
+    needs: ClassVar[tuple[Need, ...]] = ()  # where one of these is not known, it cannot be measured
+    title: ClassVar[str] = ""  # of its section in the report; "": it has none of this kind
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ConfigError(f"every is {self.every}: give 1 for every validation, 2 for every second one.")
+
+    @abstractmethod
+    def figures(self) -> tuple[str, ...]:
+        """Names of its figures, without the section `val/`; these may depend on its options alone."""
+
+    @abstractmethod
+    def measure(self, subject: Subject) -> Measured:
+        """Collective: every rank calls it with the same subject. `eval.spread` deals work out over the ranks."""
+
+    @staticmethod
+    def section(part: Mapping[str, Any]) -> Section:
+        """Its words and tables in the report, from what `results.json` holds of it: `shown`, figures, intervals."""
+        return Section("")
+
+    @staticmethod
+    def charts(part: Mapping[str, Any], folder: Path, theme: Theme) -> dict[str, Figure]:
+        """Its charts by name, from the same; `folder` holds the thumbnails."""
+        return {}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 
 from core.errors import DataError
-from eval.evaluations.evaluation import Evaluation, Subject
+from eval.evaluations.evaluation import Evaluation, Measured, Need, Subject
+from eval.spread import spread
 from trainer.telemetry import names
 
 NUM_NEIGHBOURS = 20
@@ -16,8 +20,22 @@ _SAME_VOTES = 1e-5  # likewise votes, relative
 _BLOCK_BYTES = 32 * 2**20
 
 
-def measure_knn(subject: Subject) -> dict[str, float]:
-    """Accuracy with 20 neighbours (or all of a smaller gallery) and with one, of the pictures that have a class."""
+@dataclass(frozen=True)
+class KNN(Evaluation):
+    """The class of a picture by its 20 nearest neighbours (or all of a smaller gallery) and by the nearest alone."""
+
+    needs: ClassVar[tuple[Need, ...]] = ("labels",)
+
+    def figures(self) -> tuple[str, ...]:
+        """Both accuracies."""
+        return (names.KNN, names.KNN1)
+
+    def measure(self, subject: Subject) -> Measured:
+        """Of the pictures that have a class."""
+        return Measured(_accuracies(subject))
+
+
+def _accuracies(subject: Subject) -> dict[str, float]:
     assert subject.labels is not None
     has_class = subject.labels >= 0
     images, labels = subject.images[has_class], subject.labels[has_class]
@@ -35,9 +53,6 @@ def measure_knn(subject: Subject) -> dict[str, float]:
     }
 
 
-KNN = Evaluation(measure_knn, figures=(names.KNN, names.KNN1), needs=("labels",))
-
-
 def knn_is_right(
     queries: np.ndarray,
     labels: np.ndarray,
@@ -48,7 +63,7 @@ def knn_is_right(
     temperature: float = TEMPERATURE,
     leave_one_out: bool = False,
 ) -> np.ndarray:
-    """`(Q,)` bool: whether a query's own class has more votes of its k nearest than every other class.
+    """`(Q,)` bool: whether a query's own class has more votes of its k nearest than every other class (collective).
 
     A neighbour votes with `exp(cosine / temperature)`. Ties count against the model: of neighbours that are equally
     near, those take part that help the strongest other class most; and equal votes are not right.
@@ -62,14 +77,14 @@ def knn_is_right(
     k = min(k, len(gallery) - leave_one_out)
     num_classes = int(max(labels.max(), gallery_labels.max())) + 1
     rows = max(1, _BLOCK_BYTES // (4 * len(gallery) + 16 * num_classes))
-    right = np.empty(len(queries), dtype=bool)
-    for start in range(0, len(queries), rows):
-        part = slice(start, min(start + rows, len(queries)))
+
+    def votes(part: slice) -> np.ndarray:
         similarity = queries[part].astype(np.float32) @ gallery.astype(np.float32).T
         if leave_one_out:
-            np.fill_diagonal(similarity[:, start:], -np.inf)
-        right[part] = _vote(similarity, labels[part], gallery_labels, k, temperature, num_classes)
-    return right
+            np.fill_diagonal(similarity[:, part.start :], -np.inf)
+        return _vote(similarity, labels[part], gallery_labels, k, temperature, num_classes)
+
+    return spread(len(queries), rows, votes)
 
 
 def gallery_samples(labels: np.ndarray, most: int = MOST_IN_GALLERY, seed: int = 0) -> np.ndarray:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from core.errors import ConfigError, DataError, did_you_mean
-from eval.evaluations.evaluation import Evaluation, Subject
+from eval.evaluations.evaluation import Evaluation, Measured, Need, Subject
 from eval.metrics import FeatureSet, Ranks, bootstrap, summarise
 from trainer.telemetry import names
 from trainer.telemetry.names import DIRECTIONS, RECALL_KS
@@ -22,16 +22,21 @@ _ALSO_RIGHT = "a caption is right for every image that it fits"
 COCO_IMAGES, COCO_FOLDS, COCO_CAPTIONS = 5000, 5, 5
 
 
-def measure_retrieval(subject: Subject) -> dict[str, float]:
-    """Every figure of both directions, among all pictures and captions of the set."""
-    assert subject.ranks is not None
-    found = summarise(subject.ranks)
-    return {names.of_direction(d, figure): value for d in DIRECTIONS for figure, value in found[d].items()}
+@dataclass(frozen=True)
+class Retrieval(Evaluation):
+    """Images found by captions and captions by images, among all of the set."""
 
+    needs: ClassVar[tuple[Need, ...]] = ("text",)
 
-RETRIEVAL = Evaluation(
-    measure_retrieval, figures=tuple(names.of_direction(d, f) for d in DIRECTIONS for f in _FIGURES), needs=("text",)
-)
+    def figures(self) -> tuple[str, ...]:
+        """Recall, ranks and mAP of both directions."""
+        return tuple(names.of_direction(d, figure) for d in DIRECTIONS for figure in _FIGURES)
+
+    def measure(self, subject: Subject) -> Measured:
+        """From the ranks that are counted already."""
+        assert subject.ranks is not None
+        found = summarise(subject.ranks)
+        return Measured({names.of_direction(d, f): value for d in DIRECTIONS for f, value in found[d].items()})
 
 
 def full_gallery(features: FeatureSet) -> tuple[str, list[FeatureSet]]:

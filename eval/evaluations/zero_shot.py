@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from core.errors import ConfigError
-from eval.evaluations.evaluation import Evaluation, Subject
+from eval.evaluations.evaluation import EmbedTexts, Evaluation, Measured, Need, Subject
 from trainer.telemetry import names
 
-EmbedTexts = Callable[[Sequence[str]], np.ndarray]  # texts -> (n, D), unit length
 
+@dataclass(frozen=True)
+class ZeroShot(Evaluation):
+    """The class of a picture by what the names of classes say, as captions."""
 
-def measure_zero_shot(subject: Subject) -> dict[str, float]:
-    """Accuracy of the pictures that have a class, over all of them and as the mean over classes."""
-    assert subject.prompts is not None
-    has_class = subject.prompts.labels >= 0
-    similarity = subject.images[has_class] @ subject.prompts.features.T
-    scores = score_labels(similarity, subject.prompts.labels[has_class])
-    return {names.ZERO_SHOT: scores["top1"], names.ZERO_SHOT_BY_CLASS: scores["mean_per_class"]}
+    needs: ClassVar[tuple[Need, ...]] = ("prompts",)
 
+    def figures(self) -> tuple[str, ...]:
+        """Accuracy over pictures, and as the mean over classes."""
+        return (names.ZERO_SHOT, names.ZERO_SHOT_BY_CLASS)
 
-ZERO_SHOT = Evaluation(measure_zero_shot, figures=(names.ZERO_SHOT, names.ZERO_SHOT_BY_CLASS), needs=("prompts",))
+    def measure(self, subject: Subject) -> Measured:
+        """Of the pictures that have a class."""
+        assert subject.prompts is not None
+        has_class = subject.prompts.labels >= 0
+        similarity = subject.images[has_class] @ subject.prompts.features.T
+        scores = score_labels(similarity, subject.prompts.labels[has_class])
+        return Measured({names.ZERO_SHOT: scores["top1"], names.ZERO_SHOT_BY_CLASS: scores["mean_per_class"]})
 
 
 def read_lines(path: Path) -> tuple[str, ...]:

@@ -9,20 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from eval.report.drawing import (
-    LIGHT,
-    Figure,
-    PictureRow,
-    Series,
-    Theme,
-    class_bars,
-    confusion_matrix,
-    curves,
-    picture_rows,
-    rank_histogram,
-    recall_bars,
-    similarity_matrix,
-)
+from eval.report.drawing.curves import Series, curves, rank_histogram, recall_bars
+from eval.report.drawing.matrices import confusion_matrix, similarity_matrix
+from eval.report.drawing.pictures import PictureRow, class_bars, picture_rows
+from eval.report.drawing.style import LIGHT, Figure, Theme
+from eval.report.measured import measured_charts
 from trainer.objectives.objective import IMAGE
 from trainer.telemetry import names
 from trainer.telemetry.names import DIRECTIONS, RECALL_KS
@@ -62,7 +53,7 @@ def result_charts(results: Mapping[str, Any], folder: Path, theme: Theme = LIGHT
         charts["similarity"] = similarity_matrix(np.array(sample["cosines"]), sample["captions"], pictures, theme)
     if labelled := results.get("zero_shot_labelled"):
         charts["confusion"] = confusion_matrix(np.array(labelled["confusion"]), labelled["classes"], theme)
-    return charts
+    return charts | measured_charts(results, folder, theme)
 
 
 def sheets(results: Mapping[str, Any], folder: Path, theme: Theme = LIGHT) -> dict[str, Figure]:

@@ -12,7 +12,8 @@ from core.errors import DamagedError
 from core.storage import publish_bytes
 from eval.early import RESULTS, expect_measured
 from eval.report.charts import result_charts, training_charts
-from eval.report.drawing import DARK, LIGHT, Figure, Theme, png_bytes
+from eval.report.drawing.style import DARK, LIGHT, Figure, Theme, png_bytes
+from eval.report.measured import sections, unmeasured
 from trainer.run.environment import hardware
 from trainer.run.folder import CONFIG, ENVIRONMENT, RUN, read_events
 from trainer.telemetry import names
@@ -64,6 +65,8 @@ def render(
         directions=_headline(results),
         accuracies=_accuracies(results),
         further=_further_figures(results),
+        sections=sections(results, charts),
+        unmeasured=unmeasured(results),
         recall_ks=RECALL_KS,
         charts=charts,
         inline=lambda place: _inline((pictures / place).read_bytes(), "jpeg"),
@@ -148,6 +151,7 @@ def _accuracies(results: Mapping[str, Any]) -> list[tuple[str, float]]:
 def _further_figures(results: Mapping[str, Any]) -> list[tuple[str, float]]:
     """What evaluations measured that has no place of its own in the page."""
     placed = (
+        *(name for parts in results.get("evaluations", {}).values() for part in parts for name in part["figures"]),
         names.KNN,
         names.KNN1,
         names.ZERO_SHOT,

@@ -16,6 +16,7 @@ from shard_sets import make_shard_set
 from training_runs import SMALL_TOWER, recipe, register_small_tower, train_worker
 
 import eval.evaluate
+import eval.evaluating
 from core.columns import ColumnHead, ColumnValues, ShardValues, publish_column
 from core.config import Choice, from_mapping
 from core.errors import CheckpointError, ConfigError, DataError, WeightsError
@@ -56,7 +57,7 @@ def embedded(monkeypatch):
         rows = np.stack([np.random.default_rng([*text.encode()]).standard_normal(8) for text in texts])
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
-    monkeypatch.setattr(eval.evaluate, "text_embedder", lambda spec, choice, device: embed)
+    monkeypatch.setattr(eval.evaluating, "text_embedder", lambda spec, choice, device: embed)
 
 
 def test_an_evaluation_writes_results_pictures_and_one_report(run_dir, shards, tmp_path, embedded):

@@ -15,6 +15,7 @@ from rich.console import Console
 from shard_sets import make_shard_set
 
 import eval.evaluate
+import eval.evaluating
 from core.errors import ConfigError, DataError
 from core.manifest import OF_CLASSES, load_manifest, save_manifest
 from core.shard_set import ShardSet
@@ -40,7 +41,7 @@ def shards(tmp_path):
 
 @pytest.fixture
 def embedded(monkeypatch):
-    monkeypatch.setattr(eval.evaluate, "text_embedder", lambda spec, choice, device: fake_encoder.expected)
+    monkeypatch.setattr(eval.evaluating, "text_embedder", lambda spec, choice, device: fake_encoder.expected)
 
 
 def test_figures_of_another_captions_file_are_not_taken_for_these(run_dir, shards, tmp_path, embedded):

@@ -31,7 +31,7 @@ def validate(val, train, run_dir, times=1, **settings):
     sets = ShardSet.open(val), ShardSet.open(train)
     validation = make_validation(*sets, normalize, config.build_objective(), config, Accelerator(cpu=True))
     for step in range(times):
-        measured = validation(PixelModel(), step)
+        measured = validation(PixelModel(), step, None)
     return dict(measured.metrics), measured.score, [str(path) for _, path, _ in measured.pictures]
 
 

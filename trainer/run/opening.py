@@ -164,7 +164,7 @@ def _validation(
     encoder: Encoder,
     accelerator: Accelerator,
     make_validation: MakeValidation,
-) -> Callable[[TrainedModel, int], Validation] | None:
+) -> Callable[[TrainedModel, int, int | None], Validation] | None:
     """What measures the model at a step, where there is anything to measure it on."""
     if data.val is None:
         return None

@@ -61,6 +61,7 @@ class Validation:
 class MakeValidation(Protocol):
     """Gives the function that measures a model at a step; collective, since every rank takes its share.
 
+    Its last argument: which validation of the run this is, from 1; None: the last one, which measures everything.
     Raises:
         ConfigError: there is nothing to measure, or `best_by` names a metric that will not be measured.
     """
@@ -68,7 +69,7 @@ class MakeValidation(Protocol):
     def __call__(
         self, val_set: ShardSet, train_set: ShardSet, normalize: Callable[[Tensor], Tensor], objective: Objective,
         config: TrainConfig, accelerator: Accelerator,
-    ) -> Callable[[TrainedModel, int], Validation]: ...  # fmt: skip
+    ) -> Callable[[TrainedModel, int, int | None], Validation]: ...  # fmt: skip
 
 
 @dataclass
@@ -89,7 +90,7 @@ class Run:
     count_flops: Callable[[], float | None]  # of one image, of what trains now
     freezing: Freezing
     holders: Holders  # the bare model, its average, the optimizer, and what the objective keeps
-    validate: Callable[[TrainedModel, int], Validation] | None
+    validate: Callable[[TrainedModel, int, int | None], Validation] | None
     telemetry: Telemetry
     trackers: RunTrackers
     saver: Saver
@@ -230,7 +231,8 @@ class Run:
             # Running statistics are each rank's own; what is measured must be what is saved.
             broadcast_tensors(measured.buffers())
             measured.eval()
-            validation = self.validate(measured, step)
+            nth = None if step >= self.total_steps else step // (self.config.eval_every or self.steps_per_epoch)
+            validation = self.validate(measured, step, nth)
             model.train()
         self.summary |= validation.metrics
         self.trackers.log(validation.metrics, step, step * self.config.global_batch_size)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import DataError
-from eval.evaluations import figures_of
+from eval.evaluations import chosen, figures_of, measure_all
 from eval.evaluations.evaluation import Gallery, Subject
 from eval.evaluations.knn import gallery_samples, knn_is_right
 
@@ -35,9 +35,9 @@ def is_right_by_loops(query, label, gallery, gallery_labels, k, temperature):
     last = cosines[order[k - 1]]
     sure = [i for i in order if cosines[i] > last + SAME]
     tied = [i for i in order if abs(cosines[i] - last) <= SAME]
-    for chosen in combinations(tied, k - len(sure)):
+    for taken in combinations(tied, k - len(sure)):
         votes = {}
-        for i in [*sure, *chosen]:
+        for i in [*sure, *taken]:
             votes[gallery_labels[i]] = votes.get(gallery_labels[i], 0.0) + math.exp(cosines[i] / temperature)
         own = votes.pop(label, 0.0)
         if own <= max(votes.values(), default=0.0) * (1 + 1e-5):
@@ -98,17 +98,21 @@ def test_a_collapsed_encoder_is_never_right():
     assert not knn_is_right(rows, labels, rows, labels, leave_one_out=True).any()
 
 
+def figures(subject):
+    return figures_of(measure_all(chosen(()), subject))
+
+
 def test_figures_leave_out_what_has_no_class_and_name_a_gallery_that_is_too_small():
     images, labels = np.eye(4, dtype=np.float32)[[0, 0, 1, 1, 2]], np.array([0, 0, 1, 1, -1])
-    assert figures_of(Subject(images, labels)) == {
+    assert figures(Subject(images, labels)) == {
         "knn/accuracy": 1.0,
         "knn1/accuracy": 1.0,
     }  # the near one outvotes two
     gallery = Gallery(images[[0, 2]], np.array([0, 0]), np.array([7, 9]))
-    assert figures_of(Subject(images, labels, gallery=gallery))["knn1/accuracy"] == 0.5
-    assert figures_of(Subject(images)) == {}
+    assert figures(Subject(images, labels, gallery=gallery))["knn1/accuracy"] == 0.5
+    assert figures(Subject(images)) == {}
     with pytest.raises(DataError, match=r"1 pictures with a class and 0 others"):
-        figures_of(Subject(images, np.array([0, -1, -1, -1, -1])))
+        figures(Subject(images, np.array([0, -1, -1, -1, -1])))
 
 
 def test_a_large_training_set_gives_the_same_ten_thousand_every_time():

@@ -3,21 +3,10 @@
 import numpy as np
 import pytest
 
-from eval.report.drawing import (
-    DARK,
-    LIGHT,
-    PictureRow,
-    Series,
-    class_bars,
-    confusion_matrix,
-    curves,
-    picture_rows,
-    png_bytes,
-    rank_histogram,
-    recall_bars,
-    save_jpeg,
-    similarity_matrix,
-)
+from eval.report.drawing.curves import Series, curves, rank_histogram, recall_bars
+from eval.report.drawing.matrices import confusion_matrix, similarity_matrix
+from eval.report.drawing.pictures import PictureRow, class_bars, picture_rows
+from eval.report.drawing.style import DARK, LIGHT, png_bytes, save_jpeg
 
 PICTURE = np.full((8, 8, 3), 200, dtype=np.uint8)
 

@@ -1,0 +1,131 @@
+"""Curves over samples, and bars of recall and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+from eval.report.drawing.style import LIGHT, Theme, direction_colour, legend, new_figure, spoken
+from eval.report.lettering import thousands
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve: x increases."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def recall_bars(
+    recalls: Mapping[str, Mapping[int, float]],
+    intervals: Mapping[str, Mapping[str, Mapping[str, float]]],
+    note: str,
+    theme: Theme = LIGHT,
+) -> Figure:
+    """Recall@K of both directions with their intervals; `recalls[direction][k]` is 0 to 1."""
+    figure, axes = new_figure(theme, 7.2, 4.2, "Recall@K", note)
+    for offset, direction in ((-0.2, "image_to_text"), (0.2, "text_to_image")):
+        ks, colour = list(recalls[direction]), direction_colour(direction, theme)
+        x, y = np.arange(len(ks)) + offset, np.array(list(recalls[direction].values()))
+        axes.bar(x, y, width=0.36, color=colour, label=spoken(direction), zorder=2)
+        if intervals:
+            ends = [(intervals[direction][str(k)]["low"], intervals[direction][str(k)]["high"]) for k in ks]
+            errors = np.abs(np.array(ends).T - y)
+            axes.errorbar(x, y, errors, fmt="none", ecolor=theme.ink, elinewidth=1, capsize=3, alpha=0.6, zorder=3)
+        for place, value, k in zip(x, y, ks, strict=True):
+            top = intervals[direction][str(k)]["high"] if intervals else value
+            axes.annotate(f"{100 * value:.1f}", (place, top), (0, 4), textcoords="offset points", ha="center",
+                          color=theme.ink, fontsize=9.5, fontweight="bold")  # fmt: skip
+    axes.set_xticks(range(len(ks)), [f"R@{k}" for k in ks], fontsize=11)
+    axes.set_ylim(0, min(1.12, 1.2 * max(max(r.values()) for r in recalls.values()) + 0.05))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(axis="x", visible=False)
+    legend(axes, theme)
+    return figure
+
+
+def rank_histogram(histograms: Mapping[str, Sequence[int]], edges: Sequence[int], theme: Theme = LIGHT) -> Figure:
+    """Where the right answer stood: share of queries per band of ranks, bands growing as powers do."""
+    figure, axes = new_figure(theme, 7.2, 4.2, "Rank of the right answer", "share of queries; 1 is best")
+    for offset, (direction, counts) in zip((-0.2, 0.2), histograms.items(), strict=True):
+        shares = np.array(counts) / max(sum(counts), 1)
+        axes.bar(np.arange(len(counts)) + offset, shares, width=0.38, color=direction_colour(direction, theme),
+                 label=spoken(direction), zorder=2)  # fmt: skip
+    names = [f"{low}" if high - low == 1 else f"{low}–{high - 1}" for low, high in pairwise(edges)]
+    axes.set_xticks(range(len(names)), names)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(axis="x", visible=False)
+    axes.set_xlabel("rank")
+    legend(axes, theme)
+    return figure
+
+
+def curves(
+    title: str,
+    note: str,
+    series: Sequence[Series],
+    theme: Theme = LIGHT,
+    *,
+    percent: bool = False,
+    marked: Sequence[str] = (),
+) -> Figure:
+    """Curves over samples seen, each with its last value beside its end; `marked` ones carry points."""
+    figure, axes = new_figure(theme, 7.2, 4.2, title, note)
+    colours = [theme.image_to_text, theme.text_to_image, theme.third, theme.quiet]
+    endings = []
+    for number, one in enumerate(series):
+        colour, y = colours[number % len(colours)], np.asarray(one.y, dtype=float)
+        is_marked = one.name in marked or len(y) < 3
+        if len(y) > 60 and not is_marked:  # a noisy line: the raw one pale behind its running mean
+            axes.plot(one.x, y, color=colour, linewidth=0.8, alpha=0.28, zorder=2)
+            y = _smooth(y)
+        marker = "o" if is_marked else None
+        axes.plot(one.x, y, color=colour, linewidth=2, label=one.name, zorder=3, marker=marker, markersize=4.5)
+        endings.append((float(y[-1]), one.x[-1], colour))
+    axes.set_xlabel("samples seen")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    if percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.set_ylim(bottom=0)
+    _label_endings(axes, endings, percent)
+    legend(axes, theme, is_single=len(series) == 1)
+    return figure
+
+
+def _label_endings(axes: Axes, endings: Sequence[tuple[float, float, str]], percent: bool) -> None:
+    """Last values `(y, x, colour)` to the right of their curves, pushed apart where they would overlap."""
+    low, high = axes.get_ylim()
+    lowest = -np.inf
+    for y, x, colour in sorted(endings):
+        if abs(y) < 1e-3 * (high - low):
+            continue  # a learning rate at its end: a number too small to read anything from
+        lowest = max(y, lowest + 0.055 * (high - low))
+        axes.annotate(
+            f"{100 * y:.1f} %" if percent else f"{y:.3g}",
+            (x, lowest),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=9,
+            fontweight="bold",
+            annotation_clip=False,
+        )
+
+
+def _smooth(y: np.ndarray) -> np.ndarray:
+    """Running mean over a thirtieth of the curve, narrower at its ends, so that the ends stay true."""
+    half = max(1, len(y) // 60)
+    total = np.concatenate([[0.0], np.cumsum(y)])
+    centre = np.arange(len(y))
+    reach = np.minimum(half, np.minimum(centre, len(y) - 1 - centre))
+    return (total[centre + reach + 1] - total[centre - reach]) / (2 * reach + 1)

@@ -1,0 +1,77 @@
+"""What evaluations found, as it is kept: a part of `results.json` each, files of their own, a section of the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from core.storage import publish_bytes
+from eval.evaluations import EVALUATIONS
+from eval.evaluations.evaluation import Measured, Section
+from eval.report.drawing.style import Figure, Theme
+
+FILES = "evaluations"  # the folder of files that evaluations bring
+
+
+def part_of(found: Measured) -> dict[str, Any]:
+    """What `results.json` holds of it, and what its section and charts are made of."""
+    intervals = {name: asdict(interval) for name, interval in found.intervals.items()}
+    return {"figures": dict(found.figures), "intervals": intervals, **found.shown}
+
+
+def keep_files(measured: Mapping[str, Measured], folder: Path, step: int | None = None) -> None:
+    """Publish the files that evaluations bring, in `folder/evaluations`, or below it by step; on one rank."""
+    place = folder / FILES / ("" if step is None else f"step-{step:08d}")
+    for found in measured.values():
+        for name, value in found.files.items():
+            publish_bytes((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(), place / name)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An evaluation in the report: `parts` are sets, each with what its section says and the names of its charts."""
+
+    name: str
+    title: str
+    parts: list[tuple[str, Section, list[str]]]
+
+
+def sections(results: Mapping[str, Any], charts: Iterable[str]) -> list[Shown]:
+    """Of every evaluation that has a section and was measured, in the order of the table; `charts` are those drawn."""
+    drawn = list(charts)
+    measured = results.get("evaluations", {})
+    return [
+        Shown(name, kind.title, [_part(name, number, part, drawn) for number, part in enumerate(measured[name])])
+        for name, kind in EVALUATIONS.items()
+        if name in measured
+    ]
+
+
+def unmeasured(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and title of those that have a section and were not measured."""
+    measured = results.get("evaluations", {})
+    return [(name, kind.title) for name, kind in EVALUATIONS.items() if kind.title and name not in measured]
+
+
+def measured_charts(results: Mapping[str, Any], folder: Path, theme: Theme) -> dict[str, Figure]:
+    """The charts of all of them; `folder` holds the thumbnails."""
+    return {
+        _chart_key(name, number, chart): figure
+        for name, parts in results.get("evaluations", {}).items()
+        for number, part in enumerate(parts)
+        for chart, figure in EVALUATIONS[name].charts(part, folder, theme).items()
+    }
+
+
+def _part(name: str, number: int, part: Mapping[str, Any], charts: Sequence[str]) -> tuple[str, Section, list[str]]:
+    prefix = _chart_key(name, number, "")
+    own = [chart for chart in charts if chart.startswith(prefix) and "." not in chart.removeprefix(prefix)]
+    return " + ".join(part["shards"]), EVALUATIONS[name].section(part), own
+
+
+def _chart_key(name: str, number: int, chart: str) -> str:
+    """`robustness.retrieval`, of a second set `robustness.2.retrieval`: also the name of its file."""
+    return f"{name}.{chart}" if number == 0 else f"{name}.{number + 1}.{chart}"
