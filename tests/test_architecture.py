@@ -34,11 +34,22 @@ DOORS = {  # library -> the only files that may import it
     "onnx": {"eval/export/onnx.py"},
     "onnxruntime": {"eval/export/onnx.py"},
     "onnxscript": {"eval/export/onnx.py"},
-    "sklearn": {"shard_builder/columns/topics.py"},
+    "sklearn": {
+        "eval/evaluations/feature_map.py",
+        "eval/evaluations/linear_probe.py",
+        "eval/evaluations/calibration.py",
+        "shard_builder/columns/topics.py",
+    },
+    "umap": {"eval/evaluations/feature_map.py"},
+    "pandas": {"shardclip/tables.py"},
+    "mteb": {"eval/export/mteb.py"},
     "faiss": {"search/index.py"},
     "fastapi": {"search/server.py"},
     "timm": {"trainer/models/towers/timm.py", "trainer/optim/timm_optimizers.py"},
-    "matplotlib": {f"eval/report/drawing/{name}.py" for name in ("curves", "matrices", "pictures", "style")},
+    "matplotlib": {
+        f"eval/report/drawing/{name}.py"
+        for name in ("curves", "intervals", "matrices", "pictures", "reliability", "scatter", "severities", "style")
+    },
     "jinja2": {"eval/report/page.py"},
 }
 TORCH_FREE = (  # what the builder's image workers import

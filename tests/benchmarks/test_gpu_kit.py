@@ -11,6 +11,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,8 @@ def test_a_stopped_run_leaves_no_process_behind(prepared: Path, tmp_path: Path) 
     begun: list[psutil.Process] = []
     while not begun and run.poll() is None:
         time.sleep(0.05)
-        begun = [p for p in psutil.Process(run.pid).children() if "measure" in p.cmdline()]
+        with suppress(psutil.ZombieProcess):  # it had another child before, which has just ended
+            begun = [p for p in psutil.Process(run.pid).children() if "measure" in p.cmdline()]
     run.terminate()
     assert run.wait(timeout=60) == 143
     _, alive = psutil.wait_procs(begun, timeout=10)
