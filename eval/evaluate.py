@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from core.class_captions import answer_ids
 from core.config import dump_yaml, to_mapping
+from core.distributed import on_main, world_size
 from core.errors import ConfigError
 from core.host_memory import keep_freed_memory
 from core.shard_set import ShardSet
@@ -60,6 +62,8 @@ FORMAT_VERSION = 1
 def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
     """Measure, write `results.json`, pictures and `report.html` into the output folder, and say the figures.
 
+    Collective: of several processes each takes its share, and the first one writes and speaks.
+
     Returns:
         What `results.json` holds; recalls and accuracies are shares from 0 to 1.
 
@@ -84,7 +88,7 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
     own_captions = read_captions(config.captions, shard_set) if config.captions else None
 
     found = work.extract(shard_set, own_captions)
-    publish_bytes(dump_yaml(config).encode(), out / MARK)  # the folder is ours from now on
+    on_main(lambda: publish_bytes(dump_yaml(config).encode(), out / MARK))  # the folder is ours from now on
     results: dict[str, Any] = _identity(work, shard_set, found, run_dir)
     subject = _subject(work, shard_set, found, work.shelf(shard_set, "sample", own_captions))
     if isinstance(found, Extracted):
@@ -101,10 +105,15 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
     results |= _measured(evaluations, subjects, out)
 
     results["seconds"] = round(time.monotonic() - started, 1)
-    save_features(found, out / FEATURES, encoder.fingerprint, shards_stamp(shard_set.fingerprint, work.captions_from))
-    publish_bytes((json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode(), out / RESULTS)
-    _save_pictures(results, run_dir, out)
-    say_results(results, write_report(out), console)
+    stamp = shards_stamp(shard_set.fingerprint, work.captions_from)
+
+    def write() -> None:
+        save_features(found, out / FEATURES, encoder.fingerprint, stamp)
+        publish_bytes((json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode(), out / RESULTS)
+        _save_pictures(results, run_dir, out)
+        say_results(results, write_report(out), console)
+
+    on_main(write)
     return results
 
 
@@ -143,7 +152,7 @@ def _retrieval(work: Evaluating, extracted: Extracted, ranks: Ranks, shelf: Shel
     results["examples"] = show_retrieval(extracted, ranks, shelf, config.num_examples)
     if config.baseline:
         results["against_baseline"] = gains_over(config.baseline, ranks, features, work.captions_from)
-    save_ranks(ranks, features, work.out / RANKS, work.captions_from)
+    on_main(lambda: save_ranks(ranks, features, work.out / RANKS, work.captions_from))
     return results
 
 
@@ -202,7 +211,7 @@ def _measured(
     parts: dict[str, list[Any]] = {}
     for urls, subject in subjects.items():
         measured = measure_all(evaluations, subject)
-        keep_files(measured, out)
+        on_main(partial(keep_files, measured, out))
         figures |= figures_of(measured)
         for name, found in measured.items():
             if evaluations[name].title:
@@ -265,7 +274,7 @@ def _loss(work: Evaluating, extracted: Extracted, shard_set: ShardSet) -> dict[s
 
 
 def _identity(work: Evaluating, shard_set: ShardSet, found: Extracted | Pictures, run_dir: Path) -> dict[str, Any]:
-    environment, encoder = describe_environment(world_size=1), work.encoder
+    environment, encoder = describe_environment(world_size()), work.encoder
     return {
         "format_version": FORMAT_VERSION,
         "evaluated": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),

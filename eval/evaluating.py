@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from core.columns import column_names
+from core.distributed import rank, world_size
 from core.errors import DataError
 from core.manifest import MANIFEST_NAME
 from core.shard_set import ShardSet
@@ -110,6 +111,8 @@ class Evaluating:
             shard_set,
             batch_size=self.config.batch_size,
             samples=samples,
+            rank=rank(),
+            world_size=world_size(),
             columns=TEXT_ALONE if with_text and self.encoder.model.text_encoder is None else {},
             num_workers=self.config.num_workers,
             pin_memory=self.device.type == "cuda",

@@ -114,14 +114,14 @@ def train(
     Example: shardclip train configs/train/coco2014_resnet50.yaml optim.lr=3e-4
     """
     from launch.early import expect_startable
-    from launch.launcher import launch_training
+    from launch.launcher import TRAINING, launch
     from launch.machines import words_of
     from trainer.config import TrainConfig
 
     with kept("No process was started."):
         words = words_of(processes, accelerate_config, num_machines, machine_rank, main_address)
         expect_startable(load_config(TrainConfig, recipe, overrides or []), words.total, words.machines.count)
-        code = launch_training([str(recipe), *(overrides or [])], words)
+        code = launch(TRAINING, [str(recipe), *(overrides or [])], words)
     raise SystemExit(code)
 
 
@@ -140,8 +140,12 @@ def doctor(recipe: Recipe, overrides: Overrides = None, processes: Processes = N
 
 
 @app.command("eval")
-def evaluate(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Measure a checkpoint: recall both ways, queries, zero-shot; writes results.json and report.html.
+def evaluate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    processes: Annotated[int, typer.Option(help="On this machine; each takes its share.")] = 1,
+) -> None:
+    """Measure a checkpoint: recall both ways, queries, zero-shot and more; writes results.json and report.html.
 
     Example: shardclip eval configs/eval/coco2014_val.yaml checkpoint=runs/coco2014_resnet50
     """
@@ -151,9 +155,19 @@ def evaluate(recipe: Recipe, overrides: Overrides = None) -> None:
     config = load_config(EvalConfig, recipe, overrides or [])
     with kept(_EVALUATED):
         expect_measurable(config)
-        from eval.evaluate import evaluate as measure
+        if processes == 1:
+            from eval.evaluate import evaluate as measure
 
-        measure(config, console)
+            measure(config, console)
+            return
+        from launch.launcher import EVALUATION, launch
+        from launch.leaving import INTERRUPTED
+        from launch.machines import words_of
+
+        code = launch(EVALUATION, [str(recipe), *(overrides or [])], words_of(processes, None, None, None, None))
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+    raise SystemExit(code)
 
 
 @app.command()

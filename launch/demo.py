@@ -15,7 +15,7 @@ from core.config import load_config
 from core.errors import ConfigError
 from eval.config import EvalConfig
 from eval.evaluate import evaluate
-from launch.launcher import launch_training
+from launch.launcher import TRAINING, launch
 from launch.machines import Machines, Words
 from shard_builder.build import build_shards
 from shard_builder.config import BuildConfig
@@ -53,7 +53,7 @@ def run_demo(out: Path, console: Console) -> None:
 
 
 def _train(arguments: list[str]) -> None:
-    code = launch_training(arguments, Words(Machines(), NUM_PROCESSES))
+    code = launch(TRAINING, arguments, Words(Machines(), NUM_PROCESSES))
     if code == REQUEUE_EXIT_CODE:
         raise KeyboardInterrupt  # it was stopped, and has saved
     if code:

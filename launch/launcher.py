@@ -14,19 +14,20 @@ from core.cores import available_cores
 from core.errors import ConfigError
 from launch.machines import Words
 
-TRAINING_MODULE = "launch.train"
+TRAINING, EVALUATION = "launch.train", "launch.evaluate"  # what a process runs
 SAVE_VARIABLE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # torchrun's and `accelerate launch`'s name for the same time
 SAVE_S = 600
 
 
-def launch_training(arguments: Sequence[str], words: Words) -> int:
-    """Run the training processes of this machine to their end; returns the exit code.
+def launch(module: str, arguments: Sequence[str], words: Words) -> int:
+    """Run the processes of this machine that train or evaluate together to their end; returns the exit code.
 
     One process alone takes this one's place, so signals reach it and its exit code is this command's. Several are
     told of SIGTERM, SIGUSR1 and Ctrl-C, and have 600 s to save, or what `TORCH_ELASTIC_SHUTDOWN_TIMEOUT` says.
 
     Args:
-        arguments: recipe and overrides for `launch.train`.
+        module: `TRAINING` or `EVALUATION`.
+        arguments: recipe and overrides.
 
     Raises:
         ConfigError: the words do not fit this machine, or what the other machines were told.
@@ -48,7 +49,7 @@ def launch_training(arguments: Sequence[str], words: Words) -> int:
     # Validation and saving use the cores of all ranks; torchrun would leave each a single thread.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))
     os.environ.update(environment)
-    command = [sys.executable, "-m", TRAINING_MODULE, *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     if processes * machines.count == 1:
         sys.stdout.flush()
         with hold_interrupts():

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from core.distributed import is_main
 from core.image import decode_into, encode_jpeg
 from core.shard_index import IMAGE
 from core.shard_set import ShardSet
@@ -36,9 +37,9 @@ class Shelf:
         self._shard_set, self._folder, self._name, self._captions = shard_set, folder, name, captions
 
     def picture(self, sample: int) -> str:
-        """Path of the sample's thumbnail below `folder`; written when first asked for."""
+        """Path of the sample's thumbnail below `folder`; written when first asked for, by the first of all ranks."""
         place = f"thumbnails/{self._name}-{sample:09d}.jpg"
-        if not (self._folder / place).exists():
+        if is_main() and not (self._folder / place).exists():
             spec = self._shard_set.image_spec(sample)
             pixels = np.empty((spec.size, spec.size, 3), dtype=np.uint8)
             decode_into(self._shard_set.member(sample, IMAGE), spec, pixels)
