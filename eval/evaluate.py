@@ -206,17 +206,20 @@ def _subject(work: Evaluating, shard_set: ShardSet, found: Extracted | Pictures,
 def _measured(
     evaluations: Mapping[str, Evaluation], subjects: Mapping[tuple[str, ...], Subject], out: Path
 ) -> dict[str, Any]:
-    """Figures of all sets, and what evaluations that have a section show of each."""
+    """Figures of all sets with their intervals, and what evaluations that have a section show of each."""
     figures: dict[str, float] = {}
+    intervals: dict[str, Any] = {}
     parts: dict[str, list[Any]] = {}
     for urls, subject in subjects.items():
         measured = measure_all(evaluations, subject)
         on_main(partial(keep_files, measured, out))
         figures |= figures_of(measured)
         for name, found in measured.items():
+            part = part_of(found)
+            intervals |= part["intervals"]
             if evaluations[name].title:
-                parts.setdefault(name, []).append({"shards": list(urls), **part_of(found)})
-    return {"figures": figures, "evaluations": parts}
+                parts.setdefault(name, []).append({"shards": list(urls), **part})
+    return {"figures": figures, "figure_intervals": intervals, "evaluations": parts}
 
 
 def _expect_measurable(work: Evaluating, labelled: LabelledSet | None) -> dict[str, Evaluation]:

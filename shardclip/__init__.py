@@ -1,4 +1,4 @@
-"""The door for Python: `import shardclip`, then `load`, `open_shards`, `build`, `train`, `evaluate`.
+"""The door for Python: `import shardclip`, then `load`, `open_shards`, `build`, `train`, `evaluate`, `results`.
 
 Importing it loads nothing heavy; what a name needs is loaded when the name is first used.
 """
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from core.errors import ShardclipError
     from shardclip.encoder import Encoder, load
+    from shardclip.measured import Results, results
     from shardclip.recipes import build, evaluate, train
     from shardclip.shards import Sample, Shards, open_shards
 
 _HOMES = {
     "Encoder": "shardclip.encoder",
+    "Results": "shardclip.measured",
     "Sample": "shardclip.shards",
     "ShardclipError": "core.errors",
     "Shards": "shardclip.shards",
@@ -23,10 +25,12 @@ _HOMES = {
     "evaluate": "shardclip.recipes",
     "load": "shardclip.encoder",
     "open_shards": "shardclip.shards",
+    "results": "shardclip.measured",
     "train": "shardclip.recipes",
 }
 __all__ = [
     "Encoder",
+    "Results",
     "Sample",
     "ShardclipError",
     "Shards",
@@ -34,6 +38,7 @@ __all__ = [
     "evaluate",
     "load",
     "open_shards",
+    "results",
     "train",
 ]
 

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from core.config import load_config
 from core.errors import ConfigError, ShardclipError
+from shardclip.measured import Results, results_of
 
 
 def build(recipe: str | Path, **changes: Any) -> str:
@@ -59,8 +60,8 @@ def train(recipe: str | Path, *, processes: int | None = None, **changes: Any) -
     return config.run_dir
 
 
-def evaluate(recipe: str | Path, **changes: Any) -> dict[str, Any]:
-    """Measure a checkpoint, as `shardclip eval`; returns what `results.json` holds: shares are from 0 to 1.
+def evaluate(recipe: str | Path, **changes: Any) -> Results:
+    """Measure a checkpoint, as `shardclip eval`; returns figures with their intervals: shares are from 0 to 1.
 
     Raises:
         ShardclipError: what stands in the way, in one sentence.
@@ -68,7 +69,7 @@ def evaluate(recipe: str | Path, **changes: Any) -> dict[str, Any]:
     from eval.config import EvalConfig
     from eval.evaluate import evaluate as measure
 
-    return measure(load_config(EvalConfig, Path(recipe), overrides(changes)), _console())
+    return results_of(measure(load_config(EvalConfig, Path(recipe), overrides(changes)), _console()))
 
 
 def overrides(changes: Mapping[str, Any]) -> list[str]:

@@ -138,11 +138,11 @@ def _headline(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _accuracies(results: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """k-NN accuracies with their names; empty where no classes are known."""
-    figures = results.get("figures", {})
+def _accuracies(results: Mapping[str, Any]) -> list[tuple[str, float, Mapping[str, float] | None]]:
+    """k-NN accuracies with their names and intervals; empty where no classes are known."""
+    figures, intervals = results.get("figures", {}), results.get("figure_intervals", {})
     return [
-        (spoken, figures[name])
+        (spoken, figures[name], intervals.get(name))
         for name, spoken in ((names.KNN, "20 neighbours"), (names.KNN1, "the nearest alone"))
         if name in figures
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -90,6 +91,18 @@ def test_training_and_evaluation_from_python(recipe: Path, tmp_path: Path, capsy
     path.write_text(f"checkpoint: {run}\nshards: {tmp_path / 'val'}\n")
     results = shardclip.evaluate(path, num_workers=0, device="cpu", num_examples=1, out=tmp_path / "out")
     assert 0 <= results["figures"]["image_to_text/recall@1"] <= 1 and (tmp_path / "out/report.html").exists()
+    again = shardclip.results(tmp_path / "out")
+    assert dict(again) == dict(results) == json.loads((tmp_path / "out/results.json").read_text())
+    interval = results.intervals["image_to_text/recall@1"]
+    assert interval.low <= results.figures["image_to_text/recall@1"] == interval.estimate <= interval.high
+    frame = again.frame().set_index("figure")
+    assert dict(frame.value) == dict(results.figures) and set(frame.run) == {"run"}
+    assert frame.low["image_to_text/recall@1"] == interval.low and np.isnan(frame.low["image_to_text/map@10"])
+    (tmp_path / "out/results.json").write_text('{"run": ')
+    with pytest.raises(ShardclipError, match=r"no whole JSON\. Run `shardclip eval` again"):
+        shardclip.results(tmp_path / "out")
+    with pytest.raises(ShardclipError, match=r"no such file\. Run `shardclip eval` first"):
+        shardclip.results(tmp_path)
     assert shardclip.load(run, device="cpu").encode_image(np.zeros((40, 40, 3), np.uint8)).shape == (1, 8)
     with pytest.raises(ShardclipError, match="exit code 2: .*holds a finished run"):
         shardclip.train(recipe, processes=1, resume="no")
