@@ -158,12 +158,12 @@ def _of_classes(
     """
     pictures, source = pictures_of(found), labelled.gallery
     classes = joint_classes(labelled.labels, source)
-    gallery = source.gallery(work.extract_gallery(source), classes) if source else None
-    labels = labelled.labels.among(classes)[pictures.samples]
     own = work.shelf(labelled.shard_set, "labelled")
+    others = work.shelf(source.shard_set, "gallery") if source else own
+    gallery = source.gallery(work.extract_gallery(source), classes, others) if source else None
+    labels = labelled.labels.among(classes)[pictures.samples]
     subject = subject or _subject(work, labelled.shard_set, found, own)
     subject = replace(subject, labels=labels, classes=classes, gallery=gallery)
-    others = work.shelf(source.shard_set, "gallery") if source else own
     config = work.config
     urls = {"shards": list(labelled.shard_set.urls)}
     shown = neighbours(subject, pictures.samples, classes, source, own, others, config.num_examples)
@@ -197,7 +197,7 @@ def _subject(work: Evaluating, shard_set: ShardSet, found: Extracted | Pictures,
 def _measured(
     evaluations: Mapping[str, Evaluation], subjects: Mapping[tuple[str, ...], Subject], out: Path
 ) -> dict[str, Any]:
-    """Figures of all sets, and what evaluations that have a section show of each."""
+    """Figures of all sets, and what evaluations show of each that have a section or intervals."""
     figures: dict[str, float] = {}
     parts: dict[str, list[Any]] = {}
     for urls, subject in subjects.items():
@@ -205,7 +205,7 @@ def _measured(
         keep_files(measured, out)
         figures |= figures_of(measured)
         for name, found in measured.items():
-            if evaluations[name].title:
+            if evaluations[name].title or found.intervals:
                 parts.setdefault(name, []).append({"shards": list(urls), **part_of(found)})
     return {"figures": figures, "evaluations": parts}
 
