@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -38,10 +39,9 @@ class KNN(Evaluation):
     def measure(self, subject: Subject) -> Measured:
         """Of the pictures that have a class."""
         found = compared(subject, "k-NN")
-        is_right = {
-            figure: knn_is_right(*found.sides, k=k, leave_one_out=found.leave_one_out, device=subject.device)
-            for figure, k in ((names.KNN, NUM_NEIGHBOURS), (names.KNN1, 1))
-        }
+        options = {"leave_one_out": found.leave_one_out, "device": subject.device}
+        by_k = knn_are_right(*found.sides, ks=(NUM_NEIGHBOURS, 1), **options)
+        is_right = dict(zip(self.figures(), by_k.T, strict=True))
         return Measured(
             {figure: float(np.mean(right)) for figure, right in is_right.items()},
             {figure: bootstrap(right.astype(float)) for figure, right in is_right.items()},
@@ -89,18 +89,18 @@ def compared(subject: Subject, what: str) -> Compared:
     return Compared((images, labels, gallery, gallery_labels), samples, gallery_samples, own_gallery)
 
 
-def knn_is_right(
+def knn_are_right(
     queries: np.ndarray,
     labels: np.ndarray,
     gallery: np.ndarray,
     gallery_labels: np.ndarray,
     *,
-    k: int = NUM_NEIGHBOURS,
+    ks: Sequence[int],
     temperature: float = TEMPERATURE,
     leave_one_out: bool = False,
     device: str = "cpu",
 ) -> np.ndarray:
-    """`(Q,)` bool: whether a query's own class has more votes of its k nearest than every other class (collective).
+    """`(Q, len(ks))` bool: whether the k nearest give a query's own class more votes than every other (collective).
 
     A neighbour votes with `exp(cosine / temperature)`. Ties count against the model: of neighbours that are equally
     near, those take part that help the strongest other class most; and equal votes are not right. Memory above the
@@ -109,21 +109,29 @@ def knn_is_right(
     Args:
         queries, gallery: `(Q, D)` and `(G, D)`, unit length.
         labels, gallery_labels: `(Q,)` and `(G,)`, from 0.
-        k: at most what there is: G, or G - 1.
+        ks: each at most what there is: G, or G - 1.
         leave_one_out: the gallery is the queries, and none finds itself.
     """
     from eval.nearest import MOST_QUERIES, Tiles  # with torch, which recipes do without
 
     tiles = Tiles(queries, gallery, leave_one_out=leave_one_out, device=device)
-    k = min(k, tiles.num_others)
     num_classes = int(max(labels.max(), gallery_labels.max())) + 1
     rows = min(MOST_QUERIES, max(1, _BLOCK_BYTES // (48 * num_classes)))
+    kept = min(max(ks) + _SPARE, tiles.num_others)
 
     def votes(part: slice) -> np.ndarray:
-        near = _near(tiles, part, gallery_labels, k, num_classes)
-        return _vote(near, labels[part], k, temperature)
+        found, cosines = tiles.nearest(part, kept)
+        nearest = _Nearest(tiles, part, gallery_labels[found], cosines, gallery_labels, num_classes)
+        right = [_vote(nearest.of(min(k, kept)), labels[part], min(k, kept), temperature) for k in ks]
+        return np.stack(right, axis=1)
 
     return spread(len(queries), rows, votes)
+
+
+def knn_is_right(*sides: np.ndarray, k: int = NUM_NEIGHBOURS, **options: Any) -> np.ndarray:
+    """`(Q,)` bool: `knn_are_right` of one k."""
+    found: np.ndarray = knn_are_right(*sides, ks=(k,), **options)[:, 0]
+    return found
 
 
 def gallery_samples(labels: np.ndarray, most: int = MOST_IN_GALLERY, seed: int = 0) -> np.ndarray:
@@ -151,20 +159,31 @@ class _Near:
     last: np.ndarray
 
 
-def _near(tiles: Tiles, part: slice, gallery_labels: np.ndarray, k: int, num_classes: int) -> _Near:
-    kept = min(k + _SPARE, tiles.num_others)
-    rows, cosines = tiles.nearest(part, kept)
-    last = cosines[:, k - 1]
-    is_near = cosines >= (last - SAME)[:, None]
-    query, place = np.nonzero(is_near)
-    label, near = gallery_labels[rows[query, place]], cosines[query, place].astype(np.float64)
-    is_tied = near <= last[query] + SAME
-    tied = np.bincount(query[is_tied] * num_classes + label[is_tied], minlength=len(last) * num_classes)
-    tied = tied.reshape(len(last), num_classes)
-    if kept < tiles.num_others and is_near[:, -1].any():
-        beyond = np.flatnonzero(is_near[:, -1])
-        tied[beyond] = _count_tied(tiles, part, beyond, last[beyond], gallery_labels, num_classes)
-    return _Near(query[~is_tied], label[~is_tied], near[~is_tied], tied, last)
+@dataclass(frozen=True, eq=False)
+class _Nearest:
+    """The labels and cosines `(q, kept)` of the nearest of some queries, best first."""
+
+    tiles: Tiles
+    part: slice
+    labels: np.ndarray
+    cosines: np.ndarray
+    gallery_labels: np.ndarray
+    num_classes: int
+
+    def of(self, k: int) -> _Near:
+        """Those that take part, or may, where k do."""
+        last = self.cosines[:, k - 1]
+        is_near = self.cosines >= (last - SAME)[:, None]
+        query, place = np.nonzero(is_near)
+        label, near = self.labels[query, place], self.cosines[query, place].astype(np.float64)
+        is_tied = near <= last[query] + SAME
+        cells = query[is_tied] * self.num_classes + label[is_tied]
+        tied = np.bincount(cells, minlength=len(last) * self.num_classes).reshape(len(last), self.num_classes)
+        beyond = np.flatnonzero(is_near[:, -1])  # more may tie than were kept
+        if len(beyond) and self.cosines.shape[1] < self.tiles.num_others:
+            counted = (self.tiles, self.part, beyond, last[beyond], self.gallery_labels, self.num_classes)
+            tied[beyond] = _count_tied(*counted)
+        return _Near(query[~is_tied], label[~is_tied], near[~is_tied], tied, last)
 
 
 def _count_tied(

@@ -111,14 +111,16 @@ def grid_curve(
         axes.plot(place, shares[place], "o", markersize=10, color=theme.text_to_image, zorder=4)
     for place, share in enumerate(shares):
         axes.annotate(f"{100 * share:.1f}", (place, share), (0, 9), textcoords="offset points", ha="center",
-                      color=theme.ink, fontsize=9.5, fontweight="bold")  # fmt: skip
-    axes.set_xticks(range(len(grid)), [f"{value:g}" for value in grid])
+                      color=theme.ink, fontsize=9.5, fontweight="bold", zorder=5,
+                      bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 0.8})  # fmt: skip
+    axes.set_xticks(range(len(grid)), [f"$10^{{{round(np.log10(value))}}}$" for value in grid])
     low, high = min(shares), max(shares)
     room = max(0.02, 0.25 * (high - low))
     axes.set_ylim(max(0.0, low - room), high + 1.4 * room)
     axes.set_xlim(-0.4, len(grid) - 0.6)
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.set_xlabel("regulariser")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.set_xlabel("regulariser, strong to weak")
     return figure
 
 
