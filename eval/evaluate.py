@@ -167,12 +167,12 @@ def _of_classes(
     """
     pictures, source = pictures_of(found), labelled.gallery
     classes = joint_classes(labelled.labels, source)
-    gallery = source.gallery(work.extract_gallery(source), classes) if source else None
-    labels = labelled.labels.among(classes)[pictures.samples]
     own = work.shelf(labelled.shard_set, "labelled")
+    others = work.shelf(source.shard_set, "gallery") if source else own
+    gallery = source.gallery(work.extract_gallery(source), classes, others) if source else None
+    labels = labelled.labels.among(classes)[pictures.samples]
     subject = subject or _subject(work, labelled.shard_set, found, own)
     subject = replace(subject, labels=labels, classes=classes, gallery=gallery)
-    others = work.shelf(source.shard_set, "gallery") if source else own
     config = work.config
     urls = {"shards": list(labelled.shard_set.urls)}
     shown = neighbours(subject, pictures.samples, classes, source, own, others, config.num_examples)

@@ -9,7 +9,7 @@ import numpy as np
 
 from core.column_values import united_classes
 from core.shard_set import ShardSet
-from eval.evaluations.evaluation import Gallery
+from eval.evaluations.evaluation import Gallery, Shelf
 from eval.evaluations.knn import gallery_samples
 from eval.features import Pictures
 from eval.labels import Labels
@@ -34,11 +34,11 @@ class GallerySource:
         samples = gallery_samples(np.where(is_measured, -1, labels.numbers))
         return cls(shard_set, labels, samples) if len(samples) else None
 
-    def gallery(self, pictures: Pictures, classes: tuple[str, ...]) -> Gallery:
-        """The pictures with their classes, numbered as in `classes`."""
+    def gallery(self, pictures: Pictures, classes: tuple[str, ...], shelf: Shelf | None = None) -> Gallery:
+        """The pictures with their classes, numbered as in `classes`; `shelf` shows them."""
         labels = self.labels.among(classes)[pictures.samples]
         has_class = labels >= 0  # a damaged sample's substitute may have none
-        return Gallery(pictures.images[has_class], labels[has_class], pictures.samples[has_class])
+        return Gallery(pictures.images[has_class], labels[has_class], pictures.samples[has_class], shelf)
 
     def describe(self) -> dict[str, Any]:
         """For `results.json`."""

@@ -208,6 +208,28 @@ def bootstrap(
     return Interval(float(np.mean(values)), float(low), float(high))
 
 
+def bootstrap_by_class(
+    values: np.ndarray, labels: np.ndarray, *, num_resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Percentile interval of the mean over classes of the mean of their `values` `(Q,)`, drawing values.
+
+    Args:
+        labels: `(Q,)` integers; a class of which a resample has drawn none is left out of its mean.
+    """
+    class_of_value = np.unique(labels, return_inverse=True)[1]
+
+    def mean(values: np.ndarray, classes: np.ndarray) -> float:
+        sizes = np.bincount(classes)
+        sums = np.bincount(classes, weights=values)
+        return float(np.mean(sums[sizes > 0] / sizes[sizes > 0]))
+
+    generator = np.random.default_rng(seed)
+    draws = (generator.integers(len(values), size=len(values)) for _ in range(num_resamples))
+    means = [mean(values[drawn], class_of_value[drawn]) for drawn in draws]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(mean(values, class_of_value), float(low), float(high))
+
+
 def paired_bootstrap(
     ranks_a: np.ndarray,
     ranks_b: np.ndarray,

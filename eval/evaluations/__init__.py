@@ -7,13 +7,17 @@ from core.config import Choice
 from core.errors import ConfigError
 from eval.evaluations.evaluation import Evaluation, Measured, Subject
 from eval.evaluations.knn import KNN
+from eval.evaluations.linear_probe import LinearProbe
 from eval.evaluations.retrieval import Retrieval
+from eval.evaluations.same_class import SameClass
 from eval.evaluations.zero_shot import ZeroShot
 
 EVALUATIONS: dict[str, type[Evaluation]] = {
     "retrieval": Retrieval,
     "knn": KNN,
     "zero_shot": ZeroShot,
+    "same_class": SameClass,
+    "linear_probe": LinearProbe,
 }
 ALWAYS = ("retrieval", "knn", "zero_shot")  # wherever the data allow; others where a recipe lists them
 

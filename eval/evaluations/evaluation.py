@@ -30,6 +30,9 @@ class Shelf(Protocol):
     def picture(self, sample: int) -> str:
         """Path of the sample's thumbnail, below the folder of pictures."""
 
+    def key(self, sample: int) -> str:
+        """The sample's name within its shards."""
+
     def text(self, caption: Mapping[str, int]) -> str:
         """The caption at `{"sample": ..., "place": ...}`."""
 
@@ -42,11 +45,13 @@ class Gallery:
         images: `(G, D)`, unit length.
         labels: `(G,)` classes, numbered as the subject's.
         samples: `(G,)` numbers in their shard set, to show them by.
+        shelf: shows them; None while training.
     """
 
     images: np.ndarray
     labels: np.ndarray
     samples: np.ndarray
+    shelf: Shelf | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,6 +48,10 @@ class Shelf:
             publish_bytes(encode_jpeg(image, quality=88), join(self._folder, place))
         return place
 
+    def key(self, sample: int) -> str:
+        """The sample's key in its shard."""
+        return self._shard_set.key(sample)
+
     def text(self, caption: Mapping[str, int]) -> str:
         """The caption at `{"sample": ..., "place": ...}`."""
         sample = caption["sample"]

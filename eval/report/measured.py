@@ -46,7 +46,7 @@ def sections(results: Mapping[str, Any], charts: Iterable[str]) -> list[Shown]:
     return [
         Shown(name, kind.title, [_part(name, number, part, drawn) for number, part in enumerate(measured[name])])
         for name, kind in EVALUATIONS.items()
-        if name in measured
+        if kind.title and name in measured
     ]
 
 

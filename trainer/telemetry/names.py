@@ -49,6 +49,9 @@ AP_DEPTH = 10  # of mean average precision
 MEDIAN_RANK, MEAN_RANK, MEAN_AP = "median_rank", "mean_rank", f"map@{AP_DEPTH}"
 KNN, KNN1 = "knn/accuracy", "knn1/accuracy"  # of k = 20, or what the gallery has; of the nearest alone
 ZERO_SHOT, ZERO_SHOT_BY_CLASS = "zero_shot/accuracy", "zero_shot/mean_per_class"
+LINEAR_PROBE, LINEAR_PROBE_BY_CLASS = "linear_probe/accuracy", "linear_probe/mean_per_class"
+PRECISION_KS = (1, 5, 10)
+SAME_CLASS_MAP = f"same_class/map@{AP_DEPTH}"
 VAL_LOSS = val("loss")
 VAL_RETRIEVAL, VAL_NEIGHBOURS = val("retrieval"), val("neighbours")  # pictures
 _LOWER_IS_BETTER = ("loss", MEDIAN_RANK, MEAN_RANK)
@@ -79,6 +82,11 @@ def grad_ratio(group: str) -> str:
 def recall(k: int) -> str:
     """The figure's name within a direction."""
     return f"recall@{k}"
+
+
+def same_class_precision(k: int) -> str:
+    """Share of a picture's k nearest that are of its class."""
+    return f"same_class/precision@{k}"
 
 
 def of_direction(direction: str, figure: str) -> str:

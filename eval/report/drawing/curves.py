@@ -1,4 +1,4 @@
-"""Curves over samples, and bars of recall and ranks."""
+"""Curves over samples and over a grid, and bars of recall, ranks and classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from eval.report.drawing.style import LIGHT, Theme, direction_colour, legend, new_figure, spoken
-from eval.report.lettering import thousands
+from eval.report.lettering import cut, thousands
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,59 @@ def curves(
         axes.set_ylim(bottom=0)
     _label_endings(axes, endings, percent)
     legend(axes, theme, is_single=len(series) == 1)
+    return figure
+
+
+def grid_curve(
+    title: str, note: str, grid: Sequence[float], shares: Sequence[float], chosen: Sequence[float], theme: Theme = LIGHT
+) -> Figure:
+    """Shares, 0 to 1, over a grid of powers of ten, from large to small; `chosen` values of it are marked."""
+    figure, axes = new_figure(theme, 7.2, 4.2, title, note)
+    axes.plot(range(len(grid)), shares, color=theme.image_to_text, linewidth=2, marker="o", markersize=4.5, zorder=3)
+    for place in sorted({list(grid).index(value) for value in chosen}):
+        axes.plot(place, shares[place], "o", markersize=10, color=theme.text_to_image, zorder=4)
+    for place, share in enumerate(shares):
+        axes.annotate(f"{100 * share:.1f}", (place, share), (0, 9), textcoords="offset points", ha="center",
+                      color=theme.ink, fontsize=9.5, fontweight="bold", zorder=5,
+                      bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 0.8})  # fmt: skip
+    axes.set_xticks(range(len(grid)), [f"$10^{{{round(np.log10(value))}}}$" for value in grid])
+    low, high = min(shares), max(shares)
+    room = max(0.02, 0.25 * (high - low))
+    axes.set_ylim(max(0.0, low - room), high + 1.4 * room)
+    axes.set_xlim(-0.4, len(grid) - 0.6)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.set_xlabel("regulariser, strong to weak")
+    return figure
+
+
+def class_bars(
+    title: str, note: str, shares: Mapping[str, float], whole: float, theme: Theme = LIGHT, most: int = 30
+) -> Figure:
+    """A bar of each class, best first; of more than `most` classes the best and the worst halves of so many.
+
+    Args:
+        shares: 0 to 1 by class.
+        whole: where a line stands: the share of all.
+    """
+    ordered = sorted(shares.items(), key=lambda item: -item[1])
+    if len(ordered) > most:
+        note = f"the {most // 2} best and the {most // 2} worst of {len(ordered):,} classes; {note}"
+        ordered = [*ordered[: most // 2], *ordered[-(most // 2) :]]
+    figure, axes = new_figure(theme, 7.2, max(2.4, 0.24 * len(ordered) + 1.4), title, note)
+    places, values = np.arange(len(ordered)), np.array([share for _, share in ordered])
+    axes.barh(places, values, height=0.72, color=theme.image_to_text, zorder=2)
+    axes.axvline(whole, color=theme.text_to_image, linewidth=1.5, zorder=3)
+    for place, share in zip(places, values, strict=True):
+        axes.annotate(f"{100 * share:.1f}", (share, place), (4, 0), textcoords="offset points", va="center",
+                      color=theme.ink, fontsize=8.5, zorder=4,
+                      bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 0.6})  # fmt: skip
+    axes.set_yticks(places, [cut(name, 26) for name, _ in ordered])
+    axes.tick_params(axis="y", colors=theme.ink)
+    axes.set_ylim(len(ordered) - 0.4, -0.6)
+    axes.set_xlim(0, min(1.08, 1.15 * max(*values, whole, 0.1)))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(axis="y", visible=False)
     return figure
 
 

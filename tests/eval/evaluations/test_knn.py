@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from core.errors import DataError
 from eval.evaluations import chosen, figures_of, measure_all
 from eval.evaluations.evaluation import Gallery, Subject
-from eval.evaluations.knn import gallery_samples, knn_is_right
+from eval.evaluations.knn import KNN, gallery_samples, knn_is_right
 
 SAME = 1e-6
 
@@ -84,6 +85,31 @@ def test_accuracy_is_that_of_scikit_learn(k):
     np.testing.assert_array_equal(knn_is_right(queries, labels, gallery, gallery_labels, k=k), expected)
 
 
+def test_accuracy_on_photographs_is_that_of_scikit_learn(shared_data):
+    """Features: the photographs themselves, 12 x 12 pixels."""
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    (gallery, gallery_labels), (queries, labels) = (
+        small_pictures(shared_data / "caltech15" / split) for split in ("train", "val")
+    )
+    for k in (1, 20):
+        peer = neighbors.KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
+        expected = peer.fit(gallery, gallery_labels).predict(queries) == labels
+        assert 0.15 < expected.mean() < 0.9
+        np.testing.assert_array_equal(knn_is_right(queries, labels, gallery, gallery_labels, k=k), expected)
+
+
+def small_pictures(folder):
+    """`(N, 432)` centred pixels of unit length, and `(N,)` the classes of an image folder."""
+    rows, labels = [], []
+    for label, paths in enumerate(sorted(path for path in folder.iterdir() if path.is_dir())):
+        for path in sorted(paths.iterdir()):
+            with Image.open(path) as picture:
+                pixels = np.asarray(picture.convert("RGB").resize((12, 12)), dtype=np.float64)
+            rows.append((pixels - pixels.mean()).ravel())
+            labels.append(label)
+    return unit(np.stack(rows)).astype(np.float32), np.array(labels)
+
+
 def test_blocks_change_nothing(monkeypatch):
     rows, labels = random_rows(50, 4, 3, True), np.random.default_rng(0).integers(0, 4, 50)
     whole = knn_is_right(rows, labels, rows, labels, k=7, leave_one_out=True)
@@ -96,6 +122,30 @@ def test_a_collapsed_encoder_is_never_right():
     rows = (np.repeat(row, 40, axis=0) * (1 + 1e-7 * np.arange(40)[:, None])).astype(np.float32)  # rounded apart
     labels = np.arange(40) % 2
     assert not knn_is_right(rows, labels, rows, labels, leave_one_out=True).any()
+
+
+def test_more_ties_than_are_kept_are_counted(monkeypatch):
+    row = random_rows(1, 8, 0, False)
+    gallery = np.concatenate([np.repeat(row, 200, axis=0), random_rows(50, 8, 1, False)])
+    gallery_labels = np.concatenate([np.arange(200) >= 120, np.zeros(50)]).astype(int)  # 120 of class 0, 80 of class 1
+    queries, labels = np.repeat(row, 2, axis=0), np.array([0, 1])
+    for k in (1, 20, 100, 130, 201):
+        found = knn_is_right(queries, labels, gallery, gallery_labels, k=k)
+        # Class 1 takes 80 of k places against class 0; class 0 takes 120 against class 1.
+        assert found.tolist() == [k - 80 > 80, False]
+    monkeypatch.setattr("eval.nearest.CPU_TILE", 33)
+    assert knn_is_right(queries, labels, gallery, gallery_labels, k=201).tolist() == [True, False]
+
+
+def test_both_accuracies_have_intervals():
+    images, labels = random_rows(200, 6, 0, False), np.random.default_rng(0).integers(0, 3, 200)
+    measured = KNN().measure(Subject(images, labels))
+    for k, name in ((20, "knn/accuracy"), (1, "knn1/accuracy")):
+        is_right = knn_is_right(images, labels, images, labels, k=k, leave_one_out=True)
+        interval = measured.intervals[name]
+        assert measured.figures[name] == interval.estimate == is_right.mean()
+        error = np.sqrt(is_right.mean() * (1 - is_right.mean()) / 200)
+        assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.15)
 
 
 def figures(subject):

@@ -1,0 +1,335 @@
+"""Linear probe: classes of frozen features by logistic regression (Radford et al. 2021, appendix A.3)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from core.errors import ConfigError, DataError
+from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Subject
+from eval.evaluations.knn import compared
+from eval.metrics import bootstrap, bootstrap_by_class
+from trainer.telemetry import names
+
+if TYPE_CHECKING:
+    from eval.logistic_regression import Fitted
+    from eval.report.drawing.style import Figure, Theme
+
+# Strongest first: of equal accuracies the strongest is taken. They go with the mean loss, and so with any number of
+# pictures.
+REGULARISERS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+HELD_OUT = 0.2  # of the training features, to choose the regulariser by
+TOLERANCE = 1e-6  # of the gradient's largest component
+_MOST_CELLS = 2**25  # features and logits; beyond, scikit-learn's float64 copies take more than a gigabyte
+_SAME = 1e-6  # logits closer than this are equal
+_FRAMED = 65536  # rows at a time
+_COLLAPSED = 1e-10  # mean square distance of unit features from their mean: below it there is rounding alone
+
+Fit = Callable[[np.ndarray, np.ndarray, int, float, "Fitted | None"], "Fitted"]
+
+
+@dataclass(frozen=True)
+class LinearProbe(Evaluation):
+    """A linear classifier on frozen features.
+
+    Attributes:
+        solver: sklearn: scikit-learn's L-BFGS on the CPU; torch: that of torch, in blocks on the evaluation's device;
+            auto: sklearn up to 2^25 numbers of features and logits, torch beyond.
+        most_images: training pictures at most, drawn once and for all.
+        num_folds: where there is no gallery: parts of the set, each classified by what the others taught.
+        most_iterations: of a fit.
+    """
+
+    solver: Literal["auto", "sklearn", "torch"] = "auto"
+    most_images: int = 50_000
+    num_folds: int = 5
+    most_iterations: int = 1000
+
+    needs: ClassVar[tuple[Need, ...]] = ("labels",)
+    title: ClassVar[str] = "Linear probe"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("most_images", 10), ("num_folds", 2), ("most_iterations", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"linear_probe: {name} is {getattr(self, name)}: at least {least} is needed.")
+        if self.solver != "torch" and find_spec("sklearn") is None:
+            raise ConfigError(
+                "linear_probe needs scikit-learn: `pip install 'shardclip[viz]'`, or do without it: solver: torch."
+            )
+
+    def figures(self) -> tuple[str, ...]:
+        """Accuracy over pictures, and as the mean over classes."""
+        return (names.LINEAR_PROBE, names.LINEAR_PROBE_BY_CLASS)
+
+    def measure(self, subject: Subject) -> Measured:
+        """On rank 0, for all."""
+        from core.distributed import on_main  # with torch, which recipes do without
+
+        return on_main(lambda: self._measure(subject))
+
+    @staticmethod
+    def section(part: Mapping[str, Any]) -> Section:
+        """Accuracies, how they came about, and every class."""
+        figures, intervals = part["figures"], part["intervals"]
+        learned = (
+            f"{part['num_training']:,} labelled pictures of the training set"
+            if part["trained_on"] == "gallery"
+            else f"the set itself: each of {part['num_folds']} parts is classified by what the others taught"
+        )
+        late = " Some fits stopped at the most iterations allowed." if part["num_unconverged"] else ""
+        lead = (
+            f"{part['num_images']:,} pictures of {len(part['classes'])} classes, classified by logistic regression on "
+            f"frozen features, learned from {learned}. The regulariser is chosen on {100 * HELD_OUT:.0f} % of the "
+            f"training pictures, which are not measured. 95 % bootstrap intervals over pictures.{late}"
+        )
+        spoken = ((names.LINEAR_PROBE, "accuracy"), (names.LINEAR_PROBE_BY_CLASS, "mean of the classes"))
+        values = [
+            (
+                f"{100 * figures[name]:.1f} %",
+                f"{what} ({100 * intervals[name]['low']:.1f} to {100 * intervals[name]['high']:.1f})",
+            )
+            for name, what in spoken
+        ]
+        return Section(lead, [*values, (f"{100 / len(part['classes']):.1f} %", "chance of even classes")])
+
+    @staticmethod
+    def charts(part: Mapping[str, Any], folder: Path, theme: Theme) -> dict[str, Figure]:
+        """Accuracy over the grid, and of each class."""
+        from eval.report.drawing.curves import class_bars, grid_curve
+
+        curve, of_curve = part["regulariser"], ("grid", "held_out", "chosen")
+        marked = "chosen" if len(curve["chosen"]) == 1 else "chosen by a part of the set"
+        held = f"accuracy of held-out training pictures, %; orange: {marked}"
+        shares = {one["class"]: one["accuracy"] for one in part["classes"]}
+        whole = part["figures"][names.LINEAR_PROBE]
+        note = f"of the pictures of a class, %; line: {100 * whole:.1f} % of all"
+        return {
+            "regulariser": grid_curve("Linear probe: regulariser", held, *(curve[of] for of in of_curve), theme),
+            "by_class": class_bars("Linear probe by class", note, shares, whole, theme),
+        }
+
+    def _measure(self, subject: Subject) -> Measured:
+        found = compared(subject, "linear probe")
+        images, labels, gallery, gallery_labels = found.sides
+        _expect_classes(labels, gallery_labels, found.leave_one_out, subject.classes)
+        if found.leave_one_out:
+            folds = stratified_parts(labels, self.num_folds, seed=6)
+            probes = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(self.num_folds)]
+        else:
+            probes = [(np.arange(len(gallery)), np.arange(len(images)))]
+        is_right = np.zeros(len(images), dtype=bool)
+        learned = []
+        for training, measured in probes:
+            if not len(measured):
+                continue
+            training = _at_most(training, self.most_images)
+            probe = self._learn(gallery[training], gallery_labels[training], subject.device)
+            is_right[measured] = probe.is_right(images[measured], labels[measured])
+            learned.append(probe)
+        return _measured(is_right, labels, learned, found.leave_one_out, subject.classes)
+
+    def _learn(self, features: np.ndarray, labels: np.ndarray, device: str) -> Probe:
+        """Choose the regulariser by a held-out part, and fit all with it."""
+        present, targets = np.unique(labels, return_inverse=True)
+        centre, scale = _frame(features)
+        features = features - centre
+        features *= scale
+        fit = self._solver(len(features) * (features.shape[1] + len(present)), device)
+        is_held_out = _held_out(targets)
+        fitted: Fitted | None = None
+        accuracies, fits = [], []
+        part, part_targets = features[~is_held_out], targets[~is_held_out]
+        for decay in REGULARISERS:
+            fitted = fit(part, part_targets, len(present), decay, fitted)
+            accuracies.append(float(np.mean(wins(fitted.scores(features[is_held_out]), targets[is_held_out]))))
+            fits.append(fitted)
+        decay = REGULARISERS[int(np.argmax(accuracies))]
+        # Of every class one picture was learned from: the classes are the same.
+        whole = fit(features, targets, len(present), decay, fits[int(np.argmax(accuracies))])
+        return Probe(whole, present, centre, scale, decay, accuracies, len(features), [*fits, whole])
+
+    def _solver(self, cells: int, device: str) -> Fit:
+        if self.solver == "sklearn" or (self.solver == "auto" and cells <= _MOST_CELLS):
+            return lambda features, labels, num_classes, decay, start: fit_with_sklearn(
+                features, labels, num_classes, decay, start, most_iterations=self.most_iterations, tolerance=TOLERANCE
+            )
+        from eval.logistic_regression import fit
+
+        return lambda features, labels, num_classes, decay, start: fit(
+            features, labels, num_classes, decay, start=start, most_iterations=self.most_iterations,
+            tolerance=TOLERANCE, device=device,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A classifier, and how it was chosen.
+
+    Attributes:
+        fitted: of features less `centre`, times `scale`, for the classes in `present`.
+        held_out: accuracy of each regulariser of the grid.
+        fits: all that were made on the way.
+    """
+
+    fitted: Fitted
+    present: np.ndarray
+    centre: np.ndarray
+    scale: float
+    decay: float
+    held_out: list[float]
+    num_training: int
+    fits: list[Fitted]
+
+    def is_right(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """`(N,)` bool of images `(N, D)`; a class that was not learned is never right."""
+        own = np.minimum(np.searchsorted(self.present, labels), len(self.present) - 1)
+        rows = max(1, 2**22 // (images.shape[1] + len(self.present)))
+        parts = [slice(start, start + rows) for start in range(0, len(images), rows)]
+        best = [wins(self.fitted.scores((images[part] - self.centre) * self.scale), own[part]) for part in parts]
+        return np.concatenate(best) & (self.present[own] == labels)
+
+
+def fit_with_sklearn(
+    features: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    decay: float,
+    start: Fitted | None = None,
+    *,
+    most_iterations: int,
+    tolerance: float,
+) -> Fitted:
+    """The same optimum as `eval.logistic_regression.fit`, by scikit-learn's LogisticRegression in float64."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    from eval.logistic_regression import Fitted
+
+    # Of two classes it has one vector, the difference of two opposite ones, whose squares add up to half of its own.
+    halves = 2 if num_classes == 2 else 1
+    model = LogisticRegression(
+        C=halves / (decay * len(features)), tol=tolerance, max_iter=most_iterations, warm_start=start is not None
+    )
+    if start is not None:
+        model.coef_ = start.weights if num_classes > 2 else start.weights[1:] - start.weights[:1]
+        model.intercept_ = start.intercepts if num_classes > 2 else start.intercepts[1:] - start.intercepts[:1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the report says so
+        model.fit(features.astype(np.float64), labels)
+    weights, intercepts = model.coef_, model.intercept_
+    if num_classes == 2:
+        weights, intercepts = np.concatenate([-weights, weights]) / 2, np.concatenate([-intercepts, intercepts]) / 2
+    iterations = int(model.n_iter_.max())
+    return Fitted(weights, intercepts - intercepts.mean(), iterations, iterations < most_iterations)
+
+
+def wins(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`(N,)` bool: whether the score of the own class `(N, K)` is above all others; equal ones are not right."""
+    others = scores.copy()
+    own = np.arange(len(labels)), labels
+    others[own] = -np.inf
+    is_best: np.ndarray = scores[own] > others.max(axis=1) + _SAME
+    return is_best
+
+
+def stratified_parts(labels: np.ndarray, num_parts: int, seed: int) -> np.ndarray:
+    """`(N,)` which part each picture is in: those of a class are dealt out in turn, one class after another."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    parts = np.empty(len(labels), dtype=np.int64)
+    parts[order] = np.arange(len(labels)) % num_parts
+    return parts
+
+
+def _held_out(targets: np.ndarray) -> np.ndarray:
+    """`(N,)` bool: a fifth of the pictures, stratified; never all of a class."""
+    parts = stratified_parts(targets, round(1 / HELD_OUT), seed=7) == 0
+    order = np.argsort(targets, kind="stable")
+    firsts = order[np.unique(targets[order], return_index=True)[1]]  # one picture of each class is always learned from
+    parts[firsts] = False
+    return parts
+
+
+def _at_most(rows: np.ndarray, most: int) -> np.ndarray:
+    if len(rows) <= most:
+        return rows
+    return np.sort(np.random.default_rng((8, most)).permutation(rows)[:most])
+
+
+def _frame(features: np.ndarray) -> tuple[np.ndarray, float]:
+    """Mean, and what makes the mean square distance from it 1: a regulariser then means the same for every encoder."""
+    centre = features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    blocks = (features[start : start + _FRAMED] for start in range(0, len(features), _FRAMED))
+    square = sum(float(np.square(block - centre).sum(dtype=np.float64)) for block in blocks) / len(features)
+    return centre, 0.0 if square < _COLLAPSED else square**-0.5
+
+
+def _expect_classes(labels: np.ndarray, gallery_labels: np.ndarray, is_own: bool, classes: Sequence[str]) -> None:
+    """Raise where nothing can be learned, or not of some class."""
+    num_taught = np.bincount(gallery_labels, minlength=labels.max() + 1)
+    if (num_taught > 0).sum() < 2:
+        only = _called(int(num_taught.argmax()), classes)
+        raise DataError(f"linear probe: all pictures are of one class, {only}. Label pictures of at least two.")
+    least = 2 if is_own else 1
+    few = [label for label in np.unique(labels) if num_taught[label] < least]
+    if few:
+        what, remedy = (
+            ("no picture in the training set", "Label training pictures of it")
+            if num_taught[few[0]] == 0
+            else ("1 picture, which cannot be learned from and measured", "Label more pictures of it")
+        )
+        raise DataError(
+            f"linear probe: class {_called(int(few[0]), classes)} has {what} ({len(few)} such classes). {remedy}, or "
+            "leave the linear probe out."
+        )
+    if num_taught.max() < 2:
+        raise DataError(
+            "linear probe: no class has 2 training pictures, so the regulariser cannot be chosen by some that are held "
+            "out. Label more pictures, or leave the linear probe out."
+        )
+
+
+def _measured(
+    is_right: np.ndarray, labels: np.ndarray, learned: Sequence[Probe], by_folds: bool, classes: Sequence[str]
+) -> Measured:
+    counts = np.bincount(labels)
+    shares = np.bincount(labels, is_right) / np.maximum(counts, 1)
+    accuracy, by_class = bootstrap(is_right.astype(float)), bootstrap_by_class(is_right.astype(float), labels)
+    fits = [fit for probe in learned for fit in probe.fits]
+    return Measured(
+        {names.LINEAR_PROBE: accuracy.estimate, names.LINEAR_PROBE_BY_CLASS: by_class.estimate},
+        {names.LINEAR_PROBE: accuracy, names.LINEAR_PROBE_BY_CLASS: by_class},
+        shown={
+            "num_images": len(labels),
+            "trained_on": "folds" if by_folds else "gallery",
+            "num_folds": len(learned),
+            "num_training": round(float(np.mean([probe.num_training for probe in learned]))),
+            "regulariser": {
+                "grid": list(REGULARISERS),
+                "held_out": np.mean([probe.held_out for probe in learned], axis=0).round(4).tolist(),
+                "chosen": sorted({probe.decay for probe in learned}, reverse=True),
+            },
+            "num_fits": len(fits),
+            "num_unconverged": sum(not fit.converged for fit in fits),
+            "most_iterations": max(fit.iterations for fit in fits),
+            "classes": [
+                {
+                    "class": _called(int(label), classes),
+                    "num_images": int(counts[label]),
+                    "accuracy": round(float(shares[label]), 4),
+                }
+                for label in np.flatnonzero(counts)
+            ],
+        },
+    )
+
+
+def _called(label: int, classes: Sequence[str]) -> str:
+    return classes[label] if classes else str(label)

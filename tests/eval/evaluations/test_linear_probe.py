@@ -1,0 +1,181 @@
+"""The linear probe against scikit-learn and its own gradient; what it learns from; bad input; any number of ranks."""
+
+import gloo
+import numpy as np
+import pytest
+
+from core.config import Choice
+from core.errors import ConfigError, DataError
+from eval.evaluations import chosen
+from eval.evaluations.evaluation import Gallery, Subject
+from eval.evaluations.linear_probe import (
+    REGULARISERS,
+    LinearProbe,
+    fit_with_sklearn,
+    stratified_parts,
+    wins,
+)
+from eval.logistic_regression import fit
+from eval.metrics import bootstrap_by_class
+
+pytest.importorskip("sklearn", reason="scikit-learn is not installed (pip install 'shardclip[viz]')")
+LIMITS = {"most_iterations": 2000, "tolerance": 1e-6}
+
+
+def pictures(count, num_classes, seed, spread=1.0, width=12):
+    """Unit features around the vectors of their classes."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(count) % num_classes
+    centres = np.random.default_rng(99).normal(size=(num_classes, width))
+    rows = centres[labels] + spread * random.normal(size=(count, width))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), labels
+
+
+def objective(fitted, features, labels, decay):
+    """Value and gradient, as the formula says."""
+    scores = features.astype(np.float64) @ fitted.weights.T + fitted.intercepts
+    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    errors = shares - np.eye(shares.shape[1])[labels]
+    value = -np.log(shares[np.arange(len(labels)), labels]).mean() + decay / 2 * np.square(fitted.weights).sum()
+    gradient = errors.T @ features / len(features) + decay * fitted.weights
+    return value, max(np.abs(gradient).max(), np.abs(errors.mean(axis=0)).max()), shares
+
+
+@pytest.mark.parametrize("num_classes", [2, 5])
+@pytest.mark.parametrize("decay", [1e-1, 1e-3, 1e-6])
+def test_both_solvers_find_the_optimum(num_classes, decay, monkeypatch):
+    monkeypatch.setattr("eval.logistic_regression._BLOCK_BYTES", 8 * 70 * (12 + num_classes))  # several blocks
+    features, labels = pictures(300, num_classes, 0, spread=2.0)
+    found = [
+        objective(solve(features, labels, num_classes, decay, **LIMITS), features, labels, decay)
+        for solve in (fit_with_sklearn, fit)
+    ]
+    for value, steepest, shares in found:
+        # 4: that of two opposite vectors is measured here, that of their difference was made small there
+        assert steepest < 4e-6
+        assert value == pytest.approx(found[0][0], abs=1e-7)
+        np.testing.assert_allclose(shares, found[0][2], atol=1e-3)
+
+
+def test_a_fit_that_goes_on_ends_where_one_from_nothing_does():
+    features, labels = pictures(300, 4, 0, spread=2.0)
+    for solve in (fit_with_sklearn, fit):
+        whole = solve(features, labels, 4, 1e-4, **LIMITS)
+        other = solve(features, labels, 4, 1e-2, **LIMITS)
+        on = solve(features, labels, 4, 1e-4, start=other, **LIMITS)
+        assert on.converged
+        assert objective(on, features, labels, 1e-4)[0] == pytest.approx(objective(whole, features, labels, 1e-4)[0])
+
+
+def test_a_fit_that_was_cut_short_says_so():
+    features, labels = pictures(300, 4, 0, spread=2.0)
+    for solve in (fit_with_sklearn, fit):
+        assert not solve(features, labels, 4, 1e-6, most_iterations=3, tolerance=1e-6).converged
+
+
+def test_the_probe_of_a_gallery_is_scikit_learns_own():
+    from sklearn.linear_model import LogisticRegression
+
+    gallery, gallery_labels = pictures(200, 4, 1, spread=1.2)
+    images, labels = pictures(120, 4, 2, spread=1.2)
+    subject = Subject(images, labels, gallery=Gallery(gallery, gallery_labels, np.arange(200)))
+    measured = LinearProbe().measure(subject)
+    (decay,) = measured.shown["regulariser"]["chosen"]
+    centred = gallery - gallery.mean(axis=0)
+    scale = np.mean(np.square(centred).sum(axis=1)) ** -0.5
+    peer = LogisticRegression(C=1 / (decay * 200), tol=1e-8, max_iter=5000).fit(scale * centred, gallery_labels)
+    expected = peer.score(scale * (images - gallery.mean(axis=0)), labels)
+    assert measured.figures["linear_probe/accuracy"] == pytest.approx(expected) and 0.5 < expected < 1
+    held_out = measured.shown["regulariser"]["held_out"]
+    assert decay == REGULARISERS[int(np.argmax(held_out))]
+    assert measured.shown["num_training"] == 200 and measured.shown["trained_on"] == "gallery"
+    assert LinearProbe(solver="torch").measure(subject).figures == measured.figures
+
+
+def test_labels_of_measured_pictures_teach_nothing():
+    images, labels = pictures(100, 4, 2)
+    noise = np.random.default_rng(0).integers(0, 4, 100)
+    assert LinearProbe().measure(Subject(images, noise)).figures["linear_probe/accuracy"] < 0.45  # chance is 0.25
+    measured = LinearProbe().measure(Subject(images, labels))
+    assert measured.figures["linear_probe/accuracy"] > 0.8
+    assert measured.shown["trained_on"] == "folds" and measured.shown["num_training"] == 80
+
+
+def test_folds_deal_every_class_out_evenly():
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [2, 5, 11, 40]))
+    parts = stratified_parts(labels, 5, seed=0)
+    for label in range(4):
+        counts = np.bincount(parts[labels == label], minlength=5)
+        assert counts.max() - counts.min() <= 1
+
+
+def test_equal_scores_are_not_right():
+    scores = np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0 - 1e-8], [2.0, 1.0, 0.0]])
+    assert wins(scores, np.array([0, 1, 0])).tolist() == [False, False, True]
+    images = np.repeat(pictures(1, 2, 0)[0], 40, axis=0) * (1 + 1e-8 * np.arange(40)[:, None])  # rounded apart
+    assert LinearProbe().measure(Subject(images.astype(np.float32), np.arange(40) % 2)).figures == {
+        "linear_probe/accuracy": 0.0,
+        "linear_probe/mean_per_class": 0.0,
+    }
+
+
+def test_at_most_so_many_pictures_teach():
+    gallery, gallery_labels = pictures(200, 4, 1)
+    images, labels = pictures(40, 4, 2)
+    subject = Subject(images, labels, gallery=Gallery(gallery, gallery_labels, np.arange(200)))
+    assert LinearProbe(most_images=50).measure(subject).shown["num_training"] == 50
+
+
+def test_the_interval_of_the_mean_of_classes_is_of_resampled_pictures():
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [300, 100])
+    shares = np.array([0.9, 0.5])
+    values = (random.random(400) < shares[labels]).astype(float)
+    interval = bootstrap_by_class(values, labels)
+    assert interval.estimate == pytest.approx((values[:300].mean() + values[300:].mean()) / 2)
+    error = np.sqrt(0.9 * 0.1 / 300 + 0.25 / 100) / 2  # of the mean of two shares
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.15)
+    alone = bootstrap_by_class(np.array([1.0, 0.0]), np.array([0, 1]))  # a class that is not drawn has no share
+    assert (alone.low, alone.high) == (0.0, 1.0)
+
+
+def test_bad_input_is_named():
+    images, labels = pictures(20, 2, 0)
+    subjects = {
+        "all pictures are of one class, cat": Subject(images, np.zeros(20, dtype=int), classes=("cat",)),
+        r"class dog has 1 picture, which cannot be learned from and measured \(1 such classes\)": Subject(
+            images, np.array([0] * 19 + [1]), classes=("cat", "dog")
+        ),
+        "class hen has no picture in the training set": Subject(
+            images, labels + 1, classes=("cat", "dog", "hen"), gallery=Gallery(images, labels, np.arange(20))
+        ),
+        "no class has 2 training pictures": Subject(
+            images, labels, gallery=Gallery(images[:2], labels[:2], labels[:2])
+        ),
+    }
+    for said, subject in subjects.items():
+        with pytest.raises(DataError, match=said):
+            LinearProbe().measure(subject)
+    with pytest.raises(ConfigError, match="num_folds is 1: at least 2"):
+        chosen([Choice("linear_probe", {"num_folds": 1})])
+
+
+def test_without_scikit_learn_the_probe_names_its_extra(monkeypatch):
+    monkeypatch.setattr("eval.evaluations.linear_probe.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"shardclip\[viz\].*solver: torch"):
+        LinearProbe()
+    LinearProbe(solver="torch")
+
+
+def measured_here():
+    images, labels = pictures(150, 3, 0, spread=1.5)
+    measured = LinearProbe().measure(Subject(images, labels))
+    return dict(measured.figures), dict(measured.intervals), dict(measured.shown)
+
+
+@pytest.mark.parametrize("num_processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_any_number_of_processes_gives_the_same_digits(num_processes):
+    alone = measured_here()
+    for found in gloo.run(num_processes, measured_here):
+        assert found == alone
