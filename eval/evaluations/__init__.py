@@ -8,12 +8,15 @@ from core.errors import ConfigError
 from eval.evaluations.evaluation import Evaluation, Measured, Subject
 from eval.evaluations.knn import KNN
 from eval.evaluations.retrieval import Retrieval
+from eval.evaluations.robustness import ClassRobustness, Robustness
 from eval.evaluations.zero_shot import ZeroShot
 
 EVALUATIONS: dict[str, type[Evaluation]] = {
     "retrieval": Retrieval,
     "knn": KNN,
     "zero_shot": ZeroShot,
+    "robustness": Robustness,
+    "class_robustness": ClassRobustness,
 }
 ALWAYS = ("retrieval", "knn", "zero_shot")  # wherever the data allow; others where a recipe lists them
 

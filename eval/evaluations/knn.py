@@ -36,21 +36,33 @@ class KNN(Evaluation):
 
 
 def _accuracies(subject: Subject) -> dict[str, float]:
-    assert subject.labels is not None
-    has_class = subject.labels >= 0
-    images, labels = subject.images[has_class], subject.labels[has_class]
-    own_gallery = subject.gallery is None
-    gallery = images if subject.gallery is None else subject.gallery.images
-    gallery_labels = labels if subject.gallery is None else subject.gallery.labels
-    if len(gallery) - own_gallery < 1 or not len(images):
-        raise DataError(
-            f"k-NN: {len(images)} pictures with a class and {len(gallery) - own_gallery} others to compare them with: "
-            "at least 1 of each is needed. Label more samples (`shardclip column labels`)."
-        )
     return {
-        figure: float(np.mean(knn_is_right(images, labels, gallery, gallery_labels, k=k, leave_one_out=own_gallery)))
+        figure: float(np.mean(pictures_are_right(subject, subject.images, k=k)))
         for figure, k in ((names.KNN, NUM_NEIGHBOURS), (names.KNN1, 1))
     }
+
+
+def pictures_are_right(subject: Subject, images: np.ndarray, k: int = NUM_NEIGHBOURS) -> np.ndarray:
+    """`(L,)` bool of the subject's pictures that have a class: whether its nearest neighbours say it (collective).
+
+    Args:
+        images: `(N, D)` features of the pictures; those of the gallery are the subject's own.
+
+    Raises:
+        DataError: there is nothing to compare.
+    """
+    assert subject.labels is not None
+    has_class = subject.labels >= 0
+    queries, labels = images[has_class], subject.labels[has_class]
+    own_gallery = subject.gallery is None
+    gallery = subject.images[has_class] if subject.gallery is None else subject.gallery.images
+    gallery_labels = labels if subject.gallery is None else subject.gallery.labels
+    if len(gallery) - own_gallery < 1 or not len(queries):
+        raise DataError(
+            f"k-NN: {len(queries)} pictures with a class and {len(gallery) - own_gallery} others to compare them with: "
+            "at least 1 of each is needed. Label more samples (`shardclip column labels`)."
+        )
+    return knn_is_right(queries, labels, gallery, gallery_labels, k=k, leave_one_out=own_gallery)
 
 
 def knn_is_right(
@@ -72,7 +84,7 @@ def knn_is_right(
         queries, gallery: `(Q, D)` and `(G, D)`, unit length.
         labels, gallery_labels: `(Q,)` and `(G,)`, from 0.
         k: at most what there is: G, or G - 1.
-        leave_one_out: the gallery is the queries, and none finds itself.
+        leave_one_out: the gallery is of the queries' pictures, in their order, and none finds itself.
     """
     k = min(k, len(gallery) - leave_one_out)
     num_classes = int(max(labels.max(), gallery_labels.max())) + 1
