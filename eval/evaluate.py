@@ -200,6 +200,7 @@ def _subject(work: Evaluating, shard_set: ShardSet, found: Extracted | Pictures,
         encode=lambda change: work.encode(shard_set, pictures.samples, change),
         shelf=shelf,
         device=str(work.device),
+        say=work.console.print,
     )
 
 

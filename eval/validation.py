@@ -147,6 +147,7 @@ class Validating:
             prompts=on_main(lambda: prompts.of(pictures.samples, model.encoder, device)) if prompts else None,
             encode=None if self.config.data.image_features else encode,
             device=str(device),
+            say=console.print,
         )
 
     def _report(

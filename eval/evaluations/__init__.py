@@ -10,6 +10,7 @@ from eval.evaluations.knn import KNN
 from eval.evaluations.linear_probe import LinearProbe
 from eval.evaluations.retrieval import Retrieval
 from eval.evaluations.same_class import SameClass
+from eval.evaluations.robustness import ClassRobustness, Robustness
 from eval.evaluations.zero_shot import ZeroShot
 
 EVALUATIONS: dict[str, type[Evaluation]] = {
@@ -18,6 +19,8 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "zero_shot": ZeroShot,
     "same_class": SameClass,
     "linear_probe": LinearProbe,
+    "robustness": Robustness,
+    "class_robustness": ClassRobustness,
 }
 ALWAYS = ("retrieval", "knn", "zero_shot")  # wherever the data allow; others where a recipe lists them
 

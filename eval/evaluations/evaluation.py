@@ -87,6 +87,7 @@ class Subject:
         shelf: shows samples of the set; None while training.
         by_weights: the same set by other weights, which a run folder or a word names (collective); None while training.
         device: where large products are computed.
+        say: puts a line on the console, where there is one; of long work, what is ahead.
     """
 
     images: np.ndarray
@@ -104,6 +105,7 @@ class Subject:
     shelf: Shelf | None = None
     by_weights: Callable[[str], Subject] | None = None
     device: str = "cpu"
+    say: Callable[[str], None] = lambda line: None
 
     def __post_init__(self) -> None:
         assert (self.pairs is None) == (self.ranks is None), "pairs and their ranks are given together"

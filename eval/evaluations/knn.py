@@ -89,6 +89,22 @@ def compared(subject: Subject, what: str) -> Compared:
     return Compared((images, labels, gallery, gallery_labels), samples, gallery_samples, own_gallery)
 
 
+def pictures_are_right(subject: Subject, images: np.ndarray, k: int = NUM_NEIGHBOURS) -> np.ndarray:
+    """`(L,)` bool of the subject's pictures that have a class: whether its nearest neighbours say it (collective).
+
+    Args:
+        images: `(N, D)` features of the pictures, changed in some way; those of the gallery stay as they are.
+
+    Raises:
+        DataError: there is nothing to compare.
+    """
+    found = compared(subject, "k-NN")
+    _, labels, gallery, gallery_labels = found.sides
+    assert subject.labels is not None
+    queries, options = images[subject.labels >= 0], {"leave_one_out": found.leave_one_out, "device": subject.device}
+    return knn_is_right(queries, labels, gallery, gallery_labels, k=k, **options)
+
+
 def knn_are_right(
     queries: np.ndarray,
     labels: np.ndarray,
@@ -110,7 +126,7 @@ def knn_are_right(
         queries, gallery: `(Q, D)` and `(G, D)`, unit length.
         labels, gallery_labels: `(Q,)` and `(G,)`, from 0.
         ks: each at most what there is: G, or G - 1.
-        leave_one_out: the gallery is the queries, and none finds itself.
+        leave_one_out: the gallery is of the queries' pictures, in their order, and none finds itself.
     """
     from eval.nearest import MOST_QUERIES, Tiles  # with torch, which recipes do without
 

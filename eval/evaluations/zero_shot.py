@@ -80,8 +80,7 @@ def score_labels(similarity: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         `mean_per_class` and `confusion` `(K, K)`: row = right class, column = predicted class, counts.
     """
     num_images, num_classes = similarity.shape
-    own = similarity[np.arange(num_images), labels]
-    rank = (similarity >= own[:, None]).sum(axis=1)  # its own class is always counted: 1 is the best
+    rank = label_ranks(similarity, labels)
     per_class = [float(np.mean(rank[labels == k] == 1)) if (labels == k).any() else None for k in range(num_classes)]
     confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
     np.add.at(confusion, (labels, _predicted(similarity, labels, rank)), 1)
@@ -93,6 +92,13 @@ def score_labels(similarity: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         "per_class": per_class,
         "confusion": confusion.tolist(),
     }
+
+
+def label_ranks(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`(N,)` rank of the right class, from 1, in each row of `similarity` `(N, K)`; ties count against the model."""
+    own = similarity[np.arange(len(labels)), labels]
+    ranks: np.ndarray = (similarity >= own[:, None]).sum(axis=1)  # its own class is always counted
+    return ranks
 
 
 def _predicted(similarity: np.ndarray, labels: np.ndarray, rank: np.ndarray) -> np.ndarray:

@@ -46,12 +46,16 @@ PEAK_MEMORY_GIB, TFLOPS_PER_DEVICE, MFU = perf("peak_memory_gib"), perf("tflops_
 IMAGE_TO_TEXT, TEXT_TO_IMAGE = DIRECTIONS = ("image_to_text", "text_to_image")
 RECALL_KS = (1, 5, 10)
 AP_DEPTH = 10  # of mean average precision
+MEAN_RECALL = "mean_recall"  # over K, and where no direction is named over both
 MEDIAN_RANK, MEAN_RANK, MEAN_AP = "median_rank", "mean_rank", f"map@{AP_DEPTH}"
 KNN, KNN1 = "knn/accuracy", "knn1/accuracy"  # of k = 20, or what the gallery has; of the nearest alone
 ZERO_SHOT, ZERO_SHOT_BY_CLASS = "zero_shot/accuracy", "zero_shot/mean_per_class"
 LINEAR_PROBE, LINEAR_PROBE_BY_CLASS = "linear_probe/accuracy", "linear_probe/mean_per_class"
 PRECISION_KS = (1, 5, 10)
 SAME_CLASS_MAP = f"same_class/map@{AP_DEPTH}"
+# Of corrupted pictures: the mean over corruptions and severities, and that as a share of the figure of clean ones.
+CORRUPTED_RECALL, RETAINED_RECALL = "robustness/recall", "robustness/retained"
+CORRUPTED_KNN, RETAINED_KNN = "class_robustness/accuracy", "class_robustness/retained"
 VAL_LOSS = val("loss")
 VAL_RETRIEVAL, VAL_NEIGHBOURS = val("retrieval"), val("neighbours")  # pictures
 _LOWER_IS_BETTER = ("loss", MEDIAN_RANK, MEAN_RANK)
@@ -92,6 +96,11 @@ def same_class_precision(k: int) -> str:
 def of_direction(direction: str, figure: str) -> str:
     """A figure of retrieval in one direction, without its section: `image_to_text/recall@10`."""
     return f"{direction}/{figure}"
+
+
+def of_corruption(mean: str, corruption: str) -> str:
+    """Of one corruption what `mean` is over all of them: `robustness/recall/jpeg_compression`."""
+    return f"{mean}/{corruption}"
 
 
 def lower_is_better(metric: str) -> bool:
