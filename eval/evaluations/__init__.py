@@ -6,6 +6,7 @@ from core import parts
 from core.config import Choice
 from core.errors import ConfigError
 from eval.evaluations.evaluation import Evaluation, Measured, Subject
+from eval.evaluations.feature_map import FeatureMap
 from eval.evaluations.knn import KNN
 from eval.evaluations.retrieval import Retrieval
 from eval.evaluations.zero_shot import ZeroShot
@@ -14,6 +15,7 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "retrieval": Retrieval,
     "knn": KNN,
     "zero_shot": ZeroShot,
+    "feature_map": FeatureMap,
 }
 ALWAYS = ("retrieval", "knn", "zero_shot")  # wherever the data allow; others where a recipe lists them
 
