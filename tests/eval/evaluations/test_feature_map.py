@@ -21,7 +21,7 @@ from eval.evaluations import chosen
 from eval.evaluations.evaluation import Subject
 from eval.evaluations.feature_map import FeatureMap, nearest, scaled, trustworthiness
 from eval.labels import Labels
-from eval.report.map_html import script_json
+from eval.report.map_html import map_html, script_json
 from eval.report.marks import grouped
 from eval.report.measured import part_of
 from eval.report.page import write_report
@@ -228,3 +228,15 @@ def test_an_evaluation_maps_topics_with_captions_and_thumbnails_and_the_report_c
     report.unlink()
     write_report(tmp_path / "out")
     assert report.read_text() == page
+
+
+def test_ten_thousand_points_with_long_captions_stay_small():
+    count, rng = 10_000, np.random.default_rng(0)
+    part = {
+        "maps": {method: rng.random((2, count)).round(3).tolist() for method in ("pca", "tsne", "umap")},
+        "labels": rng.integers(0, 100, count).tolist(), "classes": [f"class {k}" for k in range(100)],
+        "captions": ["x" * 90] * count, "sheet": None,
+        "neighbours": rng.integers(0, count, (count, 3)).tolist(), "cosines": rng.random((count, 3)).round(3).tolist(),
+    }  # fmt: skip
+    notes = dict.fromkeys(part["maps"], "")
+    assert 1e6 < len(map_html(part, notes, notes)) < 2.5e6
