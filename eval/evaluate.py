@@ -52,6 +52,7 @@ from eval.report.exhibits import Shelf, rank_bands, show_queries, show_retrieval
 from eval.report.measured import keep_files, part_of
 from eval.report.page import PICTURES, write_report
 from eval.report.say import say_results
+from eval.topics import topics_of
 from trainer.run.environment import describe_environment, hardware
 from trainer.trackers.metrics_csv import METRICS, read_metrics
 
@@ -199,6 +200,7 @@ def _subject(work: Evaluating, shard_set: ShardSet, found: Extracted | Pictures,
         words=(lambda texts: work.embed_texts(texts)) if work.encoder.compares_text else None,
         encode=lambda change: work.encode(shard_set, pictures.samples, change),
         shelf=shelf,
+        topics=lambda: topics_of(shard_set),
         device=str(work.device),
         say=work.console.print,
     )

@@ -31,6 +31,7 @@ from eval.report.exhibits import Shelf, show_neighbours, show_retrieval
 from eval.report.measured import keep_files, part_of
 from eval.report.page import PICTURES
 from eval.right_answers import with_class_answers
+from eval.topics import topics_of
 from eval.validation_plan import ValidationPlan, figures_that_need, plan_validation, validation_columns
 from trainer.config import TrainConfig
 from trainer.data.loader import EvalLoader
@@ -146,6 +147,7 @@ class Validating:
             gallery=plan.gallery.gallery(gallery, self._classes) if plan.gallery and gallery else None,
             prompts=on_main(lambda: prompts.of(pictures.samples, model.encoder, device)) if prompts else None,
             encode=None if self.config.data.image_features else encode,
+            topics=lambda: topics_of(self.val_set),
             device=str(device),
             say=console.print,
         )

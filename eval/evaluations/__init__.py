@@ -6,6 +6,7 @@ from core import parts
 from core.config import Choice
 from core.errors import ConfigError
 from eval.evaluations.evaluation import Evaluation, Measured, Subject
+from eval.evaluations.feature_map import FeatureMap
 from eval.evaluations.knn import KNN
 from eval.evaluations.linear_probe import LinearProbe
 from eval.evaluations.retrieval import Retrieval
@@ -21,6 +22,7 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "linear_probe": LinearProbe,
     "robustness": Robustness,
     "class_robustness": ClassRobustness,
+    "feature_map": FeatureMap,
 }
 ALWAYS = ("retrieval", "knn", "zero_shot")  # wherever the data allow; others where a recipe lists them
 

@@ -16,6 +16,7 @@ from eval.metrics import FeatureSet, Interval, Ranks
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from eval.labels import Labels
     from eval.report.drawing.style import Figure, Theme
 
 Need = Literal["text", "labels", "prompts", "words", "pictures", "weights"]
@@ -35,6 +36,9 @@ class Shelf(Protocol):
 
     def text(self, caption: Mapping[str, int]) -> str:
         """The caption at `{"sample": ..., "place": ...}`."""
+
+    def sheet(self, samples: Sequence[int], side: int, columns: int) -> str:
+        """Path of one picture that holds the thumbnails of all these samples, likewise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +89,7 @@ class Subject:
         words: embeds free text; None where no text can be compared, or its encoder is not here.
         encode: `(N, D)` features of the pictures changed in some way (collective); None where features are stored.
         shelf: shows samples of the set; None while training.
+        topics: reads the topics of all samples of the set, which may have none; None where there are no shards.
         by_weights: the same set by other weights, which a run folder or a word names (collective); None while training.
         device: where large products are computed.
         say: puts a line on the console, where there is one; of long work, what is ahead.
@@ -103,6 +108,7 @@ class Subject:
     words: EmbedTexts | None = None
     encode: Callable[[ChangePictures], np.ndarray] | None = None
     shelf: Shelf | None = None
+    topics: Callable[[], Labels | None] | None = None
     by_weights: Callable[[str], Subject] | None = None
     device: str = "cpu"
     say: Callable[[str], None] = lambda line: None
@@ -163,6 +169,7 @@ class Section:
         values: large numbers at the top, each with what it is.
         examples: `{"title": ..., "answers": [{"picture": ..., "score": ..., "is_right": ...}]}`: rows of thumbnails.
         html: what none of these can say, such as a map to move over; its text is escaped already.
+        pictures: places of those that `html` draws from, below the folder of pictures: `<img hidden data-picture=...>`.
     """
 
     lead: str
@@ -170,6 +177,7 @@ class Section:
     tables: Sequence[Table] = ()
     examples: Sequence[Mapping[str, Any]] = ()
     html: str = ""
+    pictures: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,7 @@ class Shelf:
         """Path of the sample's thumbnail below `folder`; written when first asked for, by the first of all ranks."""
         place = f"thumbnails/{self._name}-{sample:09d}.jpg"
         if is_main() and not (self._folder / place).exists():
-            spec = self._shard_set.image_spec(sample)
-            pixels = np.empty((spec.size, spec.size, 3), dtype=np.uint8)
-            decode_into(self._shard_set.member(sample, IMAGE), spec, pixels)
-            image = Image.fromarray(pixels)
+            image = self._image(sample)
             image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.LANCZOS)
             publish_bytes(encode_jpeg(image, quality=88), join(self._folder, place))
         return place
@@ -52,11 +50,30 @@ class Shelf:
         """The sample's key in its shard."""
         return self._shard_set.key(sample)
 
+    def sheet(self, samples: Sequence[int], side: int, columns: int) -> str:
+        """Path below `folder` of one picture: thumbnails of `side` pixels in rows of so many; written anew."""
+        named = hashlib.sha256(f"{side} {columns} {list(samples)}".encode()).hexdigest()[:12]
+        place = f"thumbnails/{self._name}-sheet-{named}.jpg"
+        if not is_main():
+            return place
+        whole = Image.new("RGB", (side * columns, side * -(-len(samples) // columns)))
+        for number, sample in enumerate(samples):
+            thumbnail = self._image(sample).resize((side, side), Image.Resampling.LANCZOS)
+            whole.paste(thumbnail, (number % columns * side, number // columns * side))
+        publish_bytes(encode_jpeg(whole, quality=70), join(self._folder, place))
+        return place
+
     def text(self, caption: Mapping[str, int]) -> str:
         """The caption at `{"sample": ..., "place": ...}`."""
         sample = caption["sample"]
         own = self._shard_set.captions(sample) if self._captions is None else self._captions[sample]
         return own[caption["place"]]
+
+    def _image(self, sample: int) -> Image.Image:
+        spec = self._shard_set.image_spec(sample)
+        pixels = np.empty((spec.size, spec.size, 3), dtype=np.uint8)
+        decode_into(self._shard_set.member(sample, IMAGE), spec, pixels)
+        return Image.fromarray(pixels)
 
 
 def show_retrieval(extracted: Extracted, ranks: Ranks, shelf: Shelf, count: int, k: int = 5) -> dict[str, Any]:

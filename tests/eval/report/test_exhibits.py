@@ -17,3 +17,22 @@ def test_thumbnails_of_sets_of_two_codecs(tmp_path: Path) -> None:
     shelf = Shelf(ShardSet.open(urls), tmp_path / "pictures", "sample")
     first, second = (np.asarray(Image.open(tmp_path / "pictures" / shelf.picture(n)), float) for n in (1, 5))
     assert np.abs(first - second).mean() < 12  # the same picture, stored twice
+
+
+def test_a_sheet_holds_the_thumbnails_asked_for_in_rows(tmp_path: Path) -> None:
+    samples = [7, 2, 9, 0, 4]
+    shelf = Shelf(ShardSet.open(make_shard_set(tmp_path / "set", 10)), tmp_path / "pictures", "sample")
+    place = shelf.sheet(samples, 16, 2)
+    sheet = np.asarray(Image.open(tmp_path / "pictures" / place), float)
+    assert sheet.shape == (48, 32, 3) and place == shelf.sheet(samples, 16, 2) != shelf.sheet(samples[::-1], 16, 2)
+    for number, sample in enumerate(samples):
+        whole = Image.open(tmp_path / "pictures" / shelf.picture(sample))
+        small = np.asarray(whole.resize((16, 16), Image.Resampling.LANCZOS), float)
+        top, left = number // 2 * 16, number % 2 * 16
+        assert np.abs(sheet[top : top + 16, left : left + 16] - small).mean() < 12
+
+
+def test_a_sheet_of_four_hundred_pictures_is_small(tmp_path: Path) -> None:
+    shelf = Shelf(ShardSet.open(make_shard_set(tmp_path / "set", 400, 64)), tmp_path / "pictures", "sample")
+    place = shelf.sheet(range(400), 64, 20)
+    assert 2e5 < (tmp_path / "pictures" / place).stat().st_size < 1.6e6  # of noise: photographs take half of it
