@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -199,15 +199,17 @@ def _measured(
 ) -> dict[str, Any]:
     """Figures of all sets, and what evaluations that have a section show of each."""
     figures: dict[str, float] = {}
+    intervals: dict[str, Any] = {}
     parts: dict[str, list[Any]] = {}
     for urls, subject in subjects.items():
         measured = measure_all(evaluations, subject)
         keep_files(measured, out)
         figures |= figures_of(measured)
         for name, found in measured.items():
+            intervals |= {figure: asdict(interval) for figure, interval in found.intervals.items()}
             if evaluations[name].title:
                 parts.setdefault(name, []).append({"shards": list(urls), **part_of(found)})
-    return {"figures": figures, "evaluations": parts}
+    return {"figures": figures, "figure_intervals": intervals, "evaluations": parts}
 
 
 def _expect_measurable(work: Evaluating, labelled: LabelledSet | None) -> dict[str, Evaluation]:
@@ -224,6 +226,7 @@ def _expect_measurable(work: Evaluating, labelled: LabelledSet | None) -> dict[s
         "prompts": compares_text and labelled and (config.labelled_shards or labelled.shard_set.classes),
         "pictures": True,
         "weights": True,
+        "shelf": True,
     }
     for choice in config.evaluations:
         for need in EVALUATIONS[choice.name].needs:

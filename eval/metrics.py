@@ -208,6 +208,25 @@ def bootstrap(
     return Interval(float(np.mean(values)), float(low), float(high))
 
 
+def accuracy_interval(
+    is_right: np.ndarray, classes: np.ndarray | None = None, *, num_resamples: int = 2000, level: float = 0.95
+) -> Interval:
+    """Percentile interval of a share, or of the mean over classes of their shares; the bootstrap's, without drawing.
+
+    Of `n` answers drawn anew the right ones follow a binomial distribution: one number per resample and class.
+
+    Args:
+        is_right: `(Q,)` bool.
+        classes: `(Q,)` integers: answers are drawn anew within each class, and each class weighs the same.
+    """
+    group = np.zeros(len(is_right), dtype=np.int64) if classes is None else np.unique(classes, return_inverse=True)[1]
+    sizes = np.bincount(group)
+    shares = np.bincount(group, weights=is_right) / sizes
+    drawn = np.random.default_rng(0).binomial(sizes, shares, size=(num_resamples, len(sizes))) / sizes
+    low, high = np.quantile(drawn.mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(shares.mean()), float(low), float(high))
+
+
 def paired_bootstrap(
     ranks_a: np.ndarray,
     ranks_b: np.ndarray,

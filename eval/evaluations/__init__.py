@@ -5,8 +5,10 @@ from collections.abc import Collection, Iterable, Mapping
 from core import parts
 from core.config import Choice
 from core.errors import ConfigError
+from eval.evaluations.eccv_caption import ECCVCaption
 from eval.evaluations.evaluation import Evaluation, Measured, Subject
 from eval.evaluations.knn import KNN
+from eval.evaluations.prompt_templates import PromptTemplates
 from eval.evaluations.retrieval import Retrieval
 from eval.evaluations.zero_shot import ZeroShot
 
@@ -14,6 +16,8 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "retrieval": Retrieval,
     "knn": KNN,
     "zero_shot": ZeroShot,
+    "prompt_templates": PromptTemplates,
+    "eccv_caption": ECCVCaption,
 }
 ALWAYS = ("retrieval", "knn", "zero_shot")  # wherever the data allow; others where a recipe lists them
 

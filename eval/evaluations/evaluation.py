@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from eval.report.drawing.style import Figure, Theme
 
-Need = Literal["text", "labels", "prompts", "words", "pictures", "weights"]
+Need = Literal["text", "labels", "prompts", "words", "pictures", "weights", "shelf"]
 EmbedTexts = Callable[[Sequence[str]], np.ndarray]  # texts -> (n, D), unit length
 # (B, 3, S, S) uint8 pictures as they are stored, and (B,) which samples they are -> the same, changed
 ChangePictures = Callable[["Tensor", np.ndarray], "Tensor"]
@@ -32,6 +32,9 @@ class Shelf(Protocol):
 
     def text(self, caption: Mapping[str, int]) -> str:
         """The caption at `{"sample": ..., "place": ...}`."""
+
+    def image_id(self, sample: int) -> str:
+        """What the data set calls the sample's image; "" where nothing is said."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +116,7 @@ class Subject:
             "words": self.words,
             "pictures": self.encode,
             "weights": self.by_weights,
+            "shelf": self.shelf,
         }
         return tuple(need for need, value in known.items() if value is not None)
 

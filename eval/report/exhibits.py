@@ -53,6 +53,11 @@ class Shelf:
         own = self._shard_set.captions(sample) if self._captions is None else self._captions[sample]
         return own[caption["place"]]
 
+    def image_id(self, sample: int) -> str:
+        """What the data set calls the sample's image; "" where nothing is said."""
+        image_id = self._shard_set.info(sample).get("image_id")
+        return "" if image_id is None else str(image_id)
+
 
 def show_retrieval(extracted: Extracted, ranks: Ranks, shelf: Shelf, count: int, k: int = 5) -> dict[str, Any]:
     """Captions and images drawn at random with what each found, as values for `results.json`."""

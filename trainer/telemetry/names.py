@@ -48,7 +48,7 @@ RECALL_KS = (1, 5, 10)
 AP_DEPTH = 10  # of mean average precision
 MEDIAN_RANK, MEAN_RANK, MEAN_AP = "median_rank", "mean_rank", f"map@{AP_DEPTH}"
 KNN, KNN1 = "knn/accuracy", "knn1/accuracy"  # of k = 20, or what the gallery has; of the nearest alone
-ZERO_SHOT, ZERO_SHOT_BY_CLASS = "zero_shot/accuracy", "zero_shot/mean_per_class"
+ZERO_SHOT, ZERO_SHOT_TOP5, ZERO_SHOT_BY_CLASS = "zero_shot/accuracy", "zero_shot/top5", "zero_shot/mean_per_class"
 VAL_LOSS = val("loss")
 VAL_RETRIEVAL, VAL_NEIGHBOURS = val("retrieval"), val("neighbours")  # pictures
 _LOWER_IS_BETTER = ("loss", MEDIAN_RANK, MEAN_RANK)
