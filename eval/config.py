@@ -25,7 +25,7 @@ class EvalConfig:
     captions: Path | None = None
     equal_captions: bool = False  # equal captions of other images are right answers too; False: the field's protocols
     out: Path | None = None  # None: the run folder
-    protocols: tuple[str, ...] = ("full",)  # full, coco-5k, coco-1k-5fold; the first one is the headline
+    protocols: tuple[str, ...] = ("full",)  # full, coco-5k, coco-1k-5fold, flickr8k-1k; the first is the headline
     queries: tuple[str, ...] = ()  # free text, each shown with the images it finds
     classes: tuple[str, ...] = ()  # for zero-shot classes of images without labels
     classes_file: Path | None = None  # or a file with one class per line
@@ -55,16 +55,16 @@ class EvalConfig:
         for protocol in self.protocols:
             if protocol not in PROTOCOLS:
                 raise ConfigError(f"protocols: unknown protocol '{protocol}'. Known: {', '.join(PROTOCOLS)}.")
-        if self.equal_captions and (coco := self.coco_protocols()):
+        if self.equal_captions and (strict := self.strict_protocols()):
             raise ConfigError(
-                f"equal_captions makes other images' captions right, protocol '{coco[0]}' counts own captions alone. "
+                f"equal_captions makes other images' captions right, protocol '{strict[0]}' counts own captions alone. "
                 "Use protocols: full, or leave equal_captions out."
             )
         chosen(self.evaluations)  # an unknown name or option
         check_templates(self.all_templates())
         self.all_classes()  # a file that is not there
 
-    def coco_protocols(self) -> tuple[str, ...]:
+    def strict_protocols(self) -> tuple[str, ...]:
         """Those of the protocols in which a picture's own captions alone may be right."""
         return tuple(protocol for protocol in self.protocols if protocol != "full")
 

@@ -41,12 +41,12 @@ def _expect_captions(config: EvalConfig) -> None:
     if config.captions is not None:
         manifests = tuple(manifest for own in sets for manifest in own.manifests)
         read_captions(config.captions, ShardSet(config.shards, manifests, config.cache_dir, verified=True))
-    elif coco := config.coco_protocols():
+    elif strict := config.strict_protocols():
         of_classes = [url for url, own in zip(config.shards, sets, strict=True) if own.class_captions]
         if of_classes:
             raise ConfigError(
-                f"protocols: '{coco[0]}' counts own captions alone, but those of {of_classes[0]} were made from class "
-                "names. Use protocols: full."
+                f"protocols: '{strict[0]}' counts own captions alone, but those of {of_classes[0]} were made from "
+                "class names. Use protocols: full."
             )
 
 

@@ -239,6 +239,7 @@ def _expect_measurable(work: Evaluating, labelled: LabelledSet | None) -> dict[s
         "prompts": compares_text and labelled and (config.labelled_shards or labelled.shard_set.classes),
         "pictures": True,
         "weights": True,
+        "shelf": True,
     }
     for choice in config.evaluations:
         for need in EVALUATIONS[choice.name].needs:

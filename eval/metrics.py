@@ -208,26 +208,23 @@ def bootstrap(
     return Interval(float(np.mean(values)), float(low), float(high))
 
 
-def bootstrap_by_class(
-    values: np.ndarray, labels: np.ndarray, *, num_resamples: int = 2000, level: float = 0.95, seed: int = 0
+def accuracy_interval(
+    is_right: np.ndarray, classes: np.ndarray | None = None, *, num_resamples: int = 2000, level: float = 0.95
 ) -> Interval:
-    """Percentile interval of the mean over classes of the mean of their `values` `(Q,)`, drawing values.
+    """Percentile interval of a share, or of the mean over classes of their shares; the bootstrap's, without drawing.
+
+    Of `n` answers drawn anew the right ones follow a binomial distribution: one number per resample and class.
 
     Args:
-        labels: `(Q,)` integers; a class of which a resample has drawn none is left out of its mean.
+        is_right: `(Q,)` bool.
+        classes: `(Q,)` integers: answers are drawn anew within each class, and each class weighs the same.
     """
-    class_of_value = np.unique(labels, return_inverse=True)[1]
-
-    def mean(values: np.ndarray, classes: np.ndarray) -> float:
-        sizes = np.bincount(classes)
-        sums = np.bincount(classes, weights=values)
-        return float(np.mean(sums[sizes > 0] / sizes[sizes > 0]))
-
-    generator = np.random.default_rng(seed)
-    draws = (generator.integers(len(values), size=len(values)) for _ in range(num_resamples))
-    means = [mean(values[drawn], class_of_value[drawn]) for drawn in draws]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean(values, class_of_value), float(low), float(high))
+    group = np.zeros(len(is_right), dtype=np.int64) if classes is None else np.unique(classes, return_inverse=True)[1]
+    sizes = np.bincount(group)
+    shares = np.bincount(group, weights=is_right) / sizes
+    drawn = np.random.default_rng(0).binomial(sizes, shares, size=(num_resamples, len(sizes))) / sizes
+    low, high = np.quantile(drawn.mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(shares.mean()), float(low), float(high))
 
 
 def paired_bootstrap(

@@ -27,6 +27,7 @@ _LACKING: dict[str, str] = {  # of a need: why it may not be known while trainin
     "prompts": "needs classes whose names can be compared with pictures: labels, and an objective with captions.",
     "pictures": "needs pictures, and this run reads stored features (data.image_features).",
     "words": "needs a text encoder at hand, and is measured by `shardclip eval` alone.",
+    "shelf": "looks samples up by their ids, and is measured by `shardclip eval` alone.",
     "weights": "needs other weights to compare with, and is measured by `shardclip eval` alone.",
 }
 

@@ -76,7 +76,8 @@ def fingerprints_of(recipe: Mapping[str, Any]) -> set[str]:
 
 def _input_lines(records: Sequence[Record], skipped: Sequence[Skip], image_bytes: Sequence[int]) -> Iterator[Any]:
     for record, size in zip(records, image_bytes, strict=True):
-        yield [record.source, record.image_id, size, record.label, *record.captions]
+        synonyms = [{"synonyms": record.synonyms}] if record.synonyms else []
+        yield [record.source, record.image_id, size, record.label, *record.captions, *synonyms]
     yield from sorted([s.source, s.image_id, s.reason] for s in skipped)
 
 

@@ -15,6 +15,7 @@ class Record:
     image: str  # local path or fsspec URL
     captions: tuple[str, ...]  # at least one, stripped, in the data set's own order
     label: str | None = None  # class name, where the data set has classes
+    synonyms: tuple[str, ...] = ()  # other names of the class, kept in the sample's json
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -169,7 +169,7 @@ def _prepare(record: Record, task: ShardTask, tally: _Tally) -> PreparedImage | 
 
 
 def _info(record: Record, prepared: PreparedImage) -> bytes:
-    info = {
+    info: dict[str, Any] = {
         "image_id": record.image_id,
         "source": record.source,
         "captions": record.captions,
@@ -178,6 +178,8 @@ def _info(record: Record, prepared: PreparedImage) -> bytes:
         "width": prepared.width,
         "height": prepared.height,
     }
+    if record.synonyms:
+        info["synonyms"] = record.synonyms
     return json.dumps(info, ensure_ascii=False).encode()
 
 

@@ -5,13 +5,15 @@ from collections.abc import Collection, Iterable, Mapping
 from core import parts
 from core.config import Choice
 from core.errors import ConfigError
+from eval.evaluations.eccv_caption import ECCVCaption
 from eval.evaluations.evaluation import Evaluation, Measured, Subject
 from eval.evaluations.feature_map import FeatureMap
 from eval.evaluations.knn import KNN
 from eval.evaluations.linear_probe import LinearProbe
+from eval.evaluations.prompt_templates import PromptTemplates
 from eval.evaluations.retrieval import Retrieval
-from eval.evaluations.same_class import SameClass
 from eval.evaluations.robustness import ClassRobustness, Robustness
+from eval.evaluations.same_class import SameClass
 from eval.evaluations.zero_shot import ZeroShot
 
 EVALUATIONS: dict[str, type[Evaluation]] = {
@@ -23,6 +25,8 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "robustness": Robustness,
     "class_robustness": ClassRobustness,
     "feature_map": FeatureMap,
+    "prompt_templates": PromptTemplates,
+    "eccv_caption": ECCVCaption,
 }
 ALWAYS = ("retrieval", "knn", "zero_shot")  # wherever the data allow; others where a recipe lists them
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from eval.labels import Labels
     from eval.report.drawing.style import Figure, Theme
 
-Need = Literal["text", "labels", "prompts", "words", "pictures", "weights"]
+Need = Literal["text", "labels", "prompts", "words", "pictures", "weights", "shelf"]
 EmbedTexts = Callable[[Sequence[str]], np.ndarray]  # texts -> (n, D), unit length
 # (B, 3, S, S) uint8 pictures as they are stored, and (B,) which samples they are -> the same, changed
 ChangePictures = Callable[["Tensor", np.ndarray], "Tensor"]
@@ -39,6 +39,9 @@ class Shelf(Protocol):
 
     def sheet(self, samples: Sequence[int], side: int, columns: int) -> str:
         """Path of one picture that holds the thumbnails of all these samples, likewise."""
+
+    def image_id(self, sample: int) -> str:
+        """What the data set calls the sample's image; "" where nothing is said."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +129,7 @@ class Subject:
             "words": self.words,
             "pictures": self.encode,
             "weights": self.by_weights,
+            "shelf": self.shelf,
         }
         return tuple(need for need, value in known.items() if value is not None)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from core.errors import DataError
 from eval.evaluations.evaluation import Evaluation, Measured, Need, Subject
-from eval.metrics import bootstrap
+from eval.metrics import accuracy_interval
 from eval.spread import spread
 from trainer.telemetry import names
 
@@ -39,12 +39,12 @@ class KNN(Evaluation):
     def measure(self, subject: Subject) -> Measured:
         """Of the pictures that have a class."""
         found = compared(subject, "k-NN")
-        options = {"leave_one_out": found.leave_one_out, "device": subject.device}
-        by_k = knn_are_right(*found.sides, ks=(NUM_NEIGHBOURS, 1), **options)
+        ks = (NUM_NEIGHBOURS, 1)
+        by_k = knn_are_right(*found.sides, ks=ks, leave_one_out=found.leave_one_out, device=subject.device)
         is_right = dict(zip(self.figures(), by_k.T, strict=True))
         return Measured(
             {figure: float(np.mean(right)) for figure, right in is_right.items()},
-            {figure: bootstrap(right.astype(float)) for figure, right in is_right.items()},
+            {figure: accuracy_interval(right) for figure, right in is_right.items()},
         )
 
 
@@ -101,8 +101,8 @@ def pictures_are_right(subject: Subject, images: np.ndarray, k: int = NUM_NEIGHB
     found = compared(subject, "k-NN")
     _, labels, gallery, gallery_labels = found.sides
     assert subject.labels is not None
-    queries, options = images[subject.labels >= 0], {"leave_one_out": found.leave_one_out, "device": subject.device}
-    return knn_is_right(queries, labels, gallery, gallery_labels, k=k, **options)
+    sides = images[subject.labels >= 0], labels, gallery, gallery_labels
+    return knn_is_right(*sides, k=k, leave_one_out=found.leave_one_out, device=subject.device)
 
 
 def knn_are_right(

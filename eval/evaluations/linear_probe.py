@@ -14,7 +14,7 @@ import numpy as np
 from core.errors import ConfigError, DataError
 from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Subject
 from eval.evaluations.knn import compared
-from eval.metrics import bootstrap, bootstrap_by_class
+from eval.metrics import accuracy_interval
 from trainer.telemetry import names
 
 if TYPE_CHECKING:
@@ -104,14 +104,15 @@ class LinearProbe(Evaluation):
         """Accuracy over the grid, and of each class."""
         from eval.report.drawing.curves import class_bars, grid_curve
 
-        curve, of_curve = part["regulariser"], ("grid", "held_out", "chosen")
+        curve = part["regulariser"]
+        points = curve["grid"], curve["held_out"], curve["chosen"]
         marked = "chosen" if len(curve["chosen"]) == 1 else "chosen by a part of the set"
         held = f"accuracy of held-out training pictures, %; orange: {marked}"
         shares = {one["class"]: one["accuracy"] for one in part["classes"]}
         whole = part["figures"][names.LINEAR_PROBE]
         note = f"of the pictures of a class, %; line: {100 * whole:.1f} % of all"
         return {
-            "regulariser": grid_curve("Linear probe: regulariser", held, *(curve[of] for of in of_curve), theme),
+            "regulariser": grid_curve("Linear probe: regulariser", held, *points, theme),
             "by_class": class_bars("Linear probe by class", note, shares, whole, theme),
         }
 
@@ -301,7 +302,7 @@ def _measured(
 ) -> Measured:
     counts = np.bincount(labels)
     shares = np.bincount(labels, is_right) / np.maximum(counts, 1)
-    accuracy, by_class = bootstrap(is_right.astype(float)), bootstrap_by_class(is_right.astype(float), labels)
+    accuracy, by_class = accuracy_interval(is_right), accuracy_interval(is_right, labels)
     fits = [fit for probe in learned for fit in probe.fits]
     return Measured(
         {names.LINEAR_PROBE: accuracy.estimate, names.LINEAR_PROBE_BY_CLASS: by_class.estimate},

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _FIGURES = (*(names.recall(k) for k in RECALL_KS), names.MEDIAN_RANK, names.MEAN_RANK, names.MEAN_AP)
 _ALSO_RIGHT = "a caption is right for every image that it fits"
 COCO_IMAGES, COCO_FOLDS, COCO_CAPTIONS = 5000, 5, 5
+FLICKR8K_IMAGES, FLICKR8K_CAPTIONS = 1000, 5
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,23 @@ def coco_1k_5fold(features: FeatureSet) -> tuple[str, list[FeatureSet]]:
     return _size(folds[0], f"COCO 1k, mean of {COCO_FOLDS} folds, each"), folds
 
 
+def flickr8k_1k(features: FeatureSet) -> tuple[str, list[FeatureSet]]:
+    """Flickr8k's test split as it is published: 1,000 images with five captions each, and no others."""
+    _expect_own_captions(features, "flickr8k-1k")
+    if len(features.images) != FLICKR8K_IMAGES or (features.captions_per_image() != FLICKR8K_CAPTIONS).any():
+        raise DataError(
+            f"Protocol 'flickr8k-1k' needs {FLICKR8K_IMAGES:,} images with {FLICKR8K_CAPTIONS} captions each, the set "
+            f"has {len(features.images):,} with {len(features.texts):,} in all. Build configs/build/flickr8k_test.yaml "
+            "or use protocols: full."
+        )
+    return _size(features, "Flickr8k 1k"), [features]
+
+
 PROTOCOLS: dict[str, Callable[[FeatureSet], tuple[str, list[FeatureSet]]]] = {
     "full": full_gallery,
     "coco-5k": coco_5k,
     "coco-1k-5fold": coco_1k_5fold,
+    "flickr8k-1k": flickr8k_1k,
 }
 
 
@@ -179,12 +193,16 @@ def _first_coco_images(features: FeatureSet, protocol: str) -> FeatureSet:
             f"Protocol '{protocol}' needs {COCO_IMAGES:,} images, the set has {len(features.images):,}."
             " Use protocols: full."
         )
+    _expect_own_captions(features, protocol)
+    return features.select(np.arange(COCO_IMAGES), COCO_CAPTIONS)
+
+
+def _expect_own_captions(features: FeatureSet, protocol: str) -> None:
     if features.right.kind:
         raise DataError(
             f"Protocol '{protocol}' counts own captions alone; here right answers go by {features.right.kind}."
             " Use protocols: full."
         )
-    return features.select(np.arange(COCO_IMAGES), COCO_CAPTIONS)
 
 
 def _size(features: FeatureSet, kind: str) -> str:

@@ -17,7 +17,7 @@ from core.errors import ConfigError, did_you_mean
 from eval.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Subject, Table
 from eval.evaluations.knn import pictures_are_right
-from eval.evaluations.zero_shot import label_ranks
+from eval.evaluations.zero_shot import class_ranks
 from eval.metrics import Interval
 from trainer.telemetry import names
 from trainer.telemetry.names import DIRECTIONS, RECALL_KS
@@ -246,7 +246,7 @@ class ClassRobustness(UnderCorruptions):
         metrics = {names.KNN: float(is_right.mean())}
         if (prompts := subject.prompts) is not None:
             has_class = prompts.labels >= 0
-            ranks = label_ranks(images[has_class] @ prompts.features.T, prompts.labels[has_class])
+            ranks = class_ranks(images[has_class] @ prompts.features.T, prompts.labels[has_class])
             metrics[names.ZERO_SHOT] = float(np.mean(ranks == 1))
         return Scores(metrics, [(is_right.astype(np.float64), np.arange(len(is_right)))])
 

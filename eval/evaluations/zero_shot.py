@@ -11,6 +11,7 @@ import numpy as np
 
 from core.errors import ConfigError
 from eval.evaluations.evaluation import EmbedTexts, Evaluation, Measured, Need, Subject
+from eval.metrics import accuracy_interval
 from trainer.telemetry import names
 
 
@@ -21,16 +22,21 @@ class ZeroShot(Evaluation):
     needs: ClassVar[tuple[Need, ...]] = ("prompts",)
 
     def figures(self) -> tuple[str, ...]:
-        """Accuracy over pictures, and as the mean over classes."""
-        return (names.ZERO_SHOT, names.ZERO_SHOT_BY_CLASS)
+        """Accuracy over pictures, the same by the five nearest classes, and the mean over classes."""
+        return (names.ZERO_SHOT, names.ZERO_SHOT_TOP5, names.ZERO_SHOT_BY_CLASS)
 
     def measure(self, subject: Subject) -> Measured:
         """Of the pictures that have a class."""
         assert subject.prompts is not None
         has_class = subject.prompts.labels >= 0
-        similarity = subject.images[has_class] @ subject.prompts.features.T
-        scores = score_labels(similarity, subject.prompts.labels[has_class])
-        return Measured({names.ZERO_SHOT: scores["top1"], names.ZERO_SHOT_BY_CLASS: scores["mean_per_class"]})
+        labels = subject.prompts.labels[has_class]
+        rank = class_ranks(subject.images[has_class] @ subject.prompts.features.T, labels)
+        intervals = {
+            names.ZERO_SHOT: accuracy_interval(rank == 1),
+            names.ZERO_SHOT_TOP5: accuracy_interval(rank <= 5),
+            names.ZERO_SHOT_BY_CLASS: accuracy_interval(rank == 1, labels),
+        }
+        return Measured({name: interval.estimate for name, interval in intervals.items()}, intervals)
 
 
 def read_lines(path: Path) -> tuple[str, ...]:
@@ -72,6 +78,13 @@ def class_probabilities(image_features: np.ndarray, features_of_class: np.ndarra
     return weights / weights.sum(axis=1, keepdims=True)
 
 
+def class_ranks(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`(N,)` rank from 1 of the right class by `similarity` `(N, K)`; classes that tie with it stand before it."""
+    own = similarity[np.arange(len(labels)), labels]
+    ranks: np.ndarray = (similarity >= own[:, None]).sum(axis=1)  # its own class is always counted
+    return ranks
+
+
 def score_labels(similarity: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Accuracy of `similarity` `(N, K)` against the right classes `(N,)`; ties count against the model.
 
@@ -80,7 +93,7 @@ def score_labels(similarity: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         `mean_per_class` and `confusion` `(K, K)`: row = right class, column = predicted class, counts.
     """
     num_images, num_classes = similarity.shape
-    rank = label_ranks(similarity, labels)
+    rank = class_ranks(similarity, labels)
     per_class = [float(np.mean(rank[labels == k] == 1)) if (labels == k).any() else None for k in range(num_classes)]
     confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
     np.add.at(confusion, (labels, _predicted(similarity, labels, rank)), 1)
@@ -92,13 +105,6 @@ def score_labels(similarity: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         "per_class": per_class,
         "confusion": confusion.tolist(),
     }
-
-
-def label_ranks(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """`(N,)` rank of the right class, from 1, in each row of `similarity` `(N, K)`; ties count against the model."""
-    own = similarity[np.arange(len(labels)), labels]
-    ranks: np.ndarray = (similarity >= own[:, None]).sum(axis=1)  # its own class is always counted
-    return ranks
 
 
 def _predicted(similarity: np.ndarray, labels: np.ndarray, rank: np.ndarray) -> np.ndarray:

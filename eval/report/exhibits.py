@@ -69,6 +69,11 @@ class Shelf:
         own = self._shard_set.captions(sample) if self._captions is None else self._captions[sample]
         return own[caption["place"]]
 
+    def image_id(self, sample: int) -> str:
+        """What the data set calls the sample's image; "" where nothing is said."""
+        image_id = self._shard_set.info(sample).get("image_id")
+        return "" if image_id is None else str(image_id)
+
     def _image(self, sample: int) -> Image.Image:
         spec = self._shard_set.image_spec(sample)
         pixels = np.empty((spec.size, spec.size, 3), dtype=np.uint8)

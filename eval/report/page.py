@@ -155,6 +155,7 @@ def _further_figures(results: Mapping[str, Any]) -> list[tuple[str, float]]:
         names.KNN,
         names.KNN1,
         names.ZERO_SHOT,
+        names.ZERO_SHOT_TOP5,
         names.ZERO_SHOT_BY_CLASS,
         *(f"{direction}/" for direction in DIRECTIONS),
     )

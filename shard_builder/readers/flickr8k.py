@@ -6,6 +6,7 @@ Hodosh, Young and Hockenmaier 2013.
 import csv
 import io
 import re
+from collections.abc import Collection
 from pathlib import PurePosixPath
 
 from core.errors import DataError
@@ -24,11 +25,15 @@ def read_flickr8k(split: str, *, images: str, captions: str, names: str | None =
         split: names the split only; `names` chooses the images.
         images: folder of the photos.
         captions: captions.txt or Flickr8k.token.txt.
-        names: list of the split's file names (Flickr_8k.trainImages.txt); without it, every captioned image.
+        names: list of the split's file names, one per line (Flickr_8k.trainImages.txt, or your own); without it, every
+            captioned image.
+
+    Raises:
+        DataError: a listed name has no captions.
     """
     require_folder(images, "images")
     captions_by_name = _read_captions(captions)
-    wanted = captions_by_name.keys() if names is None else _read_names(names)
+    wanted = captions_by_name.keys() if names is None else _read_names(names, captions, captions_by_name)
     paths = {name: join(images, name) for name in sorted(wanted)}
     present = present_files(paths.values())
     records, skipped = [], []
@@ -90,8 +95,15 @@ def _parse_token(url: str, text: str) -> dict[str, list[str]]:
     return {name: [caption for _, caption in sorted(own)] for name, own in numbered.items()}
 
 
-def _read_names(url: str) -> set[str]:
+def _read_names(url: str, captions: str, known: Collection[str]) -> set[str]:
     names = {PurePosixPath(line.strip()).name for line in read_text(url, "names").splitlines() if line.strip()}
     if not names:
         raise DataError(f"{url}: lists no images. Set source.names to a list such as Flickr_8k.trainImages.txt.")
+    unknown = sorted(names.difference(known))
+    if unknown:
+        shown = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+        raise DataError(
+            f"{url}: {len(unknown):,} of its {len(names):,} names have no captions in {captions} ({shown}). Write "
+            f"names as they stand there, such as {min(known)}, one per line."
+        )
     return names

@@ -4,6 +4,7 @@ Prompts for classes: Radford 2021, section 3.1.4.
 """
 
 import os
+import re
 from pathlib import Path, PurePosixPath
 
 from core.errors import DataError
@@ -13,6 +14,7 @@ from shard_builder.readers.files import read_text, require_folder
 from shard_builder.records import ReadResult, Record, Skip, clean_captions
 
 SOURCE = "image_folder"
+WNID = re.compile(r"n\d{8}")  # how ImageNet names classes: WordNet's offset of a noun
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".heif")
@@ -42,13 +44,14 @@ def read_image_folder(
             f"{folder}: class folders are read from a local disk only. Copy them, or list them in a .jsonl file."
         )
     require_folder(folder, "folder")
-    prompts = _prompts(templates, templates_file)
+    _expect_words(folder)
+    prompts = class_prompts(SOURCE, templates, templates_file)
     source = f"{SOURCE}:{local(folder).resolve().name}"  # ids of two folders must not meet in one set
     records, skipped = [], []
     class_folders = _class_folders(local(folder))
     for name, class_folder in class_folders.items():
         captions = clean_captions(prompt.replace("{}", name) for prompt in prompts)
-        for path in _files_under(class_folder):
+        for path in files_under(class_folder):
             image_id = PurePosixPath(os.path.relpath(path, local(folder))).as_posix()
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 records.append(Record(image_id, source, str(path), captions, name))
@@ -57,6 +60,18 @@ def read_image_folder(
     if not records:
         raise DataError(f"{folder}: its {len(class_folders)} class folders hold no images. Set source.folder.")
     return ReadResult(tuple(records), tuple(skipped), tuple(sorted(class_folders)), OF_CLASSES)
+
+
+def _expect_words(folder: str) -> None:
+    """Raise where a caption would be "a photo of a n01440764."."""
+    wnids = sorted(entry.name for entry in local(folder).iterdir() if entry.is_dir() and WNID.fullmatch(entry.name))
+    if wnids:
+        others = f" and {len(wnids) - 1} other folders are" if len(wnids) > 1 else " is"
+        raise DataError(
+            f"{folder}: {wnids[0]}{others} named by WordNet ids, which make no captions. Set source.name=imagenet, "
+            "source.folders to this folder, and source.classes to the file of their names (LOC_synset_mapping.txt, "
+            "imagenet_class_index.json or Labels.json)."
+        )
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:
@@ -73,7 +88,8 @@ def _class_folders(folder: Path) -> dict[str, Path]:
     return classes
 
 
-def _files_under(folder: Path) -> list[Path]:
+def files_under(folder: Path) -> list[Path]:
+    """All files but hidden ones, ordered."""
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -81,9 +97,10 @@ def _files_under(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _prompts(templates: tuple[str, ...], templates_file: str | None) -> tuple[str, ...]:
+def class_prompts(reader: str, templates: tuple[str, ...], templates_file: str | None) -> tuple[str, ...]:
+    """Templates of a recipe, each with one place for the class name."""
     if templates and templates_file is not None:
-        raise DataError("source image_folder: templates and templates_file are both given. Leave one out.")
+        raise DataError(f"source {reader}: templates and templates_file are both given. Leave one out.")
     where, lines = "source.templates", list(templates or DEFAULT_TEMPLATES)
     if templates_file is not None:
         text = read_text(templates_file, "templates_file")

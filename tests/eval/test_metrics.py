@@ -5,7 +5,7 @@ import pytest
 from feature_sets import random_features
 
 from core.errors import DataError
-from eval.metrics import FeatureSet, bootstrap, paired_bootstrap, recall_at_k, summarise
+from eval.metrics import FeatureSet, accuracy_interval, bootstrap, paired_bootstrap, recall_at_k, summarise
 from eval.ranks import retrieval_ranks
 
 
@@ -53,6 +53,25 @@ def test_the_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
         interval = bootstrap(rng.random(200) < 0.3, num_resamples=300, seed=trial)
         covered += interval.low <= 0.3 <= interval.high
     assert 88 <= covered <= 100
+
+
+def test_an_accuracys_interval_is_the_bootstraps_without_drawing():
+    is_right = np.random.default_rng(1).random(400) < 0.7
+    drawn, counted = bootstrap(is_right, num_resamples=20000), accuracy_interval(is_right, num_resamples=20000)
+    assert vars(counted) == pytest.approx(vars(drawn), abs=0.003)
+
+
+def test_a_mean_over_classes_draws_within_each_class():
+    rng = np.random.default_rng(2)
+    classes = np.repeat([3, 5, 9], [20, 200, 60])
+    is_right = rng.random(280) < np.repeat([0.3, 0.8, 0.6], [20, 200, 60])
+    means = [
+        np.mean([rng.choice(is_right[classes == k], (classes == k).sum()).mean() for k in (3, 5, 9)])
+        for _ in range(4000)
+    ]
+    found = accuracy_interval(is_right, classes, num_resamples=4000)
+    assert found.estimate == pytest.approx(np.mean([is_right[classes == k].mean() for k in (3, 5, 9)]))
+    assert (found.low, found.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.01)
 
 
 def test_captions_that_move_together_widen_the_interval():

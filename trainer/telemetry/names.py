@@ -56,6 +56,7 @@ SAME_CLASS_MAP = f"same_class/map@{AP_DEPTH}"
 # Of corrupted pictures: the mean over corruptions and severities, and that as a share of the figure of clean ones.
 CORRUPTED_RECALL, RETAINED_RECALL = "robustness/recall", "robustness/retained"
 CORRUPTED_KNN, RETAINED_KNN = "class_robustness/accuracy", "class_robustness/retained"
+ZERO_SHOT, ZERO_SHOT_TOP5, ZERO_SHOT_BY_CLASS = "zero_shot/accuracy", "zero_shot/top5", "zero_shot/mean_per_class"
 VAL_LOSS = val("loss")
 VAL_RETRIEVAL, VAL_NEIGHBOURS = val("retrieval"), val("neighbours")  # pictures
 _LOWER_IS_BETTER = ("loss", MEDIAN_RANK, MEAN_RANK)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from eval.report.drawing.style import DARK, LIGHT, Theme, new_figure
@@ -33,6 +34,7 @@ def scatter_map(points: np.ndarray, groups: Sequence[Group], title: str, note: s
         shown = axes.legend(handles[::-1], names[::-1], frameon=False, fontsize=8.5, labelcolor=theme.ink,
                             loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.3)  # fmt: skip
         for handle in shown.legend_handles:
+            assert isinstance(handle, PathCollection)
             handle.set_sizes([30])
             handle.set_alpha(1)
     return figure

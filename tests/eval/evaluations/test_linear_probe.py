@@ -16,7 +16,6 @@ from eval.evaluations.linear_probe import (
     wins,
 )
 from eval.logistic_regression import fit
-from eval.metrics import bootstrap_by_class
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed (pip install 'shardclip[viz]')")
 LIMITS = {"most_iterations": 2000, "tolerance": 1e-6}
@@ -125,19 +124,6 @@ def test_at_most_so_many_pictures_teach():
     images, labels = pictures(40, 4, 2)
     subject = Subject(images, labels, gallery=Gallery(gallery, gallery_labels, np.arange(200)))
     assert LinearProbe(most_images=50).measure(subject).shown["num_training"] == 50
-
-
-def test_the_interval_of_the_mean_of_classes_is_of_resampled_pictures():
-    random = np.random.default_rng(0)
-    labels = np.repeat([0, 1], [300, 100])
-    shares = np.array([0.9, 0.5])
-    values = (random.random(400) < shares[labels]).astype(float)
-    interval = bootstrap_by_class(values, labels)
-    assert interval.estimate == pytest.approx((values[:300].mean() + values[300:].mean()) / 2)
-    error = np.sqrt(0.9 * 0.1 / 300 + 0.25 / 100) / 2  # of the mean of two shares
-    assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.15)
-    alone = bootstrap_by_class(np.array([1.0, 0.0]), np.array([0, 1]))  # a class that is not drawn has no share
-    assert (alone.low, alone.high) == (0.0, 1.0)
 
 
 def test_bad_input_is_named():

@@ -68,6 +68,22 @@ def test_a_coco_protocol_refuses_a_smaller_set():
         evaluate_retrieval(features_of(30, 5), retrieval_ranks, "coco-5k")
 
 
+def test_flickr8k_1k_is_the_whole_test_split(monkeypatch):
+    monkeypatch.setattr(retrieval, "FLICKR8K_IMAGES", 30)
+    features = features_of(30, 5)
+    result = evaluate_retrieval(features, retrieval_ranks, "flickr8k-1k")
+    assert result["protocol"] == "Flickr8k 1k: 30 images x 150 captions"
+    assert result["image_to_text"] == summarise(retrieval_ranks(features))["image_to_text"]
+
+
+@pytest.mark.parametrize(("num_images", "captions"), [(999, 5), (1001, 5), (1000, 4), (1000, [4, 6] * 500)])
+def test_flickr8k_1k_refuses_other_sizes(num_images, captions):
+    with pytest.raises(
+        DataError, match=r"needs 1,000 images with 5 captions each, the set has [\d,]+ with [\d,]+ in all"
+    ):
+        evaluate_retrieval(features_of(num_images, captions), retrieval_ranks, "flickr8k-1k")
+
+
 def test_an_unknown_protocol_is_answered_with_the_nearest():
     with pytest.raises(ConfigError, match=r"unknown protocol 'coco5k'. Did you mean 'coco-5k'"):
         evaluate_retrieval(features_of(30, 5), retrieval_ranks, "coco5k")

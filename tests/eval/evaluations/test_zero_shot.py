@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from core.errors import ConfigError
+from eval.evaluations.evaluation import Prompts, Subject
 from eval.evaluations.zero_shot import (
+    ZeroShot,
     check_templates,
     class_features,
     class_probabilities,
@@ -78,3 +80,22 @@ def test_a_template_may_hold_other_braces_as_they_are():
 
 def test_folder_names_are_spoken():
     assert spoken_class("grand_piano") == "grand piano"
+
+
+def test_each_figure_has_an_interval_that_holds_it():
+    rng = np.random.default_rng(0)
+    classes = np.eye(8, dtype=np.float32)
+    labels = rng.integers(-1, 7, 300)  # some of no class, and a class without pictures
+    images = classes[np.maximum(labels, 0)] + rng.standard_normal((300, 8)).astype(np.float32)
+    measured = ZeroShot().measure(Subject(images, prompts=Prompts(classes, labels)))
+    scores = score_labels((images @ classes.T)[labels >= 0], labels[labels >= 0])
+    assert measured.figures == pytest.approx(
+        {
+            "zero_shot/accuracy": scores["top1"],
+            "zero_shot/top5": scores["top5"],
+            "zero_shot/mean_per_class": scores["mean_per_class"],
+        }
+    )
+    for name, interval in measured.intervals.items():
+        assert interval.low < measured.figures[name] < interval.high
+    assert measured.intervals.keys() == measured.figures.keys()

@@ -46,12 +46,38 @@ def test_the_broken_entry_of_flickr8k_is_a_skip(tmp_path: Path) -> None:
 
 
 def test_a_name_list_chooses_and_its_gaps_are_reported(tmp_path: Path) -> None:
-    options = write(tmp_path, KAGGLE + "c.jpg,no photo\n", photos=("a.jpg", "b.jpg", "d.jpg"))
+    options = write(tmp_path, KAGGLE + "c.jpg,no photo\nd.jpg, \n", photos=("a.jpg", "b.jpg", "d.jpg"))
     names = tmp_path / "names.txt"
     names.write_text("d.jpg\nc.jpg\n\nb.jpg\n")
     result = read_flickr8k("val", **options, names=str(names))
     assert [record.image_id for record in result.records] == ["b.jpg"]
     assert [(s.image_id, s.reason) for s in result.skipped] == [("c.jpg", "missing_image"), ("d.jpg", "no_captions")]
+
+
+def test_listed_names_without_captions_are_counted_in_a_sentence(tmp_path: Path) -> None:
+    options = write(tmp_path, KAGGLE)
+    (tmp_path / "names.txt").write_text("b.jpg\n4\n3\n1\n2\n")
+    with pytest.raises(
+        DataError, match=r"4 of its 5 names have no captions in .* \(1, 2, 3, \.\.\.\).* such as a\.jpg"
+    ):
+        read_flickr8k("val", **options, names=str(tmp_path / "names.txt"))
+
+
+# The original lists, and a split of all photos by 70, 15 and 15 %.
+@pytest.mark.parametrize("sizes", [(6000, 1000, 1000), (5663, 1213, 1215)])
+def test_lists_of_ones_own_split_the_whole_data_set(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    photos = [f"{number:010d}_{number % 97:02x}.jpg" for number in range(8091)]
+    lines = [f'{name},"Photo {name}, seen {k} times ."' for name in photos for k in range(5)]
+    options = write(tmp_path, "\r\n".join(["image,caption", *lines]), photos=tuple(photos))
+    seen: set[str] = set()
+    for split, size in zip(("train", "val", "test"), sizes, strict=True):
+        names = photos[len(seen) : len(seen) + size]
+        (tmp_path / f"{split}.txt").write_bytes("\r\n".join([*reversed(names), "", "  "]).encode())
+        result = read_flickr8k(split, **options, names=str(tmp_path / f"{split}.txt"))
+        assert [record.image_id for record in result.records] == names and not result.skipped
+        assert sum(len(record.captions) for record in result.records) == 5 * size
+        seen.update(names)
+    assert len(seen) == sum(sizes)
 
 
 def test_the_real_sample_is_read_whole(shared_data: Path) -> None:

@@ -43,9 +43,9 @@ def test_templates_come_from_a_file(tmp_path: Path) -> None:
 
 
 def test_the_projects_own_prompts_fit() -> None:
-    from shard_builder.readers.image_folder import _prompts
+    from shard_builder.readers.image_folder import class_prompts
 
-    assert len(_prompts((), str(Path(__file__).parents[3] / "configs/prompts/photo.txt"))) == 5
+    assert len(class_prompts("image_folder", (), str(Path(__file__).parents[3] / "configs/prompts/photo.txt"))) == 5
 
 
 def test_the_real_class_folders_are_read_whole(shared_data: Path) -> None:
@@ -72,3 +72,7 @@ def test_wrong_folders_and_templates_are_named(tmp_path: Path) -> None:
         read_image_folder("train", folder=folder, templates=("{}",), templates_file="x.txt")
     with pytest.raises(DataError, match="local disk"):
         read_image_folder("train", folder="s3://bucket/photos")
+    with pytest.raises(
+        DataError, match=r"n01440764 and 1 other folders are named by WordNet ids.*source\.name=imagenet"
+    ):
+        read_image_folder("train", folder=write(tmp_path / "ids", "n01440764/1.jpg", "n01443537/1.jpg", "cat/1.jpg"))
