@@ -218,4 +218,4 @@ def _with(recipe: Mapping[str, Any], place: Sequence[str], value: Any) -> dict[s
 
 
 def _example_of(declared: Any) -> Any:
-    return {int: 2, float: 0.5, str: "name"}.get(declared, "name")
+    return {int: 2, float: 0.5, Path: Path("name")}.get(declared, "name")

@@ -164,7 +164,8 @@ def _evaluations() -> Iterator[str]:
     yield "`evaluations`; `best_by` takes a figure as `val/NAME`. Figures are those of default options.\n"
     yield "| evaluation | needs | figures |\n| --- | --- | --- |"
     for name, evaluation in EVALUATIONS.items():
-        figures = ", ".join(f"`{figure}`" for figure in evaluation().figures())
+        usual = evaluation.__new__(evaluation)  # its defaults, without files that an option may name
+        figures = ", ".join(f"`{figure}`" for figure in usual.figures())
         yield f"| `{name}` | {', '.join(evaluation.needs)} | {figures} |"
 
 
