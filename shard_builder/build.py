@@ -19,20 +19,22 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from core import parts
+from core.columns import LABELS, column_url
 from core.errors import DataError
 from core.heif import HEIC, HEIC_REMEDY
 from core.image import imaging_library
 from core.locks import lock
-from core.manifest import Manifest, TextEncoderSpec, index_name, save_manifest
+from core.manifest import Manifest, ShardEntry, TextEncoderSpec, index_name, save_manifest
 from core.places import SHARD_SET, expect_folder_of_ours, expect_no_common_folder
 from core.shard_set import ShardSet
 from core.spoken import counted
 from core.storage import is_local, join, local, publish_bytes, remove
 from shard_builder.build_state import close_state, finished_results, is_begun, open_state, save_build, save_result
 from shard_builder.caption_embeddings import embed_with_progress, text_encoder_spec
-from shard_builder.columns.labels import publish_labels
+from shard_builder.columns.labels import lacks_labels, publish_labels
 from shard_builder.config import BuildConfig
 from shard_builder.contact_sheet import CONTACT_SHEET_NAME, contact_sheet
 from shard_builder.cut_captions import CUT_NAME, cut_captions, cut_lines, write_cut
@@ -66,7 +68,9 @@ def build_shards(config: BuildConfig, console: Console | None = None) -> Manifes
     engine = parts.build(ENGINES, config.engine, "engine", workers=config.num_workers)
     with ExitStack() as held:
         inputs = read_inputs(config.source, config.split)
-        console.print(f"{len(inputs.records):,} images, {len(inputs.captions):,} distinct captions -> {config.out}")
+        console.print(
+            f"{len(inputs.records):,} images, {len(inputs.captions):,} distinct captions -> {config.out}", markup=False
+        )
         encoder = text_encoder_spec(config.text_encoder)
         # Only now: it makes the folder, and a mistake in the recipe leaves none.
         held.enter_context(lock(_lock_path(config), f"a build of {config.out}"))
@@ -108,7 +112,9 @@ def build_shards(config: BuildConfig, console: Console | None = None) -> Manifes
         close_state(config.out)
     console.print(summary_table(manifest, _figures(config, ordered, rate, time.monotonic() - started)))
     if num_heic := sum(HEIC in skip.detail for result in ordered for skip in result.skipped):
-        console.print(f"[yellow]{num_heic:,} HEIC pictures are left out[/]. {HEIC_REMEDY}, and build into another out.")
+        console.print(
+            f"[yellow]{num_heic:,} HEIC pictures are left out[/]. {escape(HEIC_REMEDY)}, and build into another out."
+        )
     return manifest
 
 
@@ -126,7 +132,7 @@ def say_which_library(library: str, console: Console) -> None:
     """Say so when images are resized by the slower library."""
     if not library.startswith("pillow-simd"):
         console.print(
-            f"[yellow]Images are resized by {library}[/]: pillow-simd, about twice as fast, is not installed "
+            f"[yellow]Images are resized by {escape(library)}[/]: pillow-simd, about twice as fast, is not installed "
             "(`make setup` tries to compile it; it needs a C compiler and the headers of libjpeg and zlib)."
         )
 
@@ -225,10 +231,27 @@ def _mend(
 ) -> None:
     """Write again what a finished set of this recipe has lost; say that nothing is to be done where it is whole."""
     lost = lost_shards(config.out, finished, config.check_bytes, console)
-    if not lost:
+    if lost:
+        _mend_shards(config, encoder, inputs, finished, lost, engine, console)
+    if has_lost_labels := lacks_labels(shard_set := _opened(config, finished)):
+        publish_labels(shard_set, config.cache_dir.expanduser(), console)
+        console.print(f"[green]repaired[/]: {escape(column_url(config.out, LABELS))} is there again.")
+    if not lost and not has_lost_labels:
         by = "every byte" if config.check_bytes else "sizes and indexes; check_bytes=true reads every byte"
-        console.print(f"[green]already built[/]: {config.out} holds exactly this, nothing to do (checked: {by}).")
-        return
+        console.print(
+            f"[green]already built[/]: {escape(config.out)} holds exactly this, nothing to do (checked: {by})."
+        )
+
+
+def _mend_shards(
+    config: BuildConfig,
+    encoder: TextEncoderSpec,
+    inputs: Inputs,
+    finished: Manifest,
+    lost: Sequence[ShardEntry],
+    engine: ProcessesEngine,
+    console: Console,
+) -> None:
     console.print(
         f"[yellow]{len(lost)} of {len(finished.shards)} shards are missing or damaged[/]: writing them again."
     )
