@@ -186,6 +186,12 @@ def load_head(url: str, name: str) -> ColumnHead:
     return head
 
 
+def is_whole(url: str, head: ColumnHead) -> bool:
+    """Whether every file of a column is there, byte for byte; reads them all."""
+    paths = [(join(column_url(url, head.name), entry.name), entry.sha256) for entry in head.files]
+    return all(exists(path) and hashlib.sha256(read_bytes(path)).hexdigest() == sha256 for path, sha256 in paths)
+
+
 def column_names(url: str) -> list[str]:
     """Names of a set's finished columns, sorted."""
     return [name for name in _folders(url) if exists(join(url, FOLDER, name, HEAD_NAME))]

@@ -29,7 +29,7 @@ def open_heif(data: bytes | memoryview) -> Image.Image:
         MissingHeifError: pillow-heif is not installed.
     """
     if find_spec("pillow_heif") is None:
-        raise MissingHeifError(f"not installed. {HEIC_REMEDY}")
+        raise MissingHeifError(f"pillow-heif is not installed. {HEIC_REMEDY}")
     from pillow_heif import HeifImagePlugin  # noqa: F401  registers itself with PIL
 
     return Image.open(io.BytesIO(data), formats=("HEIF",))

@@ -12,6 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.errors import DamagedError
+
 if TYPE_CHECKING:
     from webdataset import WebDataset
 
@@ -37,7 +39,23 @@ def pipeline(tars: Sequence[Path], *, shuffle: int, seed: int, decode: str | Non
     )
     if shuffle:
         dataset = dataset.compose(_Shuffle(shuffle, seed))
-    return dataset.decode(decode) if decode else dataset
+    return dataset.decode(decode, handler=_raise_named) if decode else dataset
+
+
+def _raise_named(error: Exception) -> bool:
+    """In place of the library's own error, which has no message.
+
+    Raises:
+        DamagedError: with the tar and the sample.
+    """
+    import webdataset
+
+    if not isinstance(error, webdataset.autodecode.DecodingError):
+        raise error
+    raise DamagedError(
+        f"{error.url}: sample {error.key}: its {error.k} cannot be decoded ({error.__cause__}). To pass such "
+        "samples over: webdataset(decode=None) and the library's own decode(..., handler=webdataset.warn_and_continue)."
+    ) from error
 
 
 @dataclass

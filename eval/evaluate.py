@@ -79,7 +79,7 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
     run_dir = encoder.path.parent.parent
     expect_place(config, encoder.path)
     out = config.out or run_dir
-    console.print(f"evaluating {encoder.path} on {', '.join(config.shards)} -> {out}")
+    console.print(f"evaluating {encoder.path} on {', '.join(config.shards)} -> {out}", markup=False)
     if not encoder.compares_text:
         _expect_nothing_of_text(config, encoder)
     work = Evaluating(config, encoder, out, device, console)

@@ -186,20 +186,21 @@ def _class_prompts(
         WeightsError: so it is, and `best_by` asks for a figure of classes.
     """
     if plan.not_named:
-        console.print(f"zero-shot accuracy is not followed: {plan.not_named}")
+        console.print(f"zero-shot accuracy is not followed: {plan.not_named}", markup=False)
     if plan.named is None:
         return None
     if val_set.class_captions:
         console.print(
             f"{' + '.join(val_set.urls)}: captions are made from class names, so recall counts every sample of a class "
-            "as right: it cannot be compared with that of captioned sets."
+            "as right: it cannot be compared with that of captioned sets.",
+            markup=False,
         )
     try:
         return class_prompts(val_set, train_set, plan.named, config.build_text() is not None, device)
     except WeightsError as error:
         if config.best_by in figures_that_need("prompts"):
             raise
-        console.print(f"zero-shot accuracy is not followed: {error}")
+        console.print(f"zero-shot accuracy is not followed: {error}", markup=False)
         return None
 
 

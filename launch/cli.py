@@ -183,7 +183,7 @@ def report(run: Annotated[str, typer.Argument(help="A run folder that `eval` has
         expect_measured(folder)
         from eval.report.page import write_report
 
-        console.print(f"report: {write_report(folder)}")
+        console.print(f"report: {write_report(folder)}", markup=False)
 
 
 @app.command("index-shards")

@@ -65,4 +65,4 @@ def list_columns(urls: Sequence[str], console: Console) -> None:
         if column_names(url):
             console.print(column_table(url))
         else:
-            console.print(f"{url}: has no columns. `shardclip column` makes them: {', '.join(COLUMNS)}.")
+            console.print(f"{url}: has no columns. `shardclip column` makes them: {', '.join(COLUMNS)}.", markup=False)

@@ -76,6 +76,6 @@ def _summary(results: dict[str, Any], seconds: dict[str, float], report: Path, c
         f"R@10 {100 * results[direction]['recall@10']:.1f} %"
         for direction in DIRECTIONS
     )
-    console.print(f"report: {report}")
+    console.print(f"report: {report}", markup=False)
     console.print(f"recall: {recall}")
     console.print("next:   shardclip build configs/build/coco2014_train.yaml   (your own photographs: see README.md)")

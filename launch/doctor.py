@@ -16,6 +16,7 @@ from core.cores import available_cores
 from core.errors import ShardclipError
 from core.precision import choose_precision, computes_bf16
 from core.shard_set import ShardSet
+from core.spoken import counted
 from eval.best import best_is
 from eval.validation_plan import plan_validation, validation_columns
 from launch.examine import Check, Finding, Level
@@ -45,7 +46,10 @@ def check_shards(config: TrainConfig, ranks: int) -> Iterator[Finding]:
     train = _open_training_set(config)
     steps = steps_per_epoch(len(train), config.global_batch_size, ranks)
     dropped = len(train) - steps * config.global_batch_size
-    yield Finding("ok", f"{len(train):,} training samples, {steps:,} steps an epoch, {dropped:,} left over in each")
+    yield Finding(
+        "ok",
+        f"{counted(len(train), 'training sample')}, {counted(steps, 'step')} an epoch, {dropped:,} left over in each",
+    )
     compares_stored = config.build_objective().needs_text and config.build_text() is None
     if compares_stored:
         yield Finding("ok", f"caption embeddings: {train.text_encoder}, width {train.embed_dim}")
@@ -131,7 +135,7 @@ def check_sampler(config: TrainConfig, ranks: int) -> Iterator[Finding]:
     order = sampled(config.data.sampler, train, size, steps, config.seed, epoch=0)
     visits = np.bincount(order, minlength=len(train))
     what = f"sampler {config.data.sampler.name}: {int((visits > 0).sum()):,} samples in the first epoch"
-    yield Finding("ok", f"{what}, at most {int(visits.max(initial=0))} times")
+    yield Finding("ok", f"{what}, at most {counted(int(visits.max(initial=0)), 'time')}")
     objective = config.build_objective()
     text = config.build_text()
     tokens = text.tokens if text is not None else None
@@ -168,6 +172,9 @@ def check_weights(config: TrainConfig, ranks: int) -> Iterator[Finding]:
     count = sum(p.numel() for p in model.encoder.parameters()) / 1e6
     weights = str(start) if start else f"weights {config.model.weights}"
     yield Finding("ok", f"{config.model.tower}, {count:.1f} M parameters: {weights}")
+    if config.freezes_random_weights:
+        what = f"model.freeze={config.model.freeze}, but model.weights=none: what is frozen stays as chance drew it"
+        yield Finding("warning", what, "Set model.freeze=nothing model.thaw={}, or give the tower weights.")
 
 
 def check_opening(config: TrainConfig, ranks: int) -> Iterator[Finding]:

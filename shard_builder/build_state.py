@@ -1,4 +1,4 @@
-"""What a build notes in its folder: a killed one goes on from it, a finished one is known by it.
+"""What a build notes in its folder: an unfinished one goes on from it, a finished one is known by it.
 
 `OUT/.build/recipe.json` says what is being built, `OUT/.build/NAME.json` what became of each finished shard. Both go
 when the manifest is there. `OUT/build.json` stays: the recipe, and the hashes of the files that the manifest omits.
@@ -47,6 +47,9 @@ def is_begun(out: str, recipe: Mapping[str, Any]) -> bool:
 def open_state(out: str, recipe: Mapping[str, Any]) -> Manifest | None:
     """The finished set of this very recipe, though it may have lost shards since; None when there is work to do.
 
+    An unfinished build whose pictures were mended (other file sizes, all else equal) goes on: `finished_results` keeps
+    the shards whose own inputs are as they were. One that has written no shard is begun anew.
+
     Raises:
         ManifestError: another recipe's set or unfinished build lies in the folder.
     """
@@ -63,7 +66,10 @@ def open_state(out: str, recipe: Mapping[str, Any]) -> Manifest | None:
         _expect_no_shards(out)
         publish_bytes(_json_bytes(recipe), join(out, STATE_NAME, "recipe.json"))
     elif not is_begun(out, recipe):
-        raise _other_recipe(out, "holds an unfinished build", begun, recipe)
+        if _has_shards(out) and not _differ_in_contents_alone(begun, recipe):
+            raise _other_recipe(out, "holds an unfinished build", begun, recipe)
+        _forget_notes_without_inputs(out)
+        publish_bytes(_json_bytes(recipe), join(out, STATE_NAME, "recipe.json"))
     return None
 
 
@@ -72,11 +78,19 @@ def save_result(out: str, name: str, result: ShardResult) -> None:
     publish_bytes(_json_bytes(asdict(result)), _result_path(out, name))
 
 
-def finished_results(out: str, plans: list[ShardPlan]) -> dict[str, ShardResult]:
-    """Shard name -> result, for each shard whose files are there and are byte for byte those that were written."""
+def finished_results(out: str, plans: list[ShardPlan], inputs: Mapping[str, str]) -> dict[str, ShardResult]:
+    """Shard name -> result, for each shard whose files are there and are byte for byte those that were written.
+
+    Args:
+        inputs: shard name -> hash of its inputs as they are now; a shard of others is not kept.
+    """
     found = {plan.name: _read_json(_result_path(out, plan.name)) for plan in plans}
     results = {name: _result_of(body) for name, body in found.items()}
-    return {name: result for name, result in results.items() if result and _is_intact(out, result)}
+    return {
+        name: result
+        for name, result in results.items()
+        if result and result.inputs in ("", inputs[name]) and _is_intact(out, result)
+    }
 
 
 def save_build(out: str, recipe: Mapping[str, Any], files: Mapping[str, str]) -> None:
@@ -114,9 +128,31 @@ def _is_intact(out: str, result: ShardResult) -> bool:
     return entry is None or (looks_whole(out, entry) and has_hash(join(out, entry.name), entry.sha256))
 
 
+def _shard_files(out: str) -> list[str]:
+    return [name for name in (list_names(out) if exists(out) else []) if name.endswith((".tar", ".idx"))]
+
+
+def _has_shards(out: str) -> bool:
+    return bool(_shard_files(out)) or list_names(join(out, STATE_NAME)) != ["recipe.json"]
+
+
+def _differ_in_contents_alone(begun: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:
+    """Whether two recipes are of the same images as far as these can be counted, and of the same settings."""
+    was, now = named_in_full(begun), json.loads(_json_bytes(recipe))
+    differences = {line.split(":")[0] for line in config_diff(was, now)}
+    return differences <= {"inputs.image_bytes", "inputs.sha256"}
+
+
+def _forget_notes_without_inputs(out: str) -> None:
+    """Notes of an older version do not say what their shards were made of: these are written again."""
+    for name in list_names(join(out, STATE_NAME)):
+        path = join(out, STATE_NAME, name)
+        if name != "recipe.json" and not _read_json(path).get("inputs"):
+            remove(path)
+
+
 def _expect_no_shards(out: str) -> None:
-    names = list_names(out) if exists(out) else []
-    strangers = [name for name in names if name.endswith((".tar", ".idx"))]
+    strangers = _shard_files(out)
     if strangers:
         raise StorageError(
             f"{out}: holds {len(strangers)} shard files ({strangers[0]}, ...) but neither a manifest nor an unfinished "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from core import parts
@@ -22,6 +23,7 @@ from core.columns import (
     ColumnHead,
     column_names,
     column_url,
+    is_whole,
     load_head,
     publish_column,
     sweep_column,
@@ -31,7 +33,8 @@ from core.errors import ManifestError
 from core.locks import lock
 from core.places import expect_no_common_folder
 from core.shard_set import ShardSet
-from core.storage import is_local, join, local
+from core.spoken import counted
+from core.storage import is_local, join, local, remove
 from shard_builder.progress import progress_bar, spoken_bytes, spoken_seconds
 
 CACHE_DIR = Path("~/.cache/shardclip")
@@ -68,15 +71,19 @@ def make_columns(
 
 
 def make_column(work: ColumnWork, plan: ColumnPlan, console: Console, started: float) -> ColumnHead:
-    """Do what a kind has planned for one set since `started`, unless an equal column is there."""
+    """Do what a kind has planned for one set since `started`, unless an equal, whole column is there."""
     head = head_of(plan, work.shard_set.fingerprints[0])
     for note in plan.notes:
         console.print(note)
     with column_lock(work.url, plan.name, work.cache_dir):
         if plan.name in column_names(work.url):
             found = _expect_equal(work.url, head)
-            console.print(f"[green]already there[/]: {column_url(work.url, plan.name)} holds exactly this.")
-            return found
+            where = column_url(work.url, plan.name)
+            if is_whole(work.url, found):
+                console.print(f"[green]already there[/]: {escape(where)} holds exactly this.")
+                return found
+            console.print(f"[yellow]not whole[/]: {escape(where)} lost files, or they are damaged: made again.")
+        remove(column_url(work.url, plan.name))  # what has no head, or lost files
         shards = [entry.name for entry in work.shard_set.manifests[0].shards]
         head = publish_column(work.url, head, shards, plan.make())
     console.print(_summary(work.url, head, time.monotonic() - started))
@@ -111,10 +118,10 @@ def column_lock(url: str, name: str, cache_dir: Path) -> Iterator[None]:
 
 def column_table(url: str) -> Table:
     """A set's columns for people."""
-    table = Table("column", "values", "size", "made by", title=url, title_justify="left")
+    table = Table("column", "values", "size", "made by", title=escape(url), title_justify="left")
     for name in column_names(url):
         head = load_head(url, name)
-        table.add_row(name, spoken_values(head), spoken_bytes(head.bytes), spoken_origin(head))
+        table.add_row(*map(escape, (name, spoken_values(head), spoken_bytes(head.bytes), spoken_origin(head))))
     return table
 
 
@@ -153,11 +160,11 @@ def _summary(url: str, head: ColumnHead, seconds: float) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_column(style="dim", justify="right")
     table.add_column()
-    table.add_row("column", f"{head.name}: {spoken_values(head)}")
+    table.add_row("column", escape(f"{head.name}: {spoken_values(head)}"))
     for name, value in head.figures.items():
         if isinstance(value, int | float | str):
-            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int | float) else value)
-    table.add_row("size", f"{spoken_bytes(head.bytes)} in {len(head.files)} files")
+            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int | float) else escape(value))
+    table.add_row("size", f"{spoken_bytes(head.bytes)} in {counted(len(head.files), 'file')}")
     table.add_row("time", spoken_seconds(seconds))
-    table.add_row("in", column_url(url, head.name))
+    table.add_row("in", escape(column_url(url, head.name)))
     return table

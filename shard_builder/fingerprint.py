@@ -58,6 +58,11 @@ def recipe_of(
     }
 
 
+def inputs_hash(records: Sequence[Record], image_bytes: Sequence[int]) -> str:
+    """Hash of the records of one shard, in its order, by which it is known after others were mended."""
+    return _digest(_input_lines(records, (), image_bytes))
+
+
 def fingerprint_of(recipe: Mapping[str, Any]) -> str:
     """Hash of a recipe; equal fingerprints promise equal bytes."""
     return _digest([recipe])

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from core.cores import available_cores
 from core.errors import DataError, ManifestError, ShardclipError, StorageError
@@ -131,7 +132,7 @@ def index_shards(
         manifest = replace(manifest, fingerprint=ShardSet((url,), (manifest,), cache_dir, verified=False).fingerprint)
         has_changed = _publish(url, manifest, skipped, before)
     if not has_changed and not any(result.wrote_index for result in results):
-        console.print(f"[green]already indexed[/]: {url} holds exactly this, nothing to do.")
+        console.print(f"[green]already indexed[/]: {escape(url)} holds exactly this, nothing to do.")
     else:
         console.print(summary_table(manifest, [("size", spoken_bytes(sum(e.bytes for e in entries))), ("in", url)]))
     return manifest

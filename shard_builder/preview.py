@@ -15,6 +15,7 @@ from core.columns import LABELS, NO_NUMBER, TOPICS, column_names, load_head
 from core.errors import ConfigError, DataError
 from core.seeding import permutation
 from core.shard_set import ShardSet
+from core.spoken import counted
 from core.storage import join, publish_bytes
 from shard_builder.column import column_table
 from shard_builder.contact_sheet import contains, draw_sheet, encode_sheet, summary_of, tile_of
@@ -56,10 +57,12 @@ def preview(
     console.print(_caption_table(shard_set, samples, marks, cut))
     if cut:
         count = shard_set.manifests[0].num_cut_captions
-        console.print(f"[yellow]{count:,} captions[/] are longer than the text encoder takes: {join(url, CUT_NAME)}")
+        console.print(
+            f"[yellow]{count:,} captions[/] are longer than the text encoder takes: {escape(join(url, CUT_NAME))}"
+        )
     if column_names(url):
         console.print(column_table(url))
-    console.print(f"{len(samples)} samples drawn in {out}")
+    console.print(f"{counted(len(samples), 'sample')} drawn in {out}", markup=False)
     return samples
 
 

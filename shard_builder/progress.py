@@ -6,18 +6,20 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from core.manifest import Manifest
+from core.spoken import counted
 
 
 @contextmanager
 def progress_bar(console: Console, unit: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
     """A bar; the function it gives is told how many units are done altogether."""
     columns = (
-        TextColumn("{task.description:>9}"),
+        TextColumn("{task.description:>9}", table_column=Column(no_wrap=True)),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(unit),
@@ -30,7 +32,7 @@ def progress_bar(console: Console, unit: str, total: int | None, done: int = 0) 
 
 class _Rate(ProgressColumn):
     def __init__(self, unit: str) -> None:
-        super().__init__()
+        super().__init__(table_column=Column(no_wrap=True))
         self._unit = unit
 
     def render(self, task: Task) -> Text:
@@ -44,15 +46,15 @@ def summary_table(manifest: Manifest, rows: Iterable[tuple[str, str]]) -> Table:
     table.add_column(style="dim", justify="right")
     table.add_column()
     table.add_row("inputs", f"{manifest.num_inputs:,}")
-    table.add_row("samples", f"{manifest.num_samples:,} in {len(manifest.shards):,} shards")
+    table.add_row("samples", f"{manifest.num_samples:,} in {counted(len(manifest.shards), 'shard')}")
     for reason, count in manifest.skipped.items():
-        table.add_row("left out", f"[yellow]{count:,} {reason}[/]")
+        table.add_row("left out", f"[yellow]{count:,} {escape(reason)}[/]")
     table.add_row("captions", f"{manifest.num_captions:,}")
     if manifest.num_cut_captions:
         cut = f"[yellow]{manifest.num_cut_captions:,} are longer than the text encoder takes[/]"
         table.add_row("cut", f"{cut}, which reads their beginning: cut_captions.jsonl names them")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
 
 

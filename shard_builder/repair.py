@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from core.errors import DamagedError
 from core.manifest import Manifest, ShardEntry
@@ -57,7 +58,8 @@ def repair(
     """
     by_name = {entry.name: entry for entry in lost}
     different: list[str] = []
-    with _folder_beside(out) as folder, progress_bar(console, "images", total=None) as show:
+    total = sum(len(tasks[entry.name].plan.records) for entry in lost)
+    with _folder_beside(out) as folder, progress_bar(console, "images", total=total) as show:
         again = [replace(tasks[entry.name], out=str(folder)) for entry in lost]
         for task, result in engine.run(write_shard, again, show):
             entry = by_name[task.name]
@@ -69,7 +71,7 @@ def repair(
                 continue
             for name, sha256 in ((entry.name, entry.sha256), (entry.index_name, entry.index_sha256)):
                 publish(lambda path, name=name: _copy(folder / name, path), join(out, name), sha256)  # type: ignore[misc]
-            console.print(f"[green]repaired[/]: {join(out, entry.name)} is again what the manifest names.")
+            console.print(f"[green]repaired[/]: {escape(join(out, entry.name))} is again what the manifest names.")
     if different:
         raise DamagedError(
             f"{'; '.join(sorted(different))}. What differs is not put back: restore it from a copy, or build another "

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from core.columns import ColumnHead
+from core.columns import LABELS, ColumnHead, column_names
 from core.cores import available_cores
 from core.errors import DamagedError, ManifestError, StorageError
 from core.image import ImageError, decode_into
@@ -35,6 +36,7 @@ from core.shard_index import (
     scan_tar,
 )
 from core.shard_set import decode_embeddings
+from core.spoken import counted
 from core.storage import PARTIAL_PREFIX, exists, fetch, join, list_names, sha256_of
 from shard_builder.build_state import BUILD_NAME, STATE_NAME, load_build
 from shard_builder.contact_sheet import CONTACT_SHEET_NAME
@@ -44,10 +46,11 @@ from shard_builder.fingerprint import fingerprint_of
 from shard_builder.index_tars import left_overs
 from shard_builder.progress import progress_bar
 from shard_builder.rejected import REJECTED_NAME, count_by_reason, read_rejected
-from shard_builder.verify_columns import UNIT_TOLERANCE, check_columns
+from shard_builder.verify_columns import UNIT_TOLERANCE, check_columns, columns_mended_by, published_labels
 from shard_builder.verify_deep import differences
 
 AGAIN = " (run `shardclip index-shards` again: it mends this)"
+_IS_MISSING, _UNDECODABLE = "is missing", "the image cannot be decoded"
 SHOWN_PER_FILE = 20  # of the printed table; `verify` returns all
 _UNREADABLE = (StorageError, ValueError, KeyError, TypeError, AttributeError)  # of a listing
 
@@ -116,23 +119,39 @@ def verify(
         if not faults:
             also = ", and the webdataset library reads the same" if deep else ""
             console.print(
-                f"[green]sound[/]: {url}: {manifest.num_samples:,} samples and {manifest.num_captions:,} captions in "
-                f"{len(manifest.shards):,} shards{_spoken(columns)}, every byte as it was written{also}"
+                f"[green]sound[/]: {escape(url)}: {counted(manifest.num_samples, 'sample')} and "
+                f"{counted(manifest.num_captions, 'caption')} in {counted(len(manifest.shards), 'shard')}"
+                f"{_spoken(columns)}, every byte as it was written{also}"
             )
     if faults:
         console.print(fault_table(url, faults))
     if manifest and any(fault.file in (shard.name, shard.index_name) for shard in manifest.shards for fault in faults):
-        console.print(mended_by(url, manifest, of_right_size=True))
+        console.print(_shards_mended_by(url, manifest, faults), markup=False)
+    for sentence in columns_mended_by(url, manifest, [fault.file for fault in faults]) if manifest else ():
+        console.print(sentence, markup=False)
+    if manifest and manifest.classes and not published_labels(manifest) and LABELS not in column_names(url):
+        console.print(f"no labels, as in sets of before; `shardclip column labels {url}` makes them.", markup=False)
     return faults
 
 
+def _shards_mended_by(url: str, manifest: Manifest, faults: Sequence[Fault]) -> str:
+    """The sentence that says how the shards get back what they lost."""
+    own = [fault for fault in faults if fault.file.endswith((".tar", ".idx"))]
+    if manifest.image.codec == "mixed" and all(fault.what.startswith(_UNDECODABLE) for fault in own):
+        return (  # every byte is as it was when the tars were adopted, so to index them again changes nothing
+            "Restore the tars from a copy, or train with data.max_damaged (a count, or a share such as 0.001): such "
+            "samples are then replaced and named."
+        )
+    return mended_by(url, manifest, of_right_size=any(fault.what != _IS_MISSING for fault in own))
+
+
 def _spoken(columns: Sequence[ColumnHead]) -> str:
-    return f" and {len(columns)} columns ({', '.join(head.name for head in columns)})" if columns else ""
+    return f" and {counted(len(columns), 'column')} ({', '.join(head.name for head in columns)})" if columns else ""
 
 
 def fault_table(url: str, faults: Sequence[Fault]) -> Table:
     """The faults for people: the first `SHOWN_PER_FILE` of each file, and how many more it has."""
-    table = Table("file", "sample", "fault", title=f"{url}: {len(faults):,} faults", title_style="bold red")
+    table = Table("file", "sample", "fault", title=f"{url}: {counted(len(faults), 'fault')}", title_style="bold red")
     for file, of_file in groupby(faults, key=lambda fault: fault.file):
         own = list(of_file)
         for fault in own[:SHOWN_PER_FILE]:
@@ -224,7 +243,7 @@ class _SampleChecker:
         try:
             decode_into(data[IMAGE], self.task.image, self._pixels)
         except ImageError as error:
-            self._fault(key, f"the image cannot be decoded ({error})")
+            self._fault(key, f"{_UNDECODABLE} ({error})")
         try:
             info = json.loads(bytes(data.get(JSON, b"")) or b"{}")
             text = bytes(data.get(TXT, b"")).decode()
@@ -265,7 +284,7 @@ class _SampleChecker:
 
 def _check_file(path: Path, name: str, size: int | None, sha256: str) -> Iterator[Fault]:
     if not path.is_file():
-        yield Fault(name, "", "is missing")
+        yield Fault(name, "", _IS_MISSING)
     elif size is not None and path.stat().st_size != size:
         yield Fault(name, "", f"has {path.stat().st_size} bytes, the manifest says {size}")
     elif sha256_of(path) != sha256:
@@ -316,7 +335,7 @@ def _check_folder(url: str, manifest: Manifest) -> Iterator[Fault]:
     for name in strangers - named:
         yield Fault(name, "", f"is not named by the manifest: left over, or put there by hand{remedy}")
     if exists(join(url, STATE_NAME)):
-        yield Fault(STATE_NAME, "", "left over from a killed build: run the build again, it only tidies up")
+        yield Fault(STATE_NAME, "", "left over from an unfinished build: run the build again, it only tidies up")
     for fault in (*_check_rejected(url, manifest), *_check_build(url, manifest)):
         yield replace(fault, what=fault.what + remedy)
 

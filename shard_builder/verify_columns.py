@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,8 @@ from core.columns import (
     TOPICS,
     ColumnFile,
     ColumnHead,
+    column_names,
+    column_url,
     counts_file,
     extra_file,
     load_head,
@@ -30,6 +32,7 @@ from core.manifest import Manifest, ShardEntry
 from core.mapped import mapped
 from core.shard_set import ShardSet
 from core.storage import exists, fetch, join, list_folders, list_names, sha256_of
+from shard_builder.columns.labels import FROM_JSON
 
 UNIT_TOLERANCE = 2e-3  # rounding to float16 moves the length by 5e-4 at most
 Report = Callable[[str, str], None]  # (file in the set, what is wrong with it)
@@ -38,6 +41,8 @@ Report = Callable[[str, str], None]  # (file in the set, what is wrong with it)
 def check_columns(url: str, manifest: Manifest, cache_dir: Path | None, report: Report) -> list[ColumnHead]:
     """Report every fault of every column; returns the heads that can be read."""
     folder = join(url, FOLDER)
+    if published_labels(manifest) and not exists(column_url(url, LABELS)):
+        report(join(FOLDER, LABELS, HEAD_NAME), "is missing: the build published labels, since the set has classes")
     if not exists(folder):
         return []
     for name in list_names(folder):
@@ -57,6 +62,44 @@ def check_columns(url: str, manifest: Manifest, cache_dir: Path | None, report: 
             heads.append(head)
             _ColumnChecker(checked, head, report).check()
     return heads
+
+
+def published_labels(manifest: Manifest) -> bool:
+    """Whether the build of this set has published a column of labels; those that did not said nothing of captions."""
+    return bool(manifest.classes and manifest.captions)
+
+
+def columns_mended_by(url: str, manifest: Manifest, files: Sequence[str]) -> list[str]:
+    """For each column that has a fault in one of its `files`, the sentence that says how it is made again."""
+    sentences = []
+    for name in sorted(
+        {file.split("/")[1] for file in files if file.count("/") == 2 and file.startswith(f"{FOLDER}/")}
+    ):
+        command = f"`shardclip column {{kind}} {url}`"
+        if name == LABELS and published_labels(manifest) and _is_of_the_build(url):
+            again = f"`shardclip build` with the recipe of this set (out={url}), or {command.format(kind=LABELS)}"
+            sentences.append(f"{again}, makes the labels again.")
+        elif name in column_names(url):
+            again = f"{command.format(kind=_kind_of(url, name))}, with the options that it was made with"
+            sentences.append(f"{again}, makes column {name} again.")
+    return sentences
+
+
+def _kind_of(url: str, name: str) -> str:
+    try:
+        return load_head(url, name).kind
+    except ShardclipError:
+        return "KIND"
+
+
+def _is_of_the_build(url: str) -> bool:
+    """Whether the labels that are there, or were, are the build's; those of a file, under the same name, are not."""
+    if LABELS not in column_names(url):
+        return True
+    try:
+        return dict(load_head(url, LABELS).origin) == FROM_JSON
+    except ShardclipError:
+        return False
 
 
 @dataclass

@@ -57,6 +57,7 @@ class ShardResult:
     skipped: tuple[Skip, ...]
     source_bytes: int  # read
     num_enlarged: int  # images whose shorter side is below the stored size
+    inputs: str = ""  # hash of what it was made of; "": noted by a version that did not say
 
 
 @dataclass(frozen=True)

@@ -170,6 +170,7 @@ class Shards(Sequence[Sample]):
         Raises:
             ConfigError: shuffle is negative.
             StorageError: a remote set without `cache_dir`.
+            DamagedError: while it is read: a picture cannot be decoded; names tar and sample.
         """
         if shuffle < 0:
             raise ConfigError(f"shuffle is {shuffle}: give a number of samples, or 0 for none.")

@@ -88,6 +88,11 @@ class TrainConfig:
     profile: ProfileConfig = field(default_factory=ProfileConfig)  # rank 0, into run_dir/profile
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
+    @property
+    def freezes_random_weights(self) -> bool:
+        """Whether parts of the tower stay as chance has drawn them: frozen, though nothing has taught them."""
+        return self.model.weights == "none" and self.start_from is None and self.model.freeze != "nothing"
+
     def __post_init__(self) -> None:
         objective, text = self.build_objective(), self.build_text()
         check(SAMPLERS, self.data.sampler, "data.sampler", given=["epoch"])

@@ -47,7 +47,7 @@ def export(run: Path, to: str, out: Path, console: Console) -> Path:
         (folder / CARD).write_text(model_card(encoder, to, code), "utf-8")
 
     _published(fill, out)
-    console.print(f"exported {encoder.path} as {to} -> {out} (how to load it: {out / CARD})")
+    console.print(f"exported {encoder.path} as {to} -> {out} (how to load it: {out / CARD})", markup=False)
     return out
 
 

@@ -15,7 +15,7 @@ from trainer.telemetry.names import DIRECTIONS, RECALL_KS
 def say_results(results: Mapping[str, Any], report: Path, console: Console) -> None:
     """Print the headline of each part, and where the report lies."""
     if "protocol" in results:
-        console.print(f"protocol: {results['protocol']}")
+        console.print(f"protocol: {results['protocol']}", markup=False)
         for direction in DIRECTIONS:
             figures = results[direction]
             recalls = "  ".join(f"R@{k} {100 * figures[names.recall(k)]:.1f} %" for k in RECALL_KS)
@@ -31,4 +31,4 @@ def say_results(results: Mapping[str, Any], report: Path, console: Console) -> N
     if labelled := results.get("zero_shot_labelled"):
         count = len(labelled["classes"])
         console.print(f"zero-shot over {count} classes: top-1 {100 * labelled['top1']:.1f} %")
-    console.print(f"report: {report}")
+    console.print(f"report: {report}", markup=False)

@@ -15,10 +15,20 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from core.column_kind import ColumnPlan, ColumnWork, by_shard
-from core.columns import LABELS, NO_NUMBER, ColumnValues, column_url, publish_column
-from core.errors import DataError
+from core.columns import (
+    LABELS,
+    NO_NUMBER,
+    ColumnValues,
+    column_names,
+    column_url,
+    is_whole,
+    load_head,
+    publish_column,
+)
+from core.errors import DataError, ManifestError
 from core.shard_set import ShardSet
 from core.storage import read_bytes, remove
 from shard_builder.column import column_lock, head_of
@@ -93,9 +103,9 @@ def plan_of(
     }
     notes = []
     if found.num_unknown:
-        notes.append(f"[yellow]{found.num_unknown:,} rows[/] of the file belong to no sample of {where}.")
+        notes.append(f"[yellow]{found.num_unknown:,} rows[/] of the file belong to no sample of {escape(where)}.")
     if unlabelled:
-        notes.append(f"[yellow]{unlabelled:,} of {len(numbers):,} samples[/] of {where} have no label: -1.")
+        notes.append(f"[yellow]{unlabelled:,} of {len(numbers):,} samples[/] of {escape(where)} have no label: -1.")
     return ColumnPlan(
         name=name,
         kind=LABELS,
@@ -109,8 +119,22 @@ def plan_of(
     )
 
 
+def lacks_labels(shard_set: ShardSet) -> bool:
+    """Whether the labels that the set's build has published are gone or damaged; labels of a file are not its own."""
+    url = shard_set.urls[0]
+    if not shard_set.manifests[0].classes:
+        return False
+    if LABELS not in column_names(url):
+        return True
+    try:
+        head = load_head(url, LABELS)
+    except ManifestError:
+        return False  # altered: nobody knows whose it is
+    return dict(head.origin) == FROM_JSON and not is_whole(url, head)
+
+
 def publish_labels(shard_set: ShardSet, cache_dir: Path, console: Console) -> None:
-    """The labels of a set that is being built, before its manifest; one that a killed build left is replaced."""
+    """The labels of a set that is being built, before its manifest, or that lost them; what is there is replaced."""
     work = ColumnWork(shard_set, [shard_set], cache_dir, partial(progress_bar, console))
     plan = plan_of(LABELS, shard_set, own_labels(work), shard_set.manifests[0].classes, FROM_JSON, work.url)
     with column_lock(work.url, plan.name, cache_dir):

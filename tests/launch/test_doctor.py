@@ -111,6 +111,13 @@ def test_memory_counts_the_copy_that_is_saved(
     assert f"about {2 * state_bytes(config) / GIB:.2f} GiB of" in finding.what and finding.level == "ok"
 
 
+def test_a_frozen_tower_that_nothing_has_taught_is_a_warning(folder: Path) -> None:
+    frozen = {"tower": "shufflenet_v2_x0_5", "freeze": "tower"}
+    (_, warning) = check_weights(config_of(folder, model=frozen), 1)
+    assert warning.level == "warning" and "model.weights=none" in warning.what and "thaw={}" in warning.repair
+    assert [found.level for found in check_weights(config_of(folder), 1)] == ["ok"]
+
+
 def test_views_that_hardly_differ_are_a_warning(folder: Path) -> None:
     (weak,) = check_views(config_of(folder, augment={"crop_scale": (0.9, 1.0)}), 1)
     assert weak.level == "warning" and "crops keep at least 90 %" in weak.what and "colours change with" in weak.what

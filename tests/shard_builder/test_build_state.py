@@ -18,6 +18,7 @@ from shard_builder.records import Skip
 from shard_builder.writer import ShardResult
 
 PLAN = ShardPlan("train-00000.tar", 0, ())
+INPUTS = {PLAN.name: "now"}
 RECIPE = {"layout": 2, "settings": {"seed": 0}}
 
 
@@ -37,24 +38,24 @@ def test_a_note_without_a_field_has_its_default_or_its_shard_is_made_again(tmp_p
     note = tmp_path / ".build/train-00000.tar.json"
     whole = json.loads(note.read_text())
     assert whole == {**asdict(result), "skipped": [asdict(result.skipped[0])]}
-    assert finished_results(str(tmp_path), [PLAN]) == {PLAN.name: result}
-    optional = {("entry", "embeddings"), ("entry", "index")}
+    assert finished_results(str(tmp_path), [PLAN], INPUTS) == {PLAN.name: result}
+    optional = {("entry", "embeddings"), ("entry", "index"), ("inputs",)}
     for place, changed in without_each_field(whole):
         note.write_text(json.dumps(changed))
         expected = {PLAN.name: result} if place in optional else {}
-        assert finished_results(str(tmp_path), [PLAN]) == expected, place
+        assert finished_results(str(tmp_path), [PLAN], INPUTS) == expected, place
     for _, changed in with_an_unknown_field(whole):
         note.write_text(json.dumps(changed))
-        assert finished_results(str(tmp_path), [PLAN]) == {PLAN.name: result}
+        assert finished_results(str(tmp_path), [PLAN], INPUTS) == {PLAN.name: result}
     for text in ("", "{", "[]", "3", "null"):
         note.write_text(text)
-        assert finished_results(str(tmp_path), [PLAN]) == {}
+        assert finished_results(str(tmp_path), [PLAN], INPUTS) == {}
 
 
 def test_a_note_of_a_shard_without_samples_is_believed(tmp_path: Path) -> None:
     nothing = ShardResult(None, (Skip("x", "coco", "truncated", "/x.jpg"),), 1000, 0)
     save_result(str(tmp_path), PLAN.name, nothing)
-    assert finished_results(str(tmp_path), [PLAN]) == {PLAN.name: nothing}
+    assert finished_results(str(tmp_path), [PLAN], INPUTS) == {PLAN.name: nothing}
 
 
 def test_a_build_json_of_another_version_is_read_or_refused(tmp_path: Path) -> None:

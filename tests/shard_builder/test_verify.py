@@ -200,7 +200,7 @@ def test_what_belongs_to_a_built_set_is_no_stranger(folder: Path) -> None:
 def test_what_a_killed_build_left_is_named_with_its_remedy(folder: Path) -> None:
     (folder / ".build").mkdir()
     assert check(folder) == [
-        Fault(".build", "", "left over from a killed build: run the build again, it only tidies up")
+        Fault(".build", "", "left over from an unfinished build: run the build again, it only tidies up")
     ]
 
 

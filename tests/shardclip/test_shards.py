@@ -13,13 +13,14 @@ import pytest
 import torch
 from fake_encoder import expected as embedding_of
 from foreign_tars import others, write_tars
+from photo_folders import picture
 from PIL import Image
 from rich.console import Console
 from shard_sets import make_shard_set
 from torch.utils.data import DistributedSampler
 
 import shardclip
-from core.errors import ConfigError, DataError, ManifestError
+from core.errors import ConfigError, DamagedError, DataError, ManifestError
 from shard_builder.index_tars import index_shards
 
 
@@ -119,6 +120,20 @@ def test_webdatasets_own_pipeline_reads_the_same(photos: Path, build_set: Callab
     assert isinstance(next(iter(shards.webdataset(decode=None)))["jpg"], bytes)
     with pytest.raises(ConfigError, match="shuffle is -1"):
         shards.webdataset(shuffle=-1)
+
+
+def test_a_picture_that_cannot_be_decoded_is_named_and_can_be_passed_over(tmp_path: Path) -> None:
+    from webdataset import warn_and_continue
+
+    samples = [{"__key__": f"{n}", "jpg": picture(n, (40, 40)), "txt": "a text"} for n in range(3)]
+    samples[1]["jpg"] = picture(1, (40, 40))[:200]
+    tars = write_tars(tmp_path / "others", samples)
+    index_shards(str(tars), size=32, workers=1, console=Console(quiet=True))
+    shards = shardclip.open_shards(tars)
+    with pytest.raises(DamagedError, match=r"00000.tar: sample 1: its .*jpg cannot be decoded"):
+        list(shards.webdataset())
+    passed_over = shards.webdataset(decode=None).decode("pil", handler=warn_and_continue)
+    assert [sample["__key__"] for sample in passed_over] == ["0", "2"]
 
 
 def test_a_shuffled_pipeline_has_every_sample_and_another_order_each_epoch(tmp_path: Path) -> None:

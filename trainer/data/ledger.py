@@ -10,6 +10,7 @@ import torch
 
 from core.distributed import all_reduce_sum, gather_objects
 from core.errors import DataError
+from core.spoken import counted
 from trainer.data.batch import Batch, too_many_damaged
 
 _NAMED = 5  # samples named in an error
@@ -36,6 +37,11 @@ class LedgerReport:
     dropped: int
     substituted: int
     order_digest: int
+
+    @property
+    def spoken_substitutes(self) -> str:
+        """`2 damaged samples were replaced`."""
+        return f"{counted(self.substituted, 'damaged sample was', 'damaged samples were')} replaced"
 
 
 class LedgerState(TypedDict):

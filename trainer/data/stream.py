@@ -31,6 +31,7 @@ from trainer.data.workers import Part, PartReader, Task
 
 T = TypeVar("T")
 _NO_SLOT = -1
+_LOOK_S = 2.0  # how often a worker looks whether its trainer is still there
 _MAX_PART_ROWS = 128  # 30 ms of decoding: handing a part over costs half a millisecond
 
 
@@ -171,7 +172,7 @@ def _prepare_worker(worker: int) -> None:
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # a mapped shard each
     # Schedulers and Ctrl-C signal every process of a job; the trainer decides what to do, and must not lose its workers
-    # before it has saved. Only the trainer itself ends them: hence the thread that looks who sends SIGTERM.
+    # before it has saved. Only the trainer itself ends them, or its death: hence the thread that looks for both.
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -179,9 +180,13 @@ def _prepare_worker(worker: int) -> None:
 
 
 def _end_when_the_trainer_says() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
+    trainer = os.getppid()
+    while True:
+        told = signal.sigtimedwait({signal.SIGTERM}, _LOOK_S)
+        if os.getppid() != trainer:
+            os._exit(1)  # killed: what this worker still wants to hand over, nobody takes, and it would wait for ever
+        if told is not None and told.si_pid == trainer:
+            os._exit(0)
 
 
 def _explained(act: Callable[[], T]) -> T:

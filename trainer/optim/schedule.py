@@ -16,9 +16,10 @@ def lr_at(step: int, total_steps: int, config: OptimConfig) -> float:
         ConfigError: the run would end before it is warm, or is too short for its schedule.
     """
     if config.warmup_steps >= total_steps:
+        fitting = f"about {total_steps // 10}" if total_steps >= 10 else min(1, total_steps - 1)
         raise ConfigError(
             f"optim.warmup_steps is {config.warmup_steps}, but the run has {total_steps} steps: it would never reach "
-            f"optim.lr. Set it to about {total_steps // 10}, or train for longer."
+            f"optim.lr. Set it to {fitting}, or train for longer."
         )
     schedule, num_steps = config.schedule_part, total_steps - config.warmup_steps
     schedule.check(num_steps)

@@ -212,14 +212,14 @@ def _open_folder(
 def _end_saving(saver: Saver, run_dir: Path) -> None:
     """Let the checkpoint under way come to its end where a run ends with another error than that one's."""
     if (error := saver.close()) is not None:
-        console.print(f"the checkpoint under way failed too: {error}")
+        console.print(f"the checkpoint under way failed too: {error}", markup=False)
         with suppress(StorageError):  # a full disk takes no note either
             record_event(run_dir, "checkpoint failed", error=f"{type(error).__name__}: {error}")
 
 
 def _note_start(run: Run, start: Start) -> None:
     """Say what the run took over, in the journal too; on rank 0."""
-    console.print(str(start))
+    console.print(str(start), markup=False)
     reason = f"start_from={run.config.start_from} start_parts={run.config.start_parts}"
     record_event(run.folder.path, "started from", 0, reason=reason, **start.account())
 

@@ -190,9 +190,11 @@ class Run:
     def account(self, step: int) -> None:
         """Hold the ledger of the epoch that ends with `step` against what was declared; waits for all ranks."""
         epoch = step // self.steps_per_epoch - 1
-        report = asdict(self.ledger.finish())
+        report = self.ledger.finish()
         if is_main():
-            record_event(self.folder.path, "epoch covered", step, epoch=epoch, **report)
+            record_event(self.folder.path, "epoch covered", step, epoch=epoch, **asdict(report))
+            if report.substituted:
+                console.print(f"epoch {epoch + 1}: {report.spoken_substitutes} (events.jsonl names them)")
         if step < self.total_steps:
             self.ledger.start(epoch + 1, self.loader.order(epoch + 1))
 
@@ -289,12 +291,12 @@ class Run:
             )
         self.await_save()
         if is_main() and self.start_step >= self.total_steps:
-            console.print(f"{self.folder.path}: all {self.total_steps:,} steps are done already.")
+            console.print(f"{self.folder.path}: all {self.total_steps:,} steps are done already.", markup=False)
             set_state(self.folder, "finished")
             self.trackers.finish({})
         elif is_main():
             minutes = self.seconds / 60
-            console.print(f"trained {self.total_steps:,} steps in {minutes:.1f} min: {self.folder.path}")
+            console.print(f"trained {self.total_steps:,} steps in {minutes:.1f} min: {self.folder.path}", markup=False)
             self._close(self.total_steps, "finished")
 
     def _host_batches(self) -> Iterator[Batch]:
@@ -346,7 +348,7 @@ class Run:
         runs_dir = self.folder.path.parent
         if why := why_unregistered(runs_dir):
             if state == "running":
-                console.print(why)
+                console.print(why, markup=False)
             return
         recall = {
             direction: self.summary.get(names.val(names.of_direction(direction, names.recall(10))), "")

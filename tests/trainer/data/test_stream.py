@@ -194,6 +194,32 @@ def test_reading_and_decoding_are_measured_apart(
         assert 0.02 * G <= getattr(batch, slow) < 0.02 * G * 1.9 and getattr(batch, quick) < 0.02 * G
 
 
+IDLE = """
+import sys, time
+from core.shard_set import ShardSet
+from trainer.data.loader import TrainLoader
+loader = TrainLoader(ShardSet.open(sys.argv[1]), global_batch_size=32, num_workers=2)
+batches = loader.epoch(0)
+next(batches)
+print("begun", flush=True)
+time.sleep(600)
+"""
+
+
+def test_workers_end_with_a_trainer_that_was_killed(tmp_path: Path) -> None:
+    url = make_shard_set(tmp_path / "wide", 256, embed_dim=4096)  # more than a pipe holds: they wait to hand it over
+    with subprocess.Popen([sys.executable, "-c", IDLE, url], stdout=subprocess.PIPE, text=True) as trainer:
+        assert trainer.stdout is not None and trainer.stdout.readline() == "begun\n"
+        workers = [int(pid) for pid in Path(f"/proc/{trainer.pid}/task/{trainer.pid}/children").read_text().split()]
+        time.sleep(2)  # until they have filled the pipe
+        trainer.kill()
+    deadline = time.monotonic() + 15
+    while alive := [pid for pid in workers if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, f"{len(alive)} of {len(workers)} workers wait for nobody"
+        time.sleep(0.1)
+    assert len(workers) == 2
+
+
 def children() -> list[int]:
     return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 

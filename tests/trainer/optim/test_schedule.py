@@ -142,3 +142,9 @@ def test_more_cycles_than_steps_are_refused_before_the_first_step() -> None:
     config = scheduled("warm_restarts", cycles=20, warmup_steps=5)
     with pytest.raises(ConfigError, match=r"the 10 steps after warm-up do not hold 20 cycles"):
         lr_at(0, 15, config)
+
+
+@pytest.mark.parametrize(("steps", "said"), [(1, "0"), (6, "1"), (9, "1"), (10, "about 1"), (95, "about 9")])
+def test_a_warm_up_that_is_too_long_is_told_a_length_that_fits(steps: int, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"Set it to {said}, or train for longer"):
+        lr_at(0, steps, OptimConfig(warmup_steps=100))
