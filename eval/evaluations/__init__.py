@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from core import parts
 from core.config import Choice
 from core.errors import ConfigError
+from eval.evaluations.against import Against, AgainstKNN
 from eval.evaluations.evaluation import Evaluation, Measured, Subject
 from eval.evaluations.knn import KNN
 from eval.evaluations.retrieval import Retrieval
@@ -14,6 +15,8 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "retrieval": Retrieval,
     "knn": KNN,
     "zero_shot": ZeroShot,
+    "against": Against,
+    "against_knn": AgainstKNN,
 }
 ALWAYS = ("retrieval", "knn", "zero_shot")  # wherever the data allow; others where a recipe lists them
 

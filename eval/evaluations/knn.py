@@ -32,10 +32,16 @@ class KNN(Evaluation):
 
     def measure(self, subject: Subject) -> Measured:
         """Of the pictures that have a class."""
-        return Measured(_accuracies(subject))
+        is_right = right_by_neighbours(subject)
+        return Measured({figure: float(np.mean(right)) for figure, right in is_right.items()}, of_each=is_right)
 
 
-def _accuracies(subject: Subject) -> dict[str, float]:
+def right_by_neighbours(subject: Subject) -> dict[str, np.ndarray]:
+    """`(n,)` bool for each figure: whether each picture that has a class is given it by its neighbours (collective).
+
+    Raises:
+        DataError: no picture has a class, or there is no other to compare it with.
+    """
     assert subject.labels is not None
     has_class = subject.labels >= 0
     images, labels = subject.images[has_class], subject.labels[has_class]
@@ -48,7 +54,7 @@ def _accuracies(subject: Subject) -> dict[str, float]:
             "at least 1 of each is needed. Label more samples (`shardclip column labels`)."
         )
     return {
-        figure: float(np.mean(knn_is_right(images, labels, gallery, gallery_labels, k=k, leave_one_out=own_gallery)))
+        figure: knn_is_right(images, labels, gallery, gallery_labels, k=k, leave_one_out=own_gallery)
         for figure, k in ((names.KNN, NUM_NEIGHBOURS), (names.KNN1, 1))
     }
 

@@ -30,7 +30,10 @@ class ZeroShot(Evaluation):
         has_class = subject.prompts.labels >= 0
         similarity = subject.images[has_class] @ subject.prompts.features.T
         scores = score_labels(similarity, subject.prompts.labels[has_class])
-        return Measured({names.ZERO_SHOT: scores["top1"], names.ZERO_SHOT_BY_CLASS: scores["mean_per_class"]})
+        return Measured(
+            {names.ZERO_SHOT: scores["top1"], names.ZERO_SHOT_BY_CLASS: scores["mean_per_class"]},
+            of_each={names.ZERO_SHOT: class_ranks(similarity, subject.prompts.labels[has_class]) == 1},
+        )
 
 
 def read_lines(path: Path) -> tuple[str, ...]:
@@ -72,6 +75,13 @@ def class_probabilities(image_features: np.ndarray, features_of_class: np.ndarra
     return weights / weights.sum(axis=1, keepdims=True)
 
 
+def class_ranks(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`(N,)` rank of each image's right class among `similarity` `(N, K)`, from 1; ties count against the model."""
+    own = similarity[np.arange(len(labels)), labels]
+    ranks: np.ndarray = (similarity >= own[:, None]).sum(axis=1)  # its own class is always counted: 1 is the best
+    return ranks
+
+
 def score_labels(similarity: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Accuracy of `similarity` `(N, K)` against the right classes `(N,)`; ties count against the model.
 
@@ -80,8 +90,7 @@ def score_labels(similarity: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         `mean_per_class` and `confusion` `(K, K)`: row = right class, column = predicted class, counts.
     """
     num_images, num_classes = similarity.shape
-    own = similarity[np.arange(num_images), labels]
-    rank = (similarity >= own[:, None]).sum(axis=1)  # its own class is always counted: 1 is the best
+    rank = class_ranks(similarity, labels)
     per_class = [float(np.mean(rank[labels == k] == 1)) if (labels == k).any() else None for k in range(num_classes)]
     confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
     np.add.at(confusion, (labels, _predicted(similarity, labels, rank)), 1)

@@ -39,12 +39,7 @@ class Shelf:
         """Path of the sample's thumbnail below `folder`; written when first asked for."""
         place = f"thumbnails/{self._name}-{sample:09d}.jpg"
         if not (self._folder / place).exists():
-            spec = self._shard_set.image_spec(sample)
-            pixels = np.empty((spec.size, spec.size, 3), dtype=np.uint8)
-            decode_into(self._shard_set.member(sample, IMAGE), spec, pixels)
-            image = Image.fromarray(pixels)
-            image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.LANCZOS)
-            publish_bytes(encode_jpeg(image, quality=88), join(self._folder, place))
+            publish_bytes(thumbnail(self._shard_set, sample), join(self._folder, place))
         return place
 
     def text(self, caption: Mapping[str, int]) -> str:
@@ -52,6 +47,16 @@ class Shelf:
         sample = caption["sample"]
         own = self._shard_set.captions(sample) if self._captions is None else self._captions[sample]
         return own[caption["place"]]
+
+
+def thumbnail(shard_set: ShardSet, sample: int, side: int = THUMBNAIL_SIZE) -> bytes:
+    """A sample's picture as a JPEG of at most `side` pixels."""
+    spec = shard_set.image_spec(sample)
+    pixels = np.empty((spec.size, spec.size, 3), dtype=np.uint8)
+    decode_into(shard_set.member(sample, IMAGE), spec, pixels)
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return encode_jpeg(image, quality=88)
 
 
 def show_retrieval(extracted: Extracted, ranks: Ranks, shelf: Shelf, count: int, k: int = 5) -> dict[str, Any]:

@@ -51,6 +51,7 @@ KNN, KNN1 = "knn/accuracy", "knn1/accuracy"  # of k = 20, or what the gallery ha
 ZERO_SHOT, ZERO_SHOT_BY_CLASS = "zero_shot/accuracy", "zero_shot/mean_per_class"
 VAL_LOSS = val("loss")
 VAL_RETRIEVAL, VAL_NEIGHBOURS = val("retrieval"), val("neighbours")  # pictures
+_SHARES = ("recall@", MEAN_AP, "accuracy", "mean_per_class")
 _LOWER_IS_BETTER = ("loss", MEDIAN_RANK, MEAN_RANK)
 
 CONTACT_SHEET = check("contact_sheet")  # pictures
@@ -84,6 +85,16 @@ def recall(k: int) -> str:
 def of_direction(direction: str, figure: str) -> str:
     """A figure of retrieval in one direction, without its section: `image_to_text/recall@10`."""
     return f"{direction}/{figure}"
+
+
+def against(figure: str) -> str:
+    """The figure less that of other weights, on the same pictures."""
+    return f"against/{figure}"
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share from 0 to 1, which people read in percent."""
+    return metric.rsplit("/", 1)[-1].startswith(_SHARES)
 
 
 def lower_is_better(metric: str) -> bool:
