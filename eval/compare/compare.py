@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from core.errors import ShardclipError
 from core.shard_set import ShardSet
@@ -143,11 +144,12 @@ def _say(found: Mapping[str, Any], page: Path, console: Console) -> None:
     runs = [run["name"] for run in found["runs"]]
     if rows := found.get("figures"):
         console.print(f"protocol: {found['protocol']}", markup=False)
-        table = Table("figure", *runs, *(f"{name} - {runs[0]}" for name in runs[1:]))
+        table = Table(*map(Text, ("figure", *runs, *(f"{name} - {runs[0]}" for name in runs[1:]))))  # Text: no markup
         for row in rows:
             values = ["" if value is None else spoken_metric(row["figure"], value) for value in row["values"]]
-            table.add_row(row["figure"], *values, *(spoken_gain(row["figure"], gain) for gain in row["gains"]))
-        console.print(table, markup=False)
+            gains = [spoken_gain(row["figure"], gain) for gain in row["gains"]]
+            table.add_row(*map(Text, (row["figure"], *values, *gains)))
+        console.print(table)
     for said in (*found.get("not_comparable", ()), *found["notes"]):
         console.print(said, markup=False)
     keys = ", ".join(row["key"] for row in found["recipes"]) or "nothing"

@@ -1,5 +1,6 @@
 """Comparisons: differences are those of the figures, nothing is told of equal runs, and text stays text."""
 
+import io
 import json
 import shutil
 
@@ -73,6 +74,18 @@ def test_a_run_against_itself_differs_in_nothing(places, tmp_path):
     assert [way["queries"] for way in found["queries"]] == [[], []]
     assert [one["name"] for one in found["runs"]] == [str(places / "first"), f"{places / 'first'} (2)"]
     assert "The recipes do not differ." in html
+
+
+def test_the_table_for_people_shows_brackets_as_they_are(places, tmp_path):
+    folder = tmp_path / "[red]second"
+    shutil.copytree(places / "second", folder)
+    console = Console(record=True, width=200, file=io.StringIO())
+    runs = expect_comparable([places / "first", folder], tmp_path / "out")
+    found = compare(runs, tmp_path / "out", console)
+    said = console.export_text()
+    assert "[red]second - first" in said and "recipes differ in: optim.lr" in said
+    assert all(row["figure"] in said for row in found["figures"])
+    assert f"{100 * found['figures'][0]['gains'][0]['low']:+.1f}, " in said
 
 
 def test_three_runs_are_held_against_the_first(places, tmp_path):
