@@ -54,6 +54,7 @@ EVALUATION = Contents(
     {"results.json": ("format_version", "checkpoint")},  # of versions that wrote no evaluation.yaml
     others=("checkpoints", "metrics.csv"),
 )
+COMPARISON = Contents("a comparison", (), {"compare.json": ("format_version", "reference")}, others=("compare.html",))
 DEMO = Contents("a demonstration", ("scenes", "shards-train"), others=("cache",))
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from core.errors import DataError
+from core.errors import DamagedError, DataError
 from core.storage import publish_bytes
 from eval.early import RANKS, no_baseline
 from eval.metrics import FeatureSet, Ranks, paired_bootstrap
@@ -33,6 +34,25 @@ def save_ranks(ranks: Ranks, features: FeatureSet, path: Path, captions_from: st
     publish_bytes(save(tensors, {_RIGHT: features.right.kind, _CAPTIONS: captions_from}), path)
 
 
+def save_of_each(of_each: Mapping[str, np.ndarray], path: Path) -> None:
+    """Publish what was measured of each query, by figure: `Measured.of_each`."""
+    publish_bytes(save({figure: np.ascontiguousarray(values) for figure, values in of_each.items()}), path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """What lies in a file of an evaluation, and its metadata.
+
+    Raises:
+        DamagedError: it is no whole safetensors file.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            return tensors, file.metadata() or {}
+    except (SafetensorError, UnicodeDecodeError) as error:
+        raise DamagedError(f"{path}: not whole ({error}). Run `shardclip eval` again.") from None
+
+
 def gains_over(baseline: Path, ranks: Ranks, features: FeatureSet, captions_from: str = "") -> dict[str, Any]:
     """The difference of each recall to that of an earlier evaluation, with its interval.
 
@@ -43,9 +63,7 @@ def gains_over(baseline: Path, ranks: Ranks, features: FeatureSet, captions_from
     path = baseline / RANKS
     if not path.exists():
         raise no_baseline(baseline)
-    with safe_open(path, framework="numpy") as file:
-        before = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        metadata = file.metadata() or {}
+    before, metadata = read_tensors(path)
     kind, captions = metadata.get(_RIGHT, ""), metadata.get(_CAPTIONS, "")
     if kind != features.right.kind:
         raise DataError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,9 +80,17 @@ def neighbours(
     return {
         "num_images": int((subject.labels >= 0).sum()),
         "num_classes": len(classes),
+        "labels": labels_stamp(subject),
         "gallery": source.describe() if source else "leave-one-out",
         "neighbours": show_neighbours(subject, samples, classes, own, others, count=count),
     }
+
+
+def labels_stamp(subject: Subject) -> str:
+    """What two evaluations have in common where the same pictures are of the same classes."""
+    assert subject.labels is not None
+    named = [subject.classes[label] if label >= 0 else None for label in subject.labels]
+    return hashlib.sha256(json.dumps([subject.samples.tolist(), named]).encode()).hexdigest()
 
 
 def _examples(

@@ -34,7 +34,7 @@ class EvalConfig:
     labelled_shards: tuple[str, ...] = ()  # images with class labels: zero-shot and k-NN accuracy; (): `shards`
     gallery: tuple[str, ...] = ()  # labelled sets in which k-NN looks; (): what the checkpoint was trained on, if there
     text_encoder: Choice | None = None  # for queries and classes; None: found by the name that the shards give
-    baseline: Path | None = None  # an earlier evaluation of the same shards: paired intervals of the difference
+    baseline: Path | None = None  # the folder of an earlier `eval` of the same shards: paired intervals of the gain
     evaluations: tuple[Choice, ...] = ()  # beside retrieval, k-NN and zero-shot, measured where the data allow
     num_examples: int = 6  # random captions and images to show, and twice as many zero-shot pictures
     loss_batch_size: int | None = None  # of the validation loss; None: the global batch that it was trained with

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-from core.errors import ConfigError, StorageError
+from core.errors import CheckpointError, ConfigError, DamagedError, StorageError
 from core.places import EVALUATION, expect_folder_of_ours, expect_no_common_folder
 from core.shard_set import ShardSet
 from core.storage import is_local
 from eval.captions_file import read_captions
 from eval.config import EvalConfig
+from eval.evaluations import chosen
+from eval.evaluations.against import UNTRAINED
 from trainer.checkpoint.folder import resolve_checkpoint
 from trainer.run.folder import RUN
 from trainer.trackers.metrics_csv import METRICS
 
 RANKS, RESULTS = "ranks.safetensors", "results.json"
+OF_EACH, FEATURES = "of_each.safetensors", "features.safetensors"
 MARK = EVALUATION.marks[0]  # the resolved recipe, which lies there before anything else does
 
 
@@ -31,8 +36,20 @@ def expect_measurable(config: EvalConfig) -> None:
             ShardSet.open(url, config.cache_dir, text="")  # alone: which captions they share, the checkpoint decides
     if all(is_local(url) for url in config.shards):
         _expect_captions(config)
+    _expect_other_weights(config)
     if config.baseline is not None and not (config.baseline / RANKS).exists():
         raise no_baseline(config.baseline)
+
+
+def _expect_other_weights(config: EvalConfig) -> None:
+    """Raise where a run that an evaluation compares with has no checkpoint."""
+    for name, evaluation in chosen(config.evaluations).items():
+        for weights in evaluation.other_weights():
+            try:
+                if weights != UNTRAINED:
+                    resolve_checkpoint(Path(weights))
+            except CheckpointError as error:
+                raise CheckpointError(f"evaluations: '{name}' of {error}") from error
 
 
 def _expect_captions(config: EvalConfig) -> None:
@@ -60,6 +77,21 @@ def expect_place(config: EvalConfig, checkpoint: Path) -> None:
 def no_baseline(folder: Path) -> ConfigError:
     """The sentence for a baseline that is none."""
     return ConfigError(f"baseline: {folder / RANKS} is missing. Name the folder of an earlier `shardclip eval`.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file of an evaluation or a run holds; empty where there is none.
+
+    Raises:
+        DamagedError: it is not whole.
+    """
+    if not path.exists():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except ValueError:
+        raise DamagedError(f"{path}: no whole JSON. Run `shardclip eval` again, or delete the file.") from None
+    return found
 
 
 def expect_measured(folder: Path) -> None:

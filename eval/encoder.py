@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from core.columns import text_column_of
-from core.config import Choice, convert
+from core.config import Choice, convert, from_mapping
 from core.errors import CheckpointError, ConfigError, WeightsError, did_you_mean
 from core.manifest import MANIFEST_NAME, ImageSpec, TextEncoderSpec, load_manifest
 from core.parts import build
@@ -23,12 +23,14 @@ from core.text_encoders import TEXT_ENCODERS, choice_of
 from core.text_encoders.encode import encode_captions
 from trainer.checkpoint.folder import STORED_SIZE, resolve_checkpoint
 from trainer.checkpoint.weights import read_weights
+from trainer.config import TrainConfig
 from trainer.models.build import rebuild_encoder
 from trainer.models.encoder import Encoder
 from trainer.models.texts.tower import TextTower
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.objective import Objective
 from trainer.pictures.augment import Normalize
+from trainer.run.recipe_model import untrained_model
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -136,6 +138,23 @@ def load_encoder(checkpoint: Path, device: torch.device) -> LoadedEncoder:
     scalars = objective.scalars(weights.learned)
     return LoadedEncoder(
         path, model.to(device).eval(), objective, scalars, normalize, weights.identity, weights.fingerprint
+    )
+
+
+def untrained_encoder(encoder: LoadedEncoder, device: torch.device) -> LoadedEncoder:
+    """The same encoder as its run began, before the first step (`untrained_model`).
+
+    Raises:
+        ConfigError: the checkpoint does not hold a recipe that this version reads.
+        WeightsError, CheckpointError: the weights that the recipe began with are not on this machine.
+    """
+    identity = encoder.identity
+    config = from_mapping(TrainConfig, identity["config"], f"{encoder.path}: its recipe")
+    size = identity["model"].get("image_size", identity["image"]["size"])
+    model = untrained_model(config, encoder.text_encoder, size)
+    scalars = {name: value.detach() for name, value in model.scalars().items()}
+    return replace(
+        encoder, model=model.encoder.to(device).eval(), scalars=scalars, fingerprint=f"{encoder.fingerprint} untrained"
     )
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from core.class_captions import answer_ids
@@ -21,11 +22,11 @@ from core.errors import ConfigError
 from core.host_memory import keep_freed_memory
 from core.shard_set import ShardSet
 from core.storage import publish_bytes
-from eval.baseline import gains_over, save_ranks
+from eval.baseline import gains_over, save_of_each, save_ranks
 from eval.captions_file import read_captions
-from eval.classes import class_vectors, neighbours, zero_shot, zero_shot_labelled
+from eval.classes import neighbours, zero_shot, zero_shot_labelled
 from eval.config import EvalConfig
-from eval.early import MARK, RANKS, RESULTS, expect_place
+from eval.early import FEATURES, MARK, OF_EACH, RANKS, RESULTS, expect_place
 from eval.encoder import (
     LoadedEncoder,
     chosen_device,
@@ -33,7 +34,7 @@ from eval.encoder import (
 )
 from eval.evaluating import Evaluating, LabelledSet, labelled_set, pictures_of
 from eval.evaluations import EVALUATIONS, chosen, figures_of, measure_all
-from eval.evaluations.evaluation import Evaluation, Prompts, Subject
+from eval.evaluations.evaluation import Evaluation, Subject
 from eval.evaluations.retrieval import evaluate_retrieval, recall_intervals
 from eval.features import (
     Extracted,
@@ -43,7 +44,6 @@ from eval.features import (
     save_features,
     shards_stamp,
 )
-from eval.gallery import joint_classes
 from eval.metrics import FeatureSet, Ranks
 from eval.ranks import retrieval_ranks
 from eval.report.charts import result_charts, sheets, training_charts
@@ -52,11 +52,10 @@ from eval.report.exhibits import Shelf, rank_bands, show_queries, show_retrieval
 from eval.report.measured import keep_files, part_of
 from eval.report.page import PICTURES, write_report
 from eval.report.say import say_results
-from eval.topics import topics_of
+from eval.subjects import by_weights, expect_other_weights, subject_of, with_classes, with_prompts, with_text
 from trainer.run.environment import describe_environment, hardware
 from trainer.trackers.metrics_csv import METRICS, read_metrics
 
-FEATURES = "features.safetensors"
 FORMAT_VERSION = 1
 
 
@@ -86,22 +85,24 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
     shard_set = work.open(config.shards)
     labelled = labelled_set(work, shard_set)
     evaluations = _expect_measurable(work, labelled)
+    expect_other_weights(evaluations, work)
     own_captions = read_captions(config.captions, shard_set) if config.captions else None
 
     found = work.extract(shard_set, own_captions)
     on_main(lambda: publish_bytes(dump_yaml(config).encode(), out / MARK))  # the folder is ours from now on
     results: dict[str, Any] = _identity(work, shard_set, found, run_dir)
-    subject = _subject(work, shard_set, found, work.shelf(shard_set, "sample", own_captions))
+    subject = subject_of(work, shard_set, found, work.shelf(shard_set, "sample", own_captions))
     if isinstance(found, Extracted):
-        ranks = retrieval_ranks(found.features, device)
-        subject = replace(subject, pairs=found.features, captions=found.captions, ranks=ranks)
-        results |= _of_text(work, shard_set, found, ranks, own_captions)
-    subjects = {config.shards: subject}
+        subject = with_text(subject, found, work)
+        assert subject.ranks is not None
+        results |= _of_text(work, shard_set, found, subject.ranks, own_captions)
+    subjects = {config.shards: replace(subject, by_weights=by_weights(subject, work, shard_set, None, own_captions))}
     if labelled:
         is_whole = labelled.shard_set is shard_set and own_captions is None  # not only the pictures of a captions file
         own = found if is_whole else work.extract(labelled.shard_set)
         classified, shown = _of_classes(work, labelled, own, subject if is_whole else None)
-        subjects[labelled.shard_set.urls] = classified
+        others = by_weights(classified, work, labelled.shard_set, labelled, None)
+        subjects[labelled.shard_set.urls] = replace(classified, by_weights=others)
         results |= shown
     results |= _measured(evaluations, subjects, out)
 
@@ -166,44 +167,22 @@ def _of_classes(
         found: its features.
         subject: what is known of it already.
     """
-    pictures, source = pictures_of(found), labelled.gallery
-    classes = joint_classes(labelled.labels, source)
+    pictures, source, config = pictures_of(found), labelled.gallery, work.config
     own = work.shelf(labelled.shard_set, "labelled")
+    subject = with_classes(subject or subject_of(work, labelled.shard_set, found, own), labelled, work)
     others = work.shelf(source.shard_set, "gallery") if source else own
-    gallery = source.gallery(work.extract_gallery(source), classes, others) if source else None
-    labels = labelled.labels.among(classes)[pictures.samples]
-    subject = subject or _subject(work, labelled.shard_set, found, own)
-    subject = replace(subject, labels=labels, classes=classes, gallery=gallery)
-    config = work.config
-    urls = {"shards": list(labelled.shard_set.urls)}
-    shown = neighbours(subject, pictures.samples, classes, source, own, others, config.num_examples)
+    urls = {"shards": list(labelled.shard_set.urls), "fingerprint": labelled.shard_set.fingerprint}
+    shown = neighbours(subject, pictures.samples, subject.classes, source, own, others, config.num_examples)
     more: dict[str, Any] = {"knn": {**urls, **shown}}
     # A column of labels that was added later does not ask for the text encoder.
     if isinstance(found, Extracted) and (config.labelled_shards or labelled.shard_set.classes):
-        labels = labelled.labels.numbers[pictures.samples]
-        prompts = Prompts(class_vectors(labelled.labels.classes, config.all_templates(), work.embed_texts), labels)
-        subject = replace(subject, prompts=prompts)
+        subject = with_prompts(subject, labelled, work)
+        assert subject.prompts is not None
         more["zero_shot_labelled"] = urls | zero_shot_labelled(
-            pictures, prompts, labelled.labels.classes, config.all_templates(), found.logit_scale, own,
+            pictures, subject.prompts, labelled.labels.classes, config.all_templates(), found.logit_scale, own,
             2 * config.num_examples,
         )  # fmt: skip
     return subject, more
-
-
-def _subject(work: Evaluating, shard_set: ShardSet, found: Extracted | Pictures, shelf: Shelf) -> Subject:
-    """What is known of any set."""
-    pictures = pictures_of(found)
-    return Subject(
-        pictures.images,
-        samples=pictures.samples,
-        logit_scale=work.encoder.logit_scale,
-        words=(lambda texts: work.embed_texts(texts)) if work.encoder.compares_text else None,
-        encode=lambda change: work.encode(shard_set, pictures.samples, change),
-        shelf=shelf,
-        topics=lambda: topics_of(shard_set),
-        device=str(work.device),
-        say=work.console.print,
-    )
 
 
 def _measured(
@@ -213,6 +192,7 @@ def _measured(
     figures: dict[str, float] = {}
     intervals: dict[str, Any] = {}
     parts: dict[str, list[Any]] = {}
+    of_each: dict[str, np.ndarray] = {}
     for urls, subject in subjects.items():
         measured = measure_all(evaluations, subject)
         on_main(partial(keep_files, measured, out))
@@ -220,8 +200,10 @@ def _measured(
         for name, found in measured.items():
             part = part_of(found)
             intervals |= part["intervals"]
+            of_each |= found.of_each
             if evaluations[name].title:
                 parts.setdefault(name, []).append({"shards": list(urls), **part})
+    on_main(lambda: save_of_each(of_each, out / OF_EACH))
     return {"figures": figures, "figure_intervals": intervals, "evaluations": parts}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,15 @@ from core.shard_set import ShardSet
 from core.storage import exists, join
 from eval.captions_file import captions_identity
 from eval.config import EvalConfig
-from eval.encoder import LoadedEncoder, open_same_text, text_embedder, trained_embedder
+from eval.encoder import (
+    LoadedEncoder,
+    load_encoder,
+    open_same_text,
+    text_embedder,
+    trained_embedder,
+    untrained_encoder,
+)
+from eval.evaluations.against import UNTRAINED
 from eval.evaluations.evaluation import ChangePictures, EmbedTexts
 from eval.features import Extracted, Pictures, extract, extract_pictures
 from eval.gallery import GallerySource
@@ -44,6 +52,24 @@ class Evaluating:
     out: Path
     device: torch.device
     console: Console
+    others: dict[str, Evaluating] = field(default_factory=dict)  # the same by other weights, by what names these
+
+    def by(self, weights: str) -> Evaluating:
+        """The same evaluation by other weights: `untrained`, or a run folder or checkpoint; loaded once.
+
+        Raises:
+            ConfigError, CheckpointError, WeightsError: they are not there, or cannot be made again.
+        """
+        if weights not in self.others:
+            if weights == UNTRAINED:
+                encoder = untrained_encoder(self.encoder, self.device)
+            else:
+                encoder = load_encoder(Path(weights), self.device)
+            config = self.config
+            if encoder.text_encoder != self.encoder.text_encoder:
+                config = replace(config, text_encoder=None)  # which says where ours is found
+            self.others[weights] = replace(self, config=config, encoder=encoder, others={})
+        return self.others[weights]
 
     @cached_property
     def embed_texts(self) -> EmbedTexts:

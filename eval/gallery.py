@@ -44,6 +44,7 @@ class GallerySource:
         """For `results.json`."""
         return {
             "shards": list(self.shard_set.urls),
+            "fingerprint": self.shard_set.fingerprint,
             "num_images": len(self.samples),
             "of": int((self.labels.numbers >= 0).sum()),  # with a class
         }

@@ -186,6 +186,26 @@ def report(run: Annotated[str, typer.Argument(help="A run folder that `eval` has
         console.print(f"report: {write_report(folder)}", markup=False)
 
 
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Run folders that `eval` has measured.", show_default=False)],
+    out: Annotated[str, typer.Option(help="Where compare.html and compare.json go.")] = "compare",
+    curves_only: Annotated[bool, typer.Option("--curves-only", help="Of runs measured on other shards.")] = False,
+) -> None:
+    """Hold runs against the first: figures with paired intervals, curves, recipes, queries that one of them finds.
+
+    Example: shardclip compare runs/before runs/after
+    """
+    from eval.compare.early import expect_comparable
+
+    folders, place = [_path(run, "RUN") for run in runs], _path(out, "--out")
+    with kept("An earlier comparison may be replaced in part, compare.html last."):
+        found = expect_comparable(folders, place, curves_only)
+        from eval.compare.compare import compare as write
+
+        write(found, place, console, curves_only)
+
+
 @app.command("index-shards")
 def index_shards(
     shards: Shards,

@@ -213,6 +213,8 @@ _EVAL_KEYS = [
     "queries=a,,b",
     "qeries=x",
     "cache_dir={home}",
+    "evaluations=[{{name:_against,of:_{folder}/nowhere}}]",
+    "evaluations=[{{name:_against,off:_{run}}}]",
 ]
 
 
@@ -258,6 +260,18 @@ _KINDS = [  # recipes of the wrong kind
     for place in places
 ]
 _WORDS = [  # of the command line itself
+    ["compare"],
+    ["compare", "{evaluated}"],
+    ["compare", "{evaluated}", ""],
+    ["compare", "{evaluated}", "{folder}/nowhere"],
+    ["compare", "{evaluated}", "{jpg}"],
+    ["compare", "{evaluated}", "{run}"],
+    ["compare", "{evaluated}", "{elsewhere}"],
+    ["compare", "{evaluated}", "{evaluated}", "--curves-only"],
+    ["compare", "{evaluated}", "{evaluated}", "--out", ""],
+    ["compare", "{evaluated}", "{evaluated}", "--out", "{photos}"],
+    ["compare", "{evaluated}", "{older}"],
+    ["compare", "{evaluated}", "{halved}"],
     ["trian", "{recipe}"],
     ["train"],
     ["train", "{recipe}", "--proceses", "2"],
@@ -332,6 +346,7 @@ def workspace(folder: Path) -> dict[str, str]:
     (folder / "done/run.json").touch()
     (folder / "empty-run").mkdir()
     (folder / "empty-run/run.json").write_text(json.dumps({"state": "failed", "started": "today"}))
+    _write_evaluations(folder)
     files = {"recipe": TRAIN, "build": BUILD, "measure": EVAL}
     for name, text in files.items():
         (folder / f"{name}.yaml").write_text(text.format(folder=folder))
@@ -344,9 +359,22 @@ def workspace(folder: Path) -> dict[str, str]:
         **{name: str(folder / f"{name}.yaml") for name in (*files, *broken)},
         **{name: str(folder / name) for name in ("home", "link", "train", "wide", "lost", "cut", "torn", "raw")},
         **{"folder": str(folder), "photos": str(folder / "photos"), "classes": str(folder / "classes")},
+        **{name: str(folder / name) for name in ("evaluated", "elsewhere", "older", "halved")},
         **{"jpg": str(folder / "photos/000.jpg"), "run": str(folder / "empty-run")},
         "tar": str(folder / "raw/00000.tar"),
     }
+
+
+def _write_evaluations(folder: Path) -> None:
+    """As far as a comparison reads before it computes."""
+    results = {"run_dir": ".", "checkpoint": "step-00000001", "captions_from": "", "protocol": "full", "figures": {}}
+    for name in ("evaluated", "elsewhere"):
+        (folder / name).mkdir()
+        shards = [{"url": str(folder / name), "fingerprint": name}]
+        (folder / name / "results.json").write_text(json.dumps({**results, "shards": shards}))
+    for name, text in (("older", json.dumps({"run_dir": "."})), ("halved", '{"run_d')):
+        (folder / name).mkdir()
+        (folder / name / "results.json").write_text(text)
 
 
 def words_of(line: list[str], places: dict[str, str]) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from core import parts
 from core.config import Choice
 from core.errors import ConfigError
+from eval.evaluations.against import Against, AgainstKNN
 from eval.evaluations.eccv_caption import ECCVCaption
 from eval.evaluations.evaluation import Evaluation, Measured, Subject
 from eval.evaluations.feature_map import FeatureMap
@@ -27,6 +28,8 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "feature_map": FeatureMap,
     "prompt_templates": PromptTemplates,
     "eccv_caption": ECCVCaption,
+    "against": Against,
+    "against_knn": AgainstKNN,
 }
 ALWAYS = ("retrieval", "knn", "zero_shot")  # wherever the data allow; others where a recipe lists them
 

@@ -143,12 +143,15 @@ class Measured:
         intervals: 95 % intervals of some of the figures, by the same names.
         shown: what its section of the report and its charts are made of, as JSON values.
         files: JSON values for files of their own, by name (`same_class.json`).
+        of_each: `(N,)` or `(T,)` numbers of the pictures or captions that were measured, whose mean is the figure of
+            this name: what two runs are compared by, query by query.
     """
 
     figures: Mapping[str, float]
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     shown: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Any] = field(default_factory=dict)
+    of_each: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,10 @@ class Evaluation(ABC):
     @abstractmethod
     def measure(self, subject: Subject) -> Measured:
         """Collective: every rank calls it with the same subject. `eval.spread` deals work out over the ranks."""
+
+    def other_weights(self) -> tuple[str, ...]:
+        """What it will ask `Subject.by_weights` for, so that it is looked for before anything is computed."""
+        return ()
 
     @staticmethod
     def section(part: Mapping[str, Any]) -> Section:

@@ -38,14 +38,21 @@ class KNN(Evaluation):
 
     def measure(self, subject: Subject) -> Measured:
         """Of the pictures that have a class."""
-        found = compared(subject, "k-NN")
-        ks = (NUM_NEIGHBOURS, 1)
-        by_k = knn_are_right(*found.sides, ks=ks, leave_one_out=found.leave_one_out, device=subject.device)
-        is_right = dict(zip(self.figures(), by_k.T, strict=True))
-        return Measured(
-            {figure: float(np.mean(right)) for figure, right in is_right.items()},
-            {figure: accuracy_interval(right) for figure, right in is_right.items()},
-        )
+        is_right = right_by_neighbours(subject)
+        figures = {figure: float(np.mean(right)) for figure, right in is_right.items()}
+        intervals = {figure: accuracy_interval(right) for figure, right in is_right.items()}
+        return Measured(figures, intervals, of_each=is_right)
+
+
+def right_by_neighbours(subject: Subject) -> dict[str, np.ndarray]:
+    """`(n,)` bool for each figure: whether each picture that has a class is given it by its neighbours (collective).
+
+    Raises:
+        DataError: no picture has a class, or there is no other to compare it with.
+    """
+    found, ks = compared(subject, "k-NN"), (NUM_NEIGHBOURS, 1)
+    by_k = knn_are_right(*found.sides, ks=ks, leave_one_out=found.leave_one_out, device=subject.device)
+    return dict(zip((names.KNN, names.KNN1), by_k.T, strict=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,8 +36,12 @@ class Retrieval(Evaluation):
     def measure(self, subject: Subject) -> Measured:
         """From the ranks that are counted already."""
         assert subject.ranks is not None
-        found = summarise(subject.ranks)
-        return Measured({names.of_direction(d, f): value for d in DIRECTIONS for f, value in found[d].items()})
+        found, ranks = summarise(subject.ranks), subject.ranks
+        precisions = dict(zip(DIRECTIONS, (ranks.average_precision, ranks.text_average_precision), strict=True))
+        return Measured(
+            {names.of_direction(d, f): value for d in DIRECTIONS for f, value in found[d].items()},
+            of_each={names.of_direction(d, names.MEAN_AP): values for d, values in precisions.items()},
+        )
 
 
 def full_gallery(features: FeatureSet) -> tuple[str, list[FeatureSet]]:

@@ -36,7 +36,8 @@ class ZeroShot(Evaluation):
             names.ZERO_SHOT_TOP5: accuracy_interval(rank <= 5),
             names.ZERO_SHOT_BY_CLASS: accuracy_interval(rank == 1, labels),
         }
-        return Measured({name: interval.estimate for name, interval in intervals.items()}, intervals)
+        figures = {name: interval.estimate for name, interval in intervals.items()}
+        return Measured(figures, intervals, of_each={names.ZERO_SHOT: rank == 1})
 
 
 def read_lines(path: Path) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from PIL import Image
 from eval.report.drawing.curves import Series, curves, rank_histogram, recall_bars
 from eval.report.drawing.matrices import confusion_matrix, similarity_matrix
 from eval.report.drawing.pictures import PictureRow, class_bars, picture_rows
-from eval.report.drawing.style import LIGHT, Figure, Theme
+from eval.report.drawing.style import DARK, LIGHT, Figure, Theme, png_bytes
 from eval.report.measured import measured_charts
+from eval.report.template import inline
 from trainer.objectives.objective import IMAGE
 from trainer.telemetry import names
 from trainer.telemetry.names import DIRECTIONS, RECALL_KS
@@ -103,6 +104,15 @@ def training_charts(rows: Sequence[Row], theme: Theme = LIGHT) -> dict[str, Figu
         if found := _series(rows, metrics):
             charts[chart] = curves(title, note, found, theme, percent=percent)
     return charts
+
+
+def both_themes(drawn: Callable[[Theme], Mapping[str, Figure]], dpi: int = 160) -> dict[str, dict[str, str]]:
+    """Charts for a page, by name: `{"light": address, "dark": address}`, each of which holds the whole picture."""
+    light, dark = drawn(LIGHT), drawn(DARK)
+    return {
+        name: {theme: inline(png_bytes(of[name], dpi), "png") for theme, of in (("light", light), ("dark", dark))}
+        for name in light
+    }
 
 
 def read_picture(folder: Path, place: str) -> np.ndarray:

@@ -41,9 +41,7 @@ class Shelf:
         """Path of the sample's thumbnail below `folder`; written when first asked for, by the first of all ranks."""
         place = f"thumbnails/{self._name}-{sample:09d}.jpg"
         if is_main() and not (self._folder / place).exists():
-            image = self._image(sample)
-            image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.LANCZOS)
-            publish_bytes(encode_jpeg(image, quality=88), join(self._folder, place))
+            publish_bytes(thumbnail(self._shard_set, sample), join(self._folder, place))
         return place
 
     def key(self, sample: int) -> str:
@@ -58,8 +56,8 @@ class Shelf:
             return place
         whole = Image.new("RGB", (side * columns, side * -(-len(samples) // columns)))
         for number, sample in enumerate(samples):
-            thumbnail = self._image(sample).resize((side, side), Image.Resampling.LANCZOS)
-            whole.paste(thumbnail, (number % columns * side, number // columns * side))
+            image = _image(self._shard_set, sample).resize((side, side), Image.Resampling.LANCZOS)
+            whole.paste(image, (number % columns * side, number // columns * side))
         publish_bytes(encode_jpeg(whole, quality=70), join(self._folder, place))
         return place
 
@@ -74,11 +72,19 @@ class Shelf:
         image_id = self._shard_set.info(sample).get("image_id")
         return "" if image_id is None else str(image_id)
 
-    def _image(self, sample: int) -> Image.Image:
-        spec = self._shard_set.image_spec(sample)
-        pixels = np.empty((spec.size, spec.size, 3), dtype=np.uint8)
-        decode_into(self._shard_set.member(sample, IMAGE), spec, pixels)
-        return Image.fromarray(pixels)
+
+def thumbnail(shard_set: ShardSet, sample: int, side: int = THUMBNAIL_SIZE) -> bytes:
+    """A sample's picture as a JPEG of at most `side` pixels."""
+    image = _image(shard_set, sample)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return encode_jpeg(image, quality=88)
+
+
+def _image(shard_set: ShardSet, sample: int) -> Image.Image:
+    spec = shard_set.image_spec(sample)
+    pixels = np.empty((spec.size, spec.size, 3), dtype=np.uint8)
+    decode_into(shard_set.member(sample, IMAGE), spec, pixels)
+    return Image.fromarray(pixels)
 
 
 def show_retrieval(extracted: Extracted, ranks: Ranks, shelf: Shelf, count: int, k: int = 5) -> dict[str, Any]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.errors import DamagedError
 from core.storage import publish_bytes
-from eval.early import RESULTS, expect_measured
-from eval.report.charts import result_charts, training_charts
-from eval.report.drawing.style import DARK, LIGHT, Figure, Theme, png_bytes
+from eval.early import RESULTS, expect_measured, read_json
+from eval.report.charts import both_themes, result_charts, training_charts
+from eval.report.drawing.style import Figure, Theme
 from eval.report.measured import sections, unmeasured
+from eval.report.template import fill_template, inline, spoken_count, spoken_figure
 from trainer.run.environment import hardware
 from trainer.run.folder import CONFIG, ENVIRONMENT, RUN, read_events
 from trainer.telemetry import names
@@ -34,7 +32,7 @@ def write_report(folder: Path) -> Path:
     Raises:
         StorageError: there is neither an evaluation nor a run in the folder.
     """
-    results = _json(folder / RESULTS)
+    results = read_json(folder / RESULTS)
     run_dir = folder / results.get("run_dir", ".")
     if not results:
         expect_measured(run_dir)
@@ -54,12 +52,9 @@ def render(
     run: Mapping[str, Any] | None = None,
 ) -> str:
     """The page; every argument may be empty. `pictures` holds the thumbnails that `results` names."""
-    from jinja2 import Environment, StrictUndefined  # training imports this file, and needs no template
-
     charts = _both_themes(results, pictures, rows)
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template.filters.update(percent=_percent, count=_count, figure=_figure)
-    return template.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    return fill_template(
+        _TEMPLATE,
         results=results,
         title=results.get("run") or (run or {}).get("name") or "shardclip",
         directions=_headline(results),
@@ -69,7 +64,7 @@ def render(
         unmeasured=unmeasured(results),
         recall_ks=RECALL_KS,
         charts=charts,
-        inline=lambda place: _inline((pictures / place).read_bytes(), "jpeg"),
+        inline=lambda place: inline((pictures / place).read_bytes(), "jpeg"),
         ranked=lambda values: sorted(range(len(values)), key=lambda i: -values[i]),
         per_class=_per_class,
         run=run or {},
@@ -91,20 +86,10 @@ def _run_facts(run_dir: Path) -> dict[str, Any]:
     return {
         "rows": read_metrics(run_dir / METRICS),
         "events": read_events(run_dir),
-        "environment": _json(run_dir / ENVIRONMENT),
+        "environment": read_json(run_dir / ENVIRONMENT),
         "config": config.read_text() if config.exists() else "",
-        "run": _json(run_dir / RUN),
+        "run": read_json(run_dir / RUN),
     }
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except ValueError:
-        raise DamagedError(f"{path}: no whole JSON. Run `shardclip eval` again, or delete the file.") from None
-    return found
 
 
 def _both_themes(results: Mapping[str, Any], pictures: Path, rows: Sequence[Row]) -> dict[str, dict[str, str]]:
@@ -113,11 +98,7 @@ def _both_themes(results: Mapping[str, Any], pictures: Path, rows: Sequence[Row]
     def drawn(theme: Theme) -> dict[str, Figure]:
         return result_charts(results, pictures, theme) | training_charts(rows, theme)
 
-    light, dark = drawn(LIGHT), drawn(DARK)
-    return {
-        name: {"light": _inline(png_bytes(light[name]), "png"), "dark": _inline(png_bytes(dark[name]), "png")}
-        for name in light
-    }
+    return both_themes(drawn)
 
 
 def _headline(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -171,7 +152,9 @@ def _facts(
     """What stands under the title: name and value."""
     facts = []
     if rows:
-        facts.append(("Trained", f"{_count(rows[-1].samples_seen)} samples in {_count(rows[-1].step)} steps"))
+        facts.append(
+            ("Trained", f"{spoken_count(rows[-1].samples_seen)} samples in {spoken_count(rows[-1].step)} steps")
+        )
         measured = [event["seconds"] for event in events if "seconds" in event]  # validation and saving included
         facts.append(("Training time", _duration(measured[-1] if measured else rows[-1].time - rows[0].time)))
     if environment:
@@ -220,23 +203,7 @@ def _as_text(value: Any) -> str:
     if isinstance(value, list):
         texts = [_as_text(item) for item in value]
         return (" " if all(" " not in text for text in texts) else ", ").join(texts)
-    return _figure(value) if isinstance(value, float) else str(value)
-
-
-def _inline(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _count(number: float) -> str:
-    return f"{number:,.0f}"
-
-
-def _figure(value: float | int | str) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}"
+    return spoken_figure(value) if isinstance(value, float) else str(value)
 
 
 def _duration(seconds: float) -> str:

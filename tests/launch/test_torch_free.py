@@ -36,8 +36,8 @@ def test_recipes_are_read_without_torch(kind: str, name: str, module: str) -> No
 @pytest.mark.parametrize(
     "module",
     ["trainer.objectives", "trainer.samplers", "trainer.optim.config", "trainer.models.texts", "eval.evaluations",
-     "core.text_encoders", "trainer.early", "eval.early", "launch.early", "launch.examine", "launch.machines",
-     "launch.launcher"],
+     "core.text_encoders", "trainer.early", "eval.early", "eval.compare.early", "launch.early", "launch.examine",
+     "launch.machines", "launch.launcher"],
 )  # fmt: skip
 def test_tables_and_early_checks_load_no_torch(module: str) -> None:
     program = f"import sys, {module}; print('torch' in sys.modules)"

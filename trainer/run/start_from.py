@@ -75,8 +75,11 @@ class Start:
         return {"path": str(self.path), "parts": dict(self.taken), "left": dict(self.left)}
 
 
-def read_source(config: TrainConfig) -> Source | None:
+def read_source(config: TrainConfig, at_first_start: bool = False) -> Source | None:
     """The weights that the run begins with: of `start_from` at its first start, its own later on; None without the key.
+
+    Args:
+        at_first_start: those of `start_from`, though the run has weights of its own by now.
 
     Raises:
         CheckpointError, WeightsError: nothing is there, or it is damaged.
@@ -84,7 +87,7 @@ def read_source(config: TrainConfig) -> Source | None:
     """
     if config.start_from is None:
         return None
-    if own := on_main(lambda: _own_checkpoint(config)):
+    if not at_first_start and (own := on_main(lambda: _own_checkpoint(config))):
         return _of_checkpoint(own, config, is_own=True)
     path = Path(config.start_from)
     if not path.is_file() and not (path.suffix in SUFFIXES and not path.exists()):

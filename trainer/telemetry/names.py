@@ -59,6 +59,7 @@ CORRUPTED_KNN, RETAINED_KNN = "class_robustness/accuracy", "class_robustness/ret
 ZERO_SHOT, ZERO_SHOT_TOP5, ZERO_SHOT_BY_CLASS = "zero_shot/accuracy", "zero_shot/top5", "zero_shot/mean_per_class"
 VAL_LOSS = val("loss")
 VAL_RETRIEVAL, VAL_NEIGHBOURS = val("retrieval"), val("neighbours")  # pictures
+_SHARES = ("recall@", MEAN_AP, "accuracy", "mean_per_class")
 _LOWER_IS_BETTER = ("loss", MEDIAN_RANK, MEAN_RANK)
 
 CONTACT_SHEET = check("contact_sheet")  # pictures
@@ -102,6 +103,16 @@ def of_direction(direction: str, figure: str) -> str:
 def of_corruption(mean: str, corruption: str) -> str:
     """Of one corruption what `mean` is over all of them: `robustness/recall/jpeg_compression`."""
     return f"{mean}/{corruption}"
+
+
+def against(figure: str) -> str:
+    """The figure less that of other weights, on the same pictures."""
+    return f"against/{figure}"
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share from 0 to 1, which people read in percent."""
+    return metric.rsplit("/", 1)[-1].startswith(_SHARES)
 
 
 def lower_is_better(metric: str) -> bool:

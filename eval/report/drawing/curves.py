@@ -14,10 +14,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from eval.report.drawing.style import LIGHT, Theme, direction_colour, legend, new_figure, spoken
 from eval.report.lettering import cut, thousands
 
+_LINES = ("-", "--", ":", "-.")  # the next one where colours begin again
+
 
 @dataclass(frozen=True)
 class Series:
-    """One curve: x increases."""
+    """One curve: x increases; without points it is not drawn, and keeps its colour from the next."""
 
     name: str
     x: Sequence[float]
@@ -82,13 +84,16 @@ def curves(
     colours = [theme.image_to_text, theme.text_to_image, theme.third, theme.quiet]
     endings = []
     for number, one in enumerate(series):
+        if not len(one.x):
+            continue
         colour, y = colours[number % len(colours)], np.asarray(one.y, dtype=float)
         is_marked = one.name in marked or len(y) < 3
         if len(y) > 60 and not is_marked:  # a noisy line: the raw one pale behind its running mean
             axes.plot(one.x, y, color=colour, linewidth=0.8, alpha=0.28, zorder=2)
             y = _smooth(y)
         marker = "o" if is_marked else None
-        axes.plot(one.x, y, color=colour, linewidth=2, label=one.name, zorder=3, marker=marker, markersize=4.5)
+        style = _LINES[number // len(colours) % len(_LINES)]
+        axes.plot(one.x, y, style, color=colour, linewidth=2, label=one.name, zorder=3, marker=marker, markersize=4.5)
         endings.append((float(y[-1]), one.x[-1], colour))
     axes.set_xlabel("samples seen")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))

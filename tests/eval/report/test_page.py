@@ -2,10 +2,10 @@
 
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from page_of import Page
 from PIL import Image
 
 from core.errors import DamagedError, StorageError
@@ -42,22 +42,6 @@ def results_of(**more):
                                  "answers": [{"text": NASTY, "score": 0.4, "is_right": True}]}]},
         **more,
     }  # fmt: skip
-
-
-class Page(HTMLParser):
-    """Text and every address that the page loads."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.text, self.addresses, self.scripts = "", [], 0
-        self.feed(html)
-
-    def handle_starttag(self, tag, attributes):
-        self.scripts += tag in ("script", "link", "iframe")
-        self.addresses += [value for name, value in attributes if name in ("src", "srcset", "href", "data") and value]
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def write(folder, results):

@@ -1,0 +1,1 @@
+"""Two or more runs side by side: paired differences, curves, recipes, and the queries that they disagree on."""
