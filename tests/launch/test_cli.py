@@ -56,7 +56,7 @@ def recipe(tmp_path: Path) -> Path:
         (["build", "nowhere.yaml"], "shardclip: nowhere.yaml: no such recipe."),
         (
             ["train", "{recipe}", "optim.warmup_step=3"],
-            "unknown key 'warmup_step' in OptimConfig. Did you mean 'warmup_st",
+            "unknown key 'warmup_step'. Did you mean 'warmup_st",
         ),
         (["train", "{recipe}", "optim.lr=fast"], "lr is 'fast': a number is needed."),
         (["train", "{recipe}", "objective=infonse"], "objective: unknown name 'infonse'. Did you mean 'infonce'?"),
