@@ -18,7 +18,7 @@ def lr_at(step: int, total_steps: int, config: OptimConfig) -> float:
     if config.warmup_steps >= total_steps:
         raise ConfigError(
             f"optim.warmup_steps is {config.warmup_steps}, but the run has {total_steps} steps: it would never reach "
-            f"optim.lr. Set it to about {total_steps // 10}, or train for longer."
+            f"optim.lr. Set it to {total_steps - 1} at most (a tenth of the run is usual), or train for longer."
         )
     schedule, num_steps = config.schedule_part, total_steps - config.warmup_steps
     schedule.check(num_steps)
