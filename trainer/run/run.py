@@ -139,7 +139,8 @@ class Run:
             ratios = self.prove(self.model)
         if is_main():
             count = sum(p.numel() for p in image_encoder.tower.parameters() if p.requires_grad)
-            record_event(self.folder.path, "thawed", step - 1, was_frozen=was, frozen=until, trained=count)
+            said = {"detail": f"from step {step}", "was_frozen": was, "frozen": until, "trained": count}
+            record_event(self.folder.path, "thawed", step - 1, **said)
             console.print(f"step {step:>6}: thawed from {was} to {until}; {count:,} parameters of the tower train now")
         checks = {names.grad_ratio(group): ratio for group, ratio in ratios.items()}
         self.trackers.log(checks, step - 1, (step - 1) * self.config.global_batch_size)
