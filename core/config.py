@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 
 from core.errors import ConfigError, did_you_mean
+from core.part_options import TABLE, option_types, owners_of
 from core.recipe_kinds import other_kind
 
 T = TypeVar("T")
@@ -78,9 +79,10 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
         if key in moved:
             raise ConfigError(f"{where}: the key '{key}' has moved: {moved[key]}.")
         if key not in known:
-            raise ConfigError(f"{where}: unknown key '{key}' in {cls.__name__}.{did_you_mean(str(key), known)}")
-    usual = {f.name: f.default for f in fields(cls)}  # type: ignore[arg-type]
-    values = {key: convert(_named(value, usual[key]), hints[key], f"{where}: {key}") for key, value in mapping.items()}
+            remedy = _as_option(cls, mapping, str(key)) or did_you_mean(str(key), known)
+            raise ConfigError(f"{where}: unknown key '{key}'.{remedy}")
+    declared = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    values = {key: _of_field(declared[key], value, hints[key], f"{where}: {key}") for key, value in mapping.items()}
     missing = [f.name for f in fields(cls) if f.init and f.name not in values and _is_required(f)]  # type: ignore[arg-type]
     if missing:
         raise ConfigError(f"{where}: {cls.__name__} needs '{missing[0]}'. Add the line `{missing[0]}: ...`.")
@@ -162,7 +164,9 @@ def with_defaults(mapping: Mapping[str, Any], config: Any) -> dict[str, Any]:
         return filled
     for f in fields(config):
         if f.name in filled:
-            if isinstance(filled[f.name], Mapping):
+            if TABLE in f.metadata:  # options were saved as text once
+                filled[f.name] = to_mapping(_of_field(f, filled[f.name], Choice, f.name))
+            elif isinstance(filled[f.name], Mapping):
                 filled[f.name] = with_defaults(filled[f.name], getattr(config, f.name))
         elif f.default is not dataclasses.MISSING:
             filled[f.name] = to_mapping(f.default)
@@ -220,6 +224,35 @@ def _apply_override(mapping: dict[str, Any], override: str) -> None:
 
 def _is_required(f: dataclasses.Field[Any]) -> bool:
     return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def _of_field(f: dataclasses.Field[Any], value: Any, declared: Any, where: str) -> Any:
+    """A field's value; the options of a part of a table by the types that they have there."""
+    converted = convert(_named(value, f.default), declared, where)
+    if TABLE not in f.metadata or converted.name not in f.metadata[TABLE]:
+        return converted
+    types_of = option_types(f.metadata[TABLE][converted.name])
+    options = {name: _by_type(value, types_of.get(name, Any)) for name, value in converted.options.items()}
+    return Choice(converted.name, options)
+
+
+def _by_type(value: Any, declared: Any) -> Any:
+    try:
+        return convert(value, declared, "")
+    except ConfigError:
+        return value  # as it is written: where the part is checked, the sentence names part, option and type
+
+
+def _as_option(cls: type, mapping: Mapping[str, Any], key: str) -> str:
+    """What to write for a key that is none, but is an option of a part that is named beside it; "": it is not."""
+    for f in fields(cls):
+        owners = owners_of(key, f.metadata)
+        if owners:
+            beside = _named(mapping.get(f.name, to_mapping(f.default)), f.default)
+            chosen = beside["name"] if isinstance(beside, Mapping) else beside
+            owner = chosen if chosen in owners else owners[0]
+            return f" It is an option of {f.name}: {owner}. Write {f.name}: {{name: {owner}, {key}: {mapping[key]}}}."
+    return ""
 
 
 def _named(value: Any, usual: Any) -> Any:

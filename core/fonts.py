@@ -1,12 +1,14 @@
 """Which fonts of this machine can show a text, and the text in letters that they have.
 
 DejaVu, which matplotlib carries, shows European scripts on every machine. For others, a font that is installed takes
-over letter by letter; what none can show is written as an escape, `\\u4f60`, and never as an empty box.
+over letter by letter; what none can show is written as an escape, `\\u4f60`, and never as an empty box. Emoji that
+several letters spell (a family, a flag, a tone of skin) are one picture of one font, or the first emoji of them alone.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import re
 import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
@@ -26,6 +28,13 @@ _WIDE = (
     "unifont.ttf",
 )  # fmt: skip  # those that come first are asked first
 _COLOURED = ("NotoColorEmoji.ttf",)  # pictures of one size in place of outlines: PIL draws them, matplotlib cannot
+COLOURED_SIZE = 109  # pixels, the only one that they have
+_EMOJI = "[\u203c\u2049\u2122\u2139\u2190-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff]"
+_VARIANT = "[\ufe0f\u20e3\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]*"  # selectors, tones of skin, tags
+CLUSTER = (  # of letters that are one (Unicode Technical Standard 51, 1.4.9), or any other letter
+    f"[\U0001f1e6-\U0001f1ff]{{2}}|[0-9#*]\ufe0f?\u20e3|{_EMOJI}{_VARIANT}(?:\u200d{_EMOJI}{_VARIANT})*|."
+)
+_CLUSTERS = re.compile(CLUSTER, re.DOTALL)
 _SHAPED = ("ARABIC", "SYRIAC", "HEBREW", "THAANA", "NKO", "DEVANAGARI", "BENGALI", "TAMIL", "TELUGU", "THAI", "KHMER")
 
 
@@ -60,7 +69,8 @@ def is_coloured(font: Path) -> bool:
 
 def needs_shaping(text: str) -> bool:
     """Whether letters join, stack or run from right to left, so that one after the other they would be misread."""
-    return any(unicodedata.name(letter, "").startswith(_SHAPED) for letter in text)
+    joined = any(len(cluster) > 1 for cluster in _CLUSTERS.findall(text))
+    return joined or any(unicodedata.name(letter, "").startswith(_SHAPED) for letter in text)
 
 
 def shown(text: str, fonts: Iterable[Path], can_shape: bool = True) -> str:
@@ -78,16 +88,42 @@ def shown(text: str, fonts: Iterable[Path], can_shape: bool = True) -> str:
             return letter
         return letter.encode("ascii", "backslashreplace").decode() if ord(letter) > 126 else repr(letter)[1:-1]
 
-    return "".join(map(letter_shown, text))
+    def cluster_shown(cluster: str) -> str:
+        if len(cluster) == 1:
+            return letter_shown(cluster)
+        if can_shape and any(_is_one_picture(font, cluster) for font in fonts):
+            return cluster
+        if _is_flag(cluster):  # its letters alone would be read as text
+            return cluster.encode("ascii", "backslashreplace").decode()
+        return letter_shown(cluster[0])
+
+    return "".join(map(cluster_shown, _CLUSTERS.findall(text)))
 
 
 def runs(text: str, fonts: tuple[Path, ...]) -> list[tuple[Path, str]]:
     """`text`, as `shown` gives it, cut where another font takes over; the first font that has a letter draws it."""
 
-    def font_of(letter: str) -> Path:
-        return next((font for font in fonts if ord(letter) in _coverage(font)), fonts[0])
+    def font_of(cluster: str) -> Path:
+        if len(cluster) > 1:
+            return next((font for font in fonts if _is_one_picture(font, cluster)), fonts[0])
+        return next((font for font in fonts if ord(cluster) in _coverage(font)), fonts[0])
 
-    return [(font, "".join(letters)) for font, letters in groupby(text, font_of)]
+    return [(font, "".join(letters)) for font, letters in groupby(_CLUSTERS.findall(text), font_of)]
+
+
+def _is_flag(cluster: str) -> bool:
+    return all("\U0001f1e6" <= letter <= "\U0001f1ff" for letter in cluster)
+
+
+@lru_cache
+def _is_one_picture(font: Path, cluster: str) -> bool:
+    """Whether a font draws the letters as one: its pictures are all of one width, so that pieces would be wider."""
+    if not is_coloured(font) or ord(cluster[0]) not in _coverage(font):
+        return False
+    from PIL import ImageFont
+
+    opened = ImageFont.truetype(str(font), COLOURED_SIZE, layout_engine=ImageFont.Layout.RAQM)
+    return opened.getlength(cluster) <= opened.getlength(cluster[0])
 
 
 @lru_cache

@@ -17,7 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from core.config import Choice, from_mapping, to_mapping
 from core.errors import ShardclipError
 from core.key_meanings import meanings_of
-from core.parts import option_types
+from core.part_options import option_types
 
 _NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path", Choice: "part"}
 _UNITS = (

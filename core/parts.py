@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-import typing
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 from typing import Any
 
 from core.config import Choice, convert
 from core.errors import ConfigError, did_you_mean
+from core.part_options import option_types
 
 
 def build(table: Mapping[str, Callable[..., Any]], choice: Choice, kind: str, **given: Any) -> Any:
@@ -61,11 +59,3 @@ def _resolve(
         for name, value in choice.options.items()
     }
     return part, options
-
-
-@cache
-def option_types(part: Callable[..., Any]) -> dict[str, Any]:
-    """Types of a part's options; of a dataclass by each class's own file, since a base may stand in another one."""
-    if dataclasses.is_dataclass(part):
-        return typing.get_type_hints(part)
-    return typing.get_type_hints(part.__init__ if isinstance(part, type) else part)  # type: ignore[misc]

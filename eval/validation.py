@@ -38,7 +38,8 @@ from trainer.data.loader import EvalLoader
 from trainer.data.names import TEXT
 from trainer.models.trained import TrainedModel
 from trainer.objectives.objective import Objective
-from trainer.run.run import Validation, console
+from trainer.run.run import console
+from trainer.run.validation import Validation
 from trainer.telemetry import names
 
 _NUM_EXAMPLES = 6  # in the picture, the same ones every time

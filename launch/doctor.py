@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from core.shard_set import ShardSet
 from core.spoken import counted
 from eval.best import best_is
 from eval.validation_plan import plan_validation, validation_columns
-from launch.examine import Check, Finding, Level
+from launch.examine import Finding, Level
 from trainer.config import TrainConfig
 from trainer.data.buffers import buffer_bytes
 from trainer.data.columns import BatchColumns, most_captions
@@ -29,9 +31,11 @@ from trainer.data.names import TEXT, TOKENS
 from trainer.data.order_identity import order_identity
 from trainer.data.stream import max_in_flight
 from trainer.models.thaw import in_order
+from trainer.models.trained import TrainedModel
 from trainer.optim.build import build_optimizer
-from trainer.run.parts import build_model, expect_possible_sync, find_checkpoint, identity_of, open_data
+from trainer.run.parts import expect_possible_sync, find_checkpoint, identity_of, open_data
 from trainer.run.recipe_model import recipe_model
+from trainer.run.start_from import Start
 from trainer.samplers.order import sampled
 from trainer.samplers.slices import steps_per_epoch
 from trainer.trackers.opening import check_trackers
@@ -41,8 +45,33 @@ GIB = 2**30
 _WIDEST_CROP, _LEAST_JITTER = 0.5, 0.3  # weaker ones leave two views too much alike (Chen et al. 2020, fig. 5)
 
 
-def check_shards(config: TrainConfig, ranks: int) -> Iterator[Finding]:
+@dataclass(frozen=True)
+class Examined:
+    """A recipe, the processes of all machines, and its model, which is built once for all checks."""
+
+    config: TrainConfig
+    ranks: int
+
+    def model(self) -> tuple[TrainedModel, Start | None]:
+        """What `recipe_model` gives, or raises; every check that asks gets the same."""
+        if isinstance(self._built, ShardclipError):
+            raise self._built
+        return self._built
+
+    @cached_property
+    def _built(self) -> tuple[TrainedModel, Start | None] | ShardclipError:
+        try:
+            return recipe_model(self.config, _open_training_set(self.config))
+        except ShardclipError as error:  # weights that cannot be had are not asked for again
+            return error
+
+
+Check = Callable[[Examined], Iterator[Finding]]
+
+
+def check_shards(examined: Examined) -> Iterator[Finding]:
     """Manifests, indexes, the same encoder on both sides, batch against set, whole steps on every rank."""
+    config, ranks = examined.config, examined.ranks
     train = _open_training_set(config)
     steps = steps_per_epoch(len(train), config.global_batch_size, ranks)
     dropped = len(train) - steps * config.global_batch_size
@@ -64,8 +93,9 @@ def check_shards(config: TrainConfig, ranks: int) -> Iterator[Finding]:
             yield Finding("ok", f"{len(validation):,} validation samples{same}")
 
 
-def check_validation(config: TrainConfig, ranks: int) -> Iterator[Finding]:
+def check_validation(examined: Examined) -> Iterator[Finding]:
     """What training will be followed by, and what names its best checkpoint."""
+    config = examined.config
     objective = config.build_objective()
     if not config.data.val:
         what = "recall" if objective.needs_text else "k-NN accuracy"
@@ -83,8 +113,9 @@ def check_validation(config: TrainConfig, ranks: int) -> Iterator[Finding]:
         yield Finding("warning", what, f"`shardclip column labels {' '.join(config.data.train)}`.")
 
 
-def check_views(config: TrainConfig, ranks: int) -> Iterator[Finding]:
+def check_views(examined: Examined) -> Iterator[Finding]:
     """Two views of a picture must differ in more than what is easily undone, or comparing them teaches nothing."""
+    config = examined.config
     objective = config.build_objective()
     if objective.views < 2:
         return
@@ -104,8 +135,9 @@ def check_views(config: TrainConfig, ranks: int) -> Iterator[Finding]:
         yield Finding("ok", f"{objective.views} views of each picture, by crops and colours")
 
 
-def check_columns(config: TrainConfig, ranks: int) -> Iterator[Finding]:
+def check_columns(examined: Examined) -> Iterator[Finding]:
     """What is known of the samples beside the shards, whether it still speaks of them, and what the objective needs."""
+    config = examined.config
     for name in config.build_objective().columns:
         if name in config.data.columns:  # the others are in every batch
             yield from _check_needed(config, name, config.data.columns[name])
@@ -128,8 +160,9 @@ def check_columns(config: TrainConfig, ranks: int) -> Iterator[Finding]:
         yield Finding("ok", f"{url}: columns {', '.join(fitting) or 'none'}")
 
 
-def check_sampler(config: TrainConfig, ranks: int) -> Iterator[Finding]:
+def check_sampler(examined: Examined) -> Iterator[Finding]:
     """The sampler can fill an epoch of this data, and the columns that batches carry are there."""
+    config, ranks = examined.config, examined.ranks
     train, size = _open_training_set(config), config.global_batch_size
     steps = steps_per_epoch(len(train), size, ranks)
     order = sampled(config.data.sampler, train, size, steps, config.seed, epoch=0)
@@ -146,11 +179,12 @@ def check_sampler(config: TrainConfig, ranks: int) -> Iterator[Finding]:
     yield Finding("ok", f"batches carry image_id, {', '.join(columns)}")
 
 
-def check_frozen_tower(config: TrainConfig, ranks: int) -> Iterator[Finding]:
+def check_frozen_tower(examined: Examined) -> Iterator[Finding]:
     """A tower that is frozen over unchanged pictures computes the same in every epoch; stored outputs are its own."""
+    config = examined.config
     if config.data.image_features:
         train = _open_training_set(config)
-        model, _ = recipe_model(config, train)
+        model, _ = examined.model()
         for shard_set in (train, *_open_validation_set(config)):
             expect_features_of(model.encoder, config, shard_set)
         yield Finding("ok", f"{config.data.image_features} was made by this tower")
@@ -166,9 +200,10 @@ def check_frozen_tower(config: TrainConfig, ranks: int) -> Iterator[Finding]:
     )
 
 
-def check_weights(config: TrainConfig, ranks: int) -> Iterator[Finding]:
+def check_weights(examined: Examined) -> Iterator[Finding]:
     """The tower's pretrained weights can be had here."""
-    model, start = recipe_model(config, _open_training_set(config))
+    config = examined.config
+    model, start = examined.model()
     count = sum(p.numel() for p in model.encoder.parameters()) / 1e6
     weights = str(start) if start else f"weights {config.model.weights}"
     yield Finding("ok", f"{config.model.tower}, {count:.1f} M parameters: {weights}")
@@ -177,12 +212,13 @@ def check_weights(config: TrainConfig, ranks: int) -> Iterator[Finding]:
         yield Finding("warning", what, "Set model.freeze=nothing model.thaw={}, or give the tower weights.")
 
 
-def check_opening(config: TrainConfig, ranks: int) -> Iterator[Finding]:
+def check_opening(examined: Examined) -> Iterator[Finding]:
     """All that a run builds before it makes its folder: loader, model, optimizer; the checkpoint it goes on from."""
+    config = examined.config
     objective, text = config.build_objective(), config.build_text()
     with ExitStack() as resources:
         data = open_data(config, objective, text, torch.device("cpu"), resources)
-        model, _ = build_model(config, data)
+        model, _ = examined.model()
         model.encoder.image_encoder.freeze_until(data.freezing.last)  # as the trainer does: of all that ever trains
         build_optimizer(model, config.optim)
         order = order_identity(data.train, data.loader, config.data.sampler, config.seed)
@@ -191,12 +227,13 @@ def check_opening(config: TrainConfig, ranks: int) -> Iterator[Finding]:
         yield Finding("ok", f"the run {goes_on}, to step {data.total_steps:,}")
 
 
-def check_memory(config: TrainConfig, ranks: int) -> Iterator[Finding]:
+def check_memory(examined: Examined) -> Iterator[Finding]:
     """The largest block of logits, and the host's memory: for a copy of the state, and for the loader's buffers."""
+    config, ranks = examined.config, examined.ranks
     rows, columns = logits_block(config, ranks)
     yield Finding("ok", f"logits: blocks of {rows:,} x {columns:,}, {rows * columns * 4 / GIB:.2f} GiB at a time")
     free = psutil.virtual_memory().available
-    needed = 2 * state_bytes(config)
+    needed = 2 * state_bytes(config, examined.model()[0])
     what = f"the state's copies while it is saved: about {needed / GIB:.2f} GiB of {free / GIB:.1f} GiB free memory"
     yield _of_memory(what, needed, free, "Use a machine with more memory, or a smaller model.")
     if config.data.image_features:
@@ -215,9 +252,8 @@ def _of_memory(what: str, needed: float, free: float, repair: str) -> Finding:
     return Finding(level, what, "" if level == "ok" else repair)
 
 
-def state_bytes(config: TrainConfig) -> int:
+def state_bytes(config: TrainConfig, model: TrainedModel) -> int:
     """What a run holds a copy of to save it: weights, their averages, and the moments of each that is ever trained."""
-    model, _ = recipe_model(config, _open_training_set(config))
     for _, until in in_order(config.model.thaw):
         model.encoder.image_encoder.freeze_until(until)
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
@@ -240,8 +276,9 @@ def logits_block(config: TrainConfig, ranks: int) -> tuple[int, int]:
     return rows, size * per_sample
 
 
-def check_cores(config: TrainConfig, ranks: int) -> Iterator[Finding]:
+def check_cores(examined: Examined) -> Iterator[Finding]:
     """Loader workers of all ranks against the machine's cores."""
+    config, ranks = examined.config, examined.ranks
     cores = available_cores()
     asked = config.data.num_workers * ranks
     repair = f"Set data.num_workers to {max(1, cores // ranks)} or less." if asked > cores else ""
@@ -250,7 +287,7 @@ def check_cores(config: TrainConfig, ranks: int) -> Iterator[Finding]:
     )
 
 
-def check_imaging(config: TrainConfig, ranks: int) -> Iterator[Finding]:
+def check_imaging(examined: Examined) -> Iterator[Finding]:
     """pillow-simd in its own folder; Pillow and pillow-simd never mixed in one."""
     folder = Path(sys.prefix) / "lib" / "shardclip-pillow-simd"
     mixed = list(Path(sys.prefix).glob("lib/python*/site-packages/pillow_simd-*.dist-info"))
@@ -264,8 +301,9 @@ def check_imaging(config: TrainConfig, ranks: int) -> Iterator[Finding]:
         yield Finding("warning", "pillow-simd is not installed: building resizes about half as fast", repair)
 
 
-def check_device(config: TrainConfig, ranks: int) -> Iterator[Finding]:
+def check_device(examined: Examined) -> Iterator[Finding]:
     """What computes, and in which precision."""
+    config, ranks = examined.config, examined.ranks
     if not torch.cuda.is_available():
         yield Finding("warning", "no GPU: training runs on the CPU", "Fine for small runs; else install a GPU driver.")
         choose_precision(config.precision, torch.device("cpu"))
@@ -281,8 +319,9 @@ def check_device(config: TrainConfig, ranks: int) -> Iterator[Finding]:
             yield Finding("warning", f"precision is bf16, which GPU {number} can only emulate", "Set precision=fp16.")
 
 
-def check_wandb(config: TrainConfig, ranks: int) -> Iterator[Finding]:
+def check_wandb(examined: Examined) -> Iterator[Finding]:
     """Where metrics will go."""
+    config = examined.config
     said: list[str] = []
     mode = choose_mode(config.tracking, said.append)
     yield Finding("ok", f"wandb: {mode}. {' '.join(said)}".strip())
@@ -306,6 +345,16 @@ CHECKS: tuple[Check, ...] = (
     check_imaging,
     check_wandb,
 )
+
+
+def findings_of(check: Check, examined: Examined) -> list[Finding]:
+    """What a check found; a sentence that it raises is its last finding, and the other checks go on."""
+    findings: list[Finding] = []
+    try:
+        findings.extend(check(examined))
+    except ShardclipError as error:
+        findings.append(Finding("error", str(error)))
+    return findings
 
 
 def _check_needed(config: TrainConfig, name: str, column: str) -> Iterator[Finding]:

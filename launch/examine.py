@@ -5,15 +5,14 @@ What needs no torch comes first, and ends it where something is wrong: the answe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from core.errors import ConfigError, ShardclipError
+from core.errors import ConfigError
 from launch.early import mistakes
 from trainer.config import TrainConfig
 
@@ -29,7 +28,7 @@ class Finding:
     repair: str = ""
 
 
-Check = Callable[[TrainConfig, int], Iterator[Finding]]  # the recipe, and the processes of all machines
+_LEVEL_WIDTH = len("warning") + 2
 
 
 def examine(config: TrainConfig, processes: int | None, console: Console) -> bool:
@@ -45,37 +44,29 @@ def examine(config: TrainConfig, processes: int | None, console: Console) -> boo
         raise ConfigError(f"--processes {processes}: a machine needs at least one.")
     findings = [Finding("error", sentence) for sentence in mistakes(config, processes)]
     if findings:
-        console.print(_table(findings))
-        console.print("These were found without loading torch; mended, run it again for the rest.")
+        _say(findings, console)
+        console.print("These were found without loading torch; mended, run it again for the rest.", soft_wrap=True)
         return True
     findings = _with_torch(config, processes)
-    console.print(_table(findings))
+    _say(findings, console)
     return any(finding.level == "error" for finding in findings)
 
 
 def _with_torch(config: TrainConfig, processes: int | None) -> list[Finding]:
     import torch
 
-    from launch.doctor import CHECKS
+    from launch.doctor import CHECKS, Examined, findings_of
 
-    ranks = processes or max(1, torch.cuda.device_count())
-    found = [finding for check in CHECKS for finding in findings_of(check, config, ranks)]
+    examined = Examined(config, processes or max(1, torch.cuda.device_count()))
+    found = [finding for check in CHECKS for finding in findings_of(check, examined)]
     return list(dict.fromkeys(found))  # weights that are not there keep several checks from their work
 
 
-def findings_of(check: Check, config: TrainConfig, ranks: int) -> list[Finding]:
-    """What a check found; a sentence that it raises is its last finding, and the other checks go on."""
-    findings: list[Finding] = []
-    try:
-        findings.extend(check(config, ranks))
-    except ShardclipError as error:
-        findings.append(Finding("error", str(error)))
-    return findings
-
-
-def _table(findings: Sequence[Finding]) -> Table:
-    table = Table("", "what", "repair", title="doctor", title_justify="left")
+def _say(findings: Sequence[Finding], console: Console) -> None:
+    """A line for each finding, and one for its repair: never cut or broken, so that a command can be copied."""
     colours = {"ok": "green", "warning": "yellow", "error": "red"}
     for finding in findings:
-        table.add_row(f"[{colours[finding.level]}]{finding.level}[/]", escape(finding.what), escape(finding.repair))
-    return table
+        level = f"[{colours[finding.level]}]{finding.level:<{_LEVEL_WIDTH}}[/]"
+        console.print(f"{level}{escape(finding.what)}", soft_wrap=True, highlight=False)
+        if finding.repair:
+            console.print(f"{' ' * _LEVEL_WIDTH}{escape(finding.repair)}", soft_wrap=True, highlight=False)

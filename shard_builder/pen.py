@@ -9,11 +9,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, features
 
-from core.fonts import base_font, is_coloured, needs_shaping, runs, shown, wide_fonts
+from core.fonts import CLUSTER, COLOURED_SIZE, base_font, is_coloured, needs_shaping, runs, shown, wide_fonts
 
 Colour = tuple[int, int, int]
-_UNIT = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})|.", re.DOTALL)  # an escape is one letter
-_COLOURED_SIZE = 109  # pixels, the only one that fonts of coloured pictures have
+_UNIT = re.compile(rf"\\(?:x[0-9a-f]{{2}}|u[0-9a-f]{{4}}|U[0-9a-f]{{8}})|{CLUSTER}", re.DOTALL)  # never torn apart
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class _Run:
         if self.scale == 1:
             ImageDraw.Draw(sheet).text(corner, self.letters, colour, self.font)
             return
-        size = (round(self.font.getlength(self.letters)) + 1, round(1.25 * _COLOURED_SIZE))
+        size = (round(self.font.getlength(self.letters)) + 1, round(1.25 * COLOURED_SIZE))
         picture = Image.new("RGBA", size, (255, 255, 255, 0))
         ImageDraw.Draw(picture).text((0, 0), self.letters, font=self.font, embedded_color=True)
         small = picture.resize((max(1, round(size[0] * self.scale)), max(1, round(size[1] * self.scale))))
@@ -106,7 +105,7 @@ class _Run:
 def _font(path: Path, size: int, letters: str) -> _Run:
     joined = needs_shaping(letters)
     if is_coloured(path):
-        return _Run(letters, _opened(path, _COLOURED_SIZE, joined), size / _COLOURED_SIZE)
+        return _Run(letters, _opened(path, COLOURED_SIZE, joined), size / COLOURED_SIZE)
     return _Run(letters, _opened(path, size, joined), 1)
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from core.config import Choice
 from core.errors import ConfigError
+from core.part_options import one_of
 from core.parts import build, check
 from trainer.data.damage_limit import DamageLimit
 from trainer.data.names import OWN_NAMES
@@ -38,7 +39,8 @@ class DataConfig:
     val: tuple[str, ...] = ()  # shard sets that validation measures; (): none
     num_workers: int = 4  # decoding processes per rank; 0 decodes in the training process
     prefetch: int = 2  # batches decoded ahead
-    sampler: Choice = Choice("uniform")  # what makes up an epoch: uniform, class_balanced, topical, mix
+    # what makes up an epoch: uniform, class_balanced, topical, mix
+    sampler: Choice = field(default=Choice("uniform"), metadata=one_of(SAMPLERS, given=["epoch"]))
     text: str | None = None  # a column of caption embeddings; None: those that the shards store, or the only column
     columns: dict[str, str] = field(default_factory=dict)  # name in a batch -> column of the shard sets
     image_features: str | None = None  # a column of the frozen tower's outputs: no picture is read
@@ -71,7 +73,9 @@ class TrainConfig:
     image_size: int | None = None  # pixels that the tower sees; None: as stored
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    objective: Choice = Choice("infonce")  # what is pulled together and pushed apart
+    objective: Choice = field(
+        default=Choice("infonce"), metadata=one_of(OBJECTIVES)
+    )  # what is pulled together and pushed apart
     optim: OptimConfig = field(default_factory=OptimConfig)
     log_every: int = 50  # steps
     eval_every: int = 0  # steps; 0: after every epoch

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -130,49 +131,69 @@ def best_rows(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndar
     return rows, np.take_along_axis(similarity, rows, axis=1)
 
 
-def caption_examples(extracted: Extracted, ranks: Ranks, count: int, k: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Captions drawn at random, one per image, with the `k` images found for each; right are all that it fits."""
+def caption_examples(
+    extracted: Extracted, ranks: Ranks, count: int, k: int, text_of: Callable[[int], str], seed: int = 0
+) -> list[dict[str, Any]]:
+    """Distinct captions drawn at random, one per image, with the `k` images found for each; right are all that it fits.
+
+    Args:
+        count: of captions; fewer where fewer are distinct, as where they were made from the names of a few classes.
+        text_of: the text of a row of the features' captions.
+    """
     features = extracted.features
-    images = np.random.default_rng((seed, 0)).permutation(len(features.images))[:count]
+    images = np.random.default_rng((seed, 0)).permutation(len(features.images))
     first_text = np.unique(features.image_of_text, return_index=True)[1]
-    rows, scores = best_rows(features.texts[first_text[images]], features.images, k)
+    texts = list(islice(_distinct(first_text[images], text_of), count))
+    rows, scores = best_rows(features.texts[texts], features.images, k)
     return [
         {
-            "text": _place(extracted.captions[first_text[image]]),
-            "rank": int(ranks.text_to_image[first_text[image]]),
+            "text": _place(extracted.captions[text]),
+            "rank": int(ranks.text_to_image[text]),
             "answers": [
                 {"sample": int(extracted.samples[row]), "score": float(score), "is_right": bool(is_right)}
                 for row, score, is_right in zip(
-                    rows[i], scores[i], features.right.are_right(rows[i], first_text[image]), strict=True
+                    rows[i], scores[i], features.right.are_right(rows[i], text), strict=True
                 )
             ],
         }
-        for i, image in enumerate(images)
+        for i, text in enumerate(texts)
     ]
 
 
-def image_examples(extracted: Extracted, ranks: Ranks, count: int, k: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Images drawn at random, with the `k` captions found for each; right are all that fit."""
+def image_examples(
+    extracted: Extracted, ranks: Ranks, count: int, k: int, text_of: Callable[[int], str], seed: int = 0
+) -> list[dict[str, Any]]:
+    """Images drawn at random, with the `k` distinct captions found for each; right are all that fit.
+
+    Captions that are equal letter for letter are one, with the best score among them; it is right where any is.
+
+    Args:
+        text_of: the text of a row of the features' captions.
+    """
     features = extracted.features
     images = np.random.default_rng((seed, 1)).permutation(len(features.images))[:count]
-    rows, scores = best_rows(features.images[images], features.texts, k)
-    return [
-        {
-            "sample": int(extracted.samples[image]),
-            "rank": int(ranks.image_to_text[image]),
-            "answers": [
-                {
-                    "text": _place(extracted.captions[row]),
-                    "score": float(score),
-                    "is_right": bool(is_right),
-                }
-                for row, score, is_right in zip(
-                    rows[i], scores[i], features.right.are_right(image, rows[i]), strict=True
-                )
-            ],
-        }
-        for i, image in enumerate(images)
-    ]
+    every_text = np.arange(len(features.texts))
+    examples = []
+    for image in images:
+        scores = features.texts @ features.images[image]
+        right = {text_of(row) for row in np.flatnonzero(features.right.are_right(image, every_text)).tolist()}
+        found = islice(_distinct(np.argsort(-scores, kind="stable"), text_of), k)
+        answers = [
+            {"text": _place(extracted.captions[row]), "score": float(scores[row]), "is_right": text_of(row) in right}
+            for row in found
+        ]
+        sample, rank = int(extracted.samples[image]), int(ranks.image_to_text[image])
+        examples.append({"sample": sample, "rank": rank, "answers": answers})
+    return examples
+
+
+def _distinct(rows: np.ndarray, text_of: Callable[[int], str]) -> Iterator[int]:
+    """Those of the rows whose text has not come yet."""
+    said: set[str] = set()
+    for row in rows.tolist():
+        if (text := text_of(row)) not in said:
+            said.add(text)
+            yield row
 
 
 def query_answers(extracted: Extracted, query_features: Sequence[np.ndarray] | np.ndarray, k: int) -> list[list[dict]]:

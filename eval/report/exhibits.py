@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,16 @@ def _image(shard_set: ShardSet, sample: int) -> Image.Image:
 
 def show_retrieval(extracted: Extracted, ranks: Ranks, shelf: Shelf, count: int, k: int = 5) -> dict[str, Any]:
     """Captions and images drawn at random with what each found, as values for `results.json`."""
+
+    @cache  # equal captions of many pictures are asked for again and again
+    def text_of(row: int) -> str:
+        sample, place = extracted.captions[row]
+        return shelf.text({"sample": int(sample), "place": int(place)})
+
     return {
         "captions": [
             {"query": shelf.text(example["text"]), "rank": example["rank"], "answers": _pictures(example, shelf)}
-            for example in caption_examples(extracted, ranks, count, k)
+            for example in caption_examples(extracted, ranks, count, k, text_of)
         ],
         "images": [
             {
@@ -102,7 +109,7 @@ def show_retrieval(extracted: Extracted, ranks: Ranks, shelf: Shelf, count: int,
                     {"text": shelf.text(answer["text"]), **_judged(answer)} for answer in example["answers"]
                 ],
             }
-            for example in image_examples(extracted, ranks, count, k)
+            for example in image_examples(extracted, ranks, count, k, text_of)
         ],
     }  # fmt: skip
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
+import yaml
 
 from core.config import (
     Choice,
@@ -19,6 +20,7 @@ from core.config import (
     with_defaults,
 )
 from core.errors import ConfigError
+from core.part_options import one_of
 from core.parts import build
 
 
@@ -83,10 +85,51 @@ def test_the_resolved_config_reads_back_equal(tmp_path: Path) -> None:
     assert config_diff(to_mapping(config), to_mapping(again)) == []
 
 
+def part(
+    rate: float = 0.5, sizes: tuple[int, ...] = (), is_on: bool = False, word: str = "", *, epoch: int = 0
+) -> None:
+    """A part with an option of each kind; `epoch` is given by the program."""
+
+
+@dataclass(frozen=True)
+class WithPart:
+    """A recipe that names a part of a table."""
+
+    part: Choice = field(default=Choice("one"), metadata=one_of({"one": part, "other": lambda: None}, given=["epoch"]))
+
+
+def test_options_of_a_part_are_saved_as_what_they_mean(tmp_path: Path) -> None:
+    written = {"rate": "1e-1", "sizes": "3,4", "is_on": "yes", "word": "012"}
+    config = from_mapping(WithPart, {"part": written}, "t")
+    assert config.part == Choice("one", {"rate": 0.1, "sizes": (3, 4), "is_on": True, "word": "012"})
+    assert yaml.safe_load(dump_yaml(config)) == {
+        "part": {"name": "one", "rate": 0.1, "sizes": [3, 4], "is_on": True, "word": "012"}
+    }
+    assert load_config(WithPart, recipe(tmp_path, dump_yaml(config))) == config
+    before = with_defaults({"part": {"name": "one", **written, "sizes": ["3", "4"]}}, config)  # saved as text
+    assert config_diff(before, to_mapping(config)) == []
+    assert config_diff(before, to_mapping(from_mapping(WithPart, {"part": {**written, "rate": "0.2"}}, "t"))) == [
+        "part.rate: 0.1 -> 0.2"
+    ]
+    odd = {"name": "one", "rate": "fast", "rat": "1"}
+    assert from_mapping(WithPart, {"part": odd}, "t").part.options == {"rate": "fast", "rat": "1"}  # the part says so
+    assert from_mapping(WithPart, {"part": "three"}, "t").part == Choice("three")
+
+
+def test_an_option_in_the_place_of_a_key_is_shown_its_own() -> None:
+    for mapping in ({"rate": "3"}, {"part": "other", "rate": "3"}):
+        with pytest.raises(ConfigError) as caught:
+            from_mapping(WithPart, mapping, "t")
+        sentence = "t: unknown key 'rate'. It is an option of part: one. Write part: {name: one, rate: 3}."
+        assert str(caught.value) == sentence
+    with pytest.raises(ConfigError, match="unknown key 'epoch'. Known: part"):
+        from_mapping(WithPart, {"epoch": "3"}, "t")
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("run_dir: a\noptim: {lrr: 1}", "optim: unknown key 'lrr' in Optim. Did you mean 'lr'?"),
+        ("run_dir: a\noptim: {lrr: 1}", "optim: unknown key 'lrr'. Did you mean 'lr'?"),
         ("run_dir: a\noptim: {lr: fast}", "optim: lr is 'fast': a number is needed."),
         ("run_dir: a\noptim: {steps: 1.5}", "steps is '1.5': a whole number is needed."),
         ("run_dir: a\nfast: maybe", "fast is 'maybe': true or false is needed."),

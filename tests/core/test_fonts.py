@@ -34,7 +34,10 @@ def test_what_no_font_has_is_an_escape(bare: None) -> None:
 def test_every_letter_that_is_drawn_is_in_its_font(text: str) -> None:
     pen = Pen(13)
     for font, letters in runs(pen.shown(text), pen._fonts):
-        assert all(ord(letter) in fonts._coverage(font) for letter in letters)
+        drawn = (
+            letter for letter in letters if not fonts._is_invisible(letter)
+        )  # the others join them, or tell a variant
+        assert all(ord(letter) in fonts._coverage(font) for letter in drawn)
 
 
 def test_no_box_is_drawn_for_any_script(bare: None) -> None:
@@ -58,6 +61,36 @@ def test_another_font_takes_over_letter_by_letter_and_stands_on_the_same_line() 
     both = (base_font(), wide)
     assert shown(f"a{letter}b", both) == f"a{letter}b"
     assert runs(f"a{letter}b", both) == [(base_font(), "a"), (wide, letter), (base_font(), "b")]
+
+
+def test_emoji_of_several_letters_are_the_first_one_alone_where_no_font_has_them(bare: None) -> None:
+    assert shown("a 👨\u200d👩\u200d👧 b", (base_font(),)) == "a \\U0001f468 b"
+    assert shown("🏃🏽\u200d\u2640\ufe0f", (base_font(),)) == "\\U0001f3c3", "and no sign of a woman"
+    assert shown("🇩🇪", (base_font(),)) == "\\U0001f1e9\\U0001f1ea"
+    assert shown("1\ufe0f\u20e3 \u2764\ufe0f", (base_font(),)) == "1 \u2764"
+
+
+EMOJI = [
+    "👨\u200d👩\u200d👧",  # a family
+    "🏃🏽\u200d\u2640\ufe0f",  # a woman with a tone of skin, running
+    "🇩🇪",  # a flag
+    "🏴󠁧󠁢󠁥󠁮󠁧󠁿",  # one spelt in tags
+    "1\ufe0f\u20e3",
+    "\u2764\ufe0f",
+]
+
+
+@pytest.mark.skipif(not any(map(fonts.is_coloured, fonts.wide_fonts(coloured=True))), reason="no font of emoji here")
+@pytest.mark.parametrize("emoji", EMOJI)
+def test_emoji_of_several_letters_are_one_picture(emoji: str) -> None:
+    pen = Pen(26)
+    assert pen.shown(emoji) == emoji and pen.length(emoji) == pytest.approx(pen.length("🐕"), rel=0.01)
+    ((font, letters),) = runs(emoji, pen._fonts)
+    assert fonts.is_coloured(font) and letters == emoji
+    assert pen.shown("🚗🏽 👨\u200d🚗") == "🚗 👨", "no such pictures"
+    for width in range(40, 200, 9):
+        for line in pen.wrapped(emoji * 9, width, 3):
+            assert line.rstrip("\u2026") == emoji * round(len(line.rstrip("\u2026")) / len(emoji))
 
 
 def test_an_escape_is_not_torn_apart(bare: None) -> None:

@@ -304,7 +304,7 @@ def test_weights_that_do_not_fit_their_own_description_are_refused(tmp_path):
     [
         ({"protocols": "coco5k"}, "unknown protocol 'coco5k'"),
         ({"templates": "a photo"}, "needs exactly one {}"),
-        ({"querys": "sport"}, "unknown key 'querys' in EvalConfig. Did you mean 'queries'?"),
+        ({"querys": "sport"}, "unknown key 'querys'. Did you mean 'queries'?"),
         ({"templates_file": "absent.txt"}, "absent.txt: no such file of classes or templates"),
     ],
 )

@@ -47,6 +47,8 @@ def test_a_run_that_is_stopped_between_two_thaws_goes_on_to_the_bit(tmp_path: Pa
         for run in ("whole", "broken")
     )
     assert whole_thawed == [(3, "stage3"), (6, "conv1"), (9, "nothing")]
+    said = [e["detail"] for e in read_events(tmp_path / "whole") if e["event"] == "thawed"]
+    assert said == ["from step 4", "from step 7", "from step 10"]
     # Each opening is in its stage already. One process is saved at step 4 and comes to step 6 twice; two learn of the
     # signal later, are saved at step 6, and open thawed.
     assert [step for step, _ in broken_thawed] == {1: [3, 6, 6, 9], 2: [3, 9]}[world_size]

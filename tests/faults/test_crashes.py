@@ -100,7 +100,7 @@ def save_manifest_before_a_shard(manifest: Any, url: str) -> None:
         ("trainer.checkpoint.folder.publish_folder", remove_before_saving, CHECKPOINT, "neither old nor new"),
         ("trainer.checkpoint.folder.sync", lambda folder: None, CHECKPOINT, "the reader fails: CheckpointError"),
         pytest.param(
-            "shard_builder.build.save_manifest", save_manifest_before_a_shard, BUILD, "the reader fails: StorageError",
+            "shard_builder.build.save_manifest", save_manifest_before_a_shard, BUILD, "the reader fails: DamagedError",
             marks=pytest.mark.faults,
         ),
     ],

@@ -56,7 +56,7 @@ def recipe(tmp_path: Path) -> Path:
         (["build", "nowhere.yaml"], "shardclip: nowhere.yaml: no such recipe."),
         (
             ["train", "{recipe}", "optim.warmup_step=3"],
-            "unknown key 'warmup_step' in OptimConfig. Did you mean 'warmup_st",
+            "unknown key 'warmup_step'. Did you mean 'warmup_st",
         ),
         (["train", "{recipe}", "optim.lr=fast"], "lr is 'fast': a number is needed."),
         (["train", "{recipe}", "objective=infonse"], "objective: unknown name 'infonse'. Did you mean 'infonce'?"),
@@ -156,7 +156,7 @@ def test_columns_are_made_listed_shown_and_examined(
 def test_the_doctor_counts_the_loaders_own_buffers(recipe: Path) -> None:
     from core.config import load_config
     from core.shard_set import ShardSet
-    from launch.doctor import check_memory
+    from launch.doctor import Examined, check_memory
     from trainer.config import TrainConfig
     from trainer.data.loader import TrainLoader
 
@@ -166,7 +166,7 @@ def test_the_doctor_counts_the_loaders_own_buffers(recipe: Path) -> None:
     loader.close()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("launch.doctor.GIB", held)
-        assert "loader buffers of all ranks: about 1.00 GiB" in list(check_memory(config, 1))[-1].what
+        assert "loader buffers of all ranks: about 1.00 GiB" in list(check_memory(Examined(config, 1)))[-1].what
 
 
 def test_two_processes_train_and_their_exit_code_is_passed_on(recipe: Path) -> None:

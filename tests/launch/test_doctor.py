@@ -16,18 +16,23 @@ from core.config import from_mapping
 from core.errors import ConfigError
 from core.manifest import load_manifest, save_manifest
 from launch.doctor import (
+    CHECKS,
     GIB,
+    Examined,
     check_columns,
     check_memory,
     check_shards,
     check_validation,
     check_views,
     check_weights,
+    findings_of,
     logits_block,
     state_bytes,
 )
+from launch.early import mistakes
 from launch.examine import examine
 from trainer.config import TrainConfig
+from trainer.run.recipe_model import recipe_model
 
 
 @pytest.fixture
@@ -54,7 +59,11 @@ def without_captions(folder: Path) -> None:
 def test_an_objective_of_pictures_alone_is_not_asked_for_captions(folder: Path) -> None:
     without_captions(folder)
     config = config_of(folder)
-    findings = [*check_shards(config, 1), *check_weights(config, 1), *check_validation(config, 1)]
+    findings = [
+        *check_shards(Examined(config, 1)),
+        *check_weights(Examined(config, 1)),
+        *check_validation(Examined(config, 1)),
+    ]
     assert {f.level for f in findings} == {"ok"}
     said = " ".join(f.what for f in findings)
     assert "caption" not in said and "validation measures val/knn/accuracy, val/knn1/accuracy" in said
@@ -64,15 +73,15 @@ def test_an_objective_of_pictures_alone_is_not_asked_for_captions(folder: Path) 
 def test_a_validation_that_measures_nothing_is_refused_and_an_absent_one_is_a_warning(folder: Path) -> None:
     bare = make_shard_set(folder / "bare", 5)
     with pytest.raises(ConfigError, match=r"has no class labels, .* set data.val=\[\]"):
-        list(check_validation(config_of(folder, data={"val": bare}), 1))
-    (finding,) = check_validation(config_of(folder, data={"val": ()}), 1)
+        list(check_validation(Examined(config_of(folder, data={"val": bare}), 1)))
+    (finding,) = check_validation(Examined(config_of(folder, data={"val": ()}), 1))
     assert finding.level == "warning" and "k-NN accuracy is not followed" in finding.repair
-    (finding,) = check_validation(config_of(folder, "infonce", data={"val": ()}), 1)
+    (finding,) = check_validation(Examined(config_of(folder, "infonce", data={"val": ()}), 1))
     assert "recall is not followed" in finding.repair
     unlabelled = config_of(folder, data={"train": bare}, global_batch_size=4)
-    assert [f.level for f in check_validation(unlabelled, 1)] == ["ok", "warning"]
+    assert [f.level for f in check_validation(Examined(unlabelled, 1))] == ["ok", "warning"]
     with pytest.raises(ConfigError, match="best_by: validation measures no 'val/los'. Did you mean 'val/loss'"):
-        list(check_validation(config_of(folder, "infonce", best_by="val/los"), 1))
+        list(check_validation(Examined(config_of(folder, "infonce", best_by="val/los"), 1)))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +97,7 @@ def test_a_validation_that_measures_nothing_is_refused_and_an_absent_one_is_a_wa
 def test_memory_of_the_logits_counts_views_and_captions(folder: Path, objective: Any, block: tuple[int, int]) -> None:
     config = config_of(folder, objective, data={"columns": {"label": "labels"}})
     assert logits_block(config, 1) == block
-    assert f"blocks of {block[0]} x {block[1]}," in next(iter(check_memory(config, 1))).what
+    assert f"blocks of {block[0]} x {block[1]}," in next(iter(check_memory(Examined(config, 1)))).what
 
 
 @pytest.mark.parametrize(
@@ -105,32 +114,36 @@ def test_memory_counts_the_copy_that_is_saved(
     folder: Path, model: dict[str, Any], optim: dict[str, Any], copies: int
 ) -> None:
     config = config_of(folder, "infonce", model={"tower": "resnet18", **model}, optim=optim)
+    examined = Examined(config, 1)
     tower = 11.2e6 * 4  # bytes; its head is some hundred thousand
-    assert copies * tower < state_bytes(config) < 1.15 * copies * tower
-    finding = list(check_memory(config, 1))[1]
-    assert f"about {2 * state_bytes(config) / GIB:.2f} GiB of" in finding.what and finding.level == "ok"
+    held = state_bytes(config, examined.model()[0])
+    assert copies * tower < held < 1.15 * copies * tower
+    finding = list(check_memory(examined))[1]
+    assert f"about {2 * held / GIB:.2f} GiB of" in finding.what and finding.level == "ok"
 
 
 def test_a_frozen_tower_that_nothing_has_taught_is_a_warning(folder: Path) -> None:
     frozen = {"tower": "shufflenet_v2_x0_5", "freeze": "tower"}
-    (_, warning) = check_weights(config_of(folder, model=frozen), 1)
+    (_, warning) = check_weights(Examined(config_of(folder, model=frozen), 1))
     assert warning.level == "warning" and "model.weights=none" in warning.what and "thaw={}" in warning.repair
-    assert [found.level for found in check_weights(config_of(folder), 1)] == ["ok"]
+    assert [found.level for found in check_weights(Examined(config_of(folder), 1))] == ["ok"]
 
 
 def test_views_that_hardly_differ_are_a_warning(folder: Path) -> None:
-    (weak,) = check_views(config_of(folder, augment={"crop_scale": (0.9, 1.0)}), 1)
+    (weak,) = check_views(Examined(config_of(folder, augment={"crop_scale": (0.9, 1.0)}), 1))
     assert weak.level == "warning" and "crops keep at least 90 %" in weak.what and "colours change with" in weak.what
-    (strong,) = check_views(config_of(folder, augment={"crop_scale": (0.08, 1.0), "jitter": 0.8}), 1)
+    (strong,) = check_views(Examined(config_of(folder, augment={"crop_scale": (0.08, 1.0), "jitter": 0.8}), 1))
     assert strong.level == "ok"
-    assert list(check_views(config_of(folder, "infonce"), 1)) == []
+    assert list(check_views(Examined(config_of(folder, "infonce"), 1))) == []
 
 
 def test_the_column_that_an_objective_needs_is_named(folder: Path) -> None:
-    first = next(iter(check_columns(config_of(folder, "supcon", data={"columns": {"label": "labels"}}), 1)))
+    first = next(iter(check_columns(Examined(config_of(folder, "supcon", data={"columns": {"label": "labels"}}), 1))))
     assert first.level == "ok" and first.what == "supcon needs 'label': column labels (labels)"
     add_column(str(folder / "train"), "features.x", np.zeros((24, 2), "<f4"))
-    first = next(iter(check_columns(config_of(folder, "supcon", data={"columns": {"label": "features.x"}}), 1)))
+    first = next(
+        iter(check_columns(Examined(config_of(folder, "supcon", data={"columns": {"label": "features.x"}}), 1)))
+    )
     assert first.level == "error" and "a number for each sample is needed" in first.what
 
 
@@ -139,3 +152,33 @@ def test_what_keeps_several_checks_from_their_work_is_said_once(folder: Path) ->
     shown = io.StringIO()
     assert examine(config, None, Console(file=shown, width=1000))
     assert shown.getvalue().count("IMAGENET1K_V9") == 1
+
+
+def test_nothing_is_cut_and_a_repair_can_be_copied(folder: Path) -> None:
+    weak = config_of(folder, augment={"crop_scale": (0.9, 1.0)}, optim={"warmup_steps": 1})
+    (finding,) = check_views(Examined(weak, 1))
+    shown = io.StringIO()
+    assert not examine(weak, 1, Console(file=shown, width=40))
+    lines = shown.getvalue().splitlines()
+    assert f"warning  {finding.what}" in lines and f"         {finding.repair}" in lines
+    wrong = config_of(folder, optim={"warmup_steps": 500})  # found without torch
+    shown = io.StringIO()
+    assert examine(wrong, 1, Console(file=shown, width=40))
+    assert shown.getvalue().splitlines()[:-1] == [f"error    {sentence}" for sentence in mistakes(wrong, 1)]
+
+
+@pytest.mark.parametrize("weights", ["none", "IMAGENET1K_V9"])
+def test_the_model_is_built_once_whether_it_can_be_or_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    built: list[TrainConfig] = []
+
+    def counted(config: TrainConfig, *given: Any) -> Any:
+        built.append(config)
+        return recipe_model(config, *given)
+
+    monkeypatch.setattr("launch.doctor.recipe_model", counted)
+    config = config_of(folder, model={"tower": "resnet18", "weights": weights}, optim={"warmup_steps": 1})
+    examined = Examined(config, 1)
+    levels = {finding.level for check in CHECKS for finding in findings_of(check, examined)}
+    assert len(built) == 1 and ("error" in levels) == (weights != "none")

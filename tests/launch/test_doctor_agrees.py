@@ -14,9 +14,8 @@ from broken_inputs import words_of, workspace
 
 from core.config import load_config
 from core.errors import ConfigError, ShardclipError
-from launch.doctor import CHECKS
+from launch.doctor import CHECKS, Examined, findings_of
 from launch.early import expect_startable, mistakes
-from launch.examine import findings_of
 from trainer.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +106,8 @@ def refused_by_the_doctor(config: TrainConfig, processes: int = 1) -> list[str]:
     early = mistakes(config, processes)
     if early:
         return early
-    findings = [finding for check in CHECKS for finding in findings_of(check, config, processes)]
+    examined = Examined(config, processes)
+    findings = [finding for check in CHECKS for finding in findings_of(check, examined)]
     return [finding.what for finding in findings if finding.level == "error"]
 
 
@@ -175,11 +175,12 @@ def test_memory_that_is_not_there_is_an_error(places: dict[str, str], monkeypatc
     from launch import doctor
 
     config = read("epochs=1", places)
-    needed = 2 * doctor.state_bytes(config)
+    examined = doctor.Examined(config, 1)
+    needed = 2 * doctor.state_bytes(config, examined.model()[0])
     for free, level in ((needed * 3, "ok"), (needed * 3 // 2, "warning"), (needed // 2, "error")):
         memory = psutil.virtual_memory()._replace(available=free)
         monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda memory=memory: memory)
-        finding = next(f for f in doctor.check_memory(config, 1) if "copies" in f.what)
+        finding = next(f for f in doctor.check_memory(examined) if "copies" in f.what)
         assert finding.level == level and bool(finding.repair) == (level != "ok")
 
 

@@ -1,4 +1,4 @@
-"""Every recipe in configs/ is valid, opens with its command, and fits the recipes before and after it."""
+"""Every recipe in configs/ is valid, resolves to itself, opens with its command, and fits those before and after it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from core.config import load_config
+from core.config import dump_yaml, load_config
 from eval.config import EvalConfig
 from shard_builder.config import BuildConfig
 from trainer.config import TrainConfig
@@ -18,9 +18,12 @@ RECIPES = [path for kind in KINDS for path in sorted((CONFIGS / kind).glob("*.ya
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_a_recipe_loads_and_opens_with_its_command(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_loads_and_opens_with_its_command(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CONFIGS.parent)
-    load_config(KINDS[path.parent.name], path)
+    config = load_config(KINDS[path.parent.name], path)
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(dump_yaml(config))
+    assert load_config(KINDS[path.parent.name], resolved) == config
     opening = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any("shardclip" in line for line in opening)
 

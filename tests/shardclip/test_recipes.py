@@ -66,7 +66,7 @@ def test_changes_mean_what_words_mean(recipe: Path, changes: dict[str, Any], wor
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"optim": {"warmup_step": 3}}, "unknown key 'warmup_step' in OptimConfig. Did you mean 'warmup_steps'?"),
+        ({"optim": {"warmup_step": 3}}, "unknown key 'warmup_step'. Did you mean 'warmup_steps'?"),
         ({"epochs": object()}, "epochs: a recipe holds no object"),
         ({"epochs": "many"}, "epochs is 'many': a whole number is needed"),
         ({"run_dirs": "x"}, "unknown key 'run_dirs'"),

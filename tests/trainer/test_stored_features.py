@@ -157,17 +157,17 @@ def test_stored_features_ask_for_a_frozen_tower_and_plain_pictures(
 
 
 def test_the_doctor_refuses_what_the_run_would(tmp_path: Path, weights: Path) -> None:
-    from launch.doctor import check_frozen_tower, check_sampler
+    from launch.doctor import Examined, check_frozen_tower, check_sampler
 
     values = frozen(tmp_path, weights, "run", data={"image_features": COLUMN})
     make_features(values, weights)
-    assert [f.level for f in check_frozen_tower(from_mapping(TrainConfig, values, "test"), 1)] == ["ok"]
+    assert [f.level for f in check_frozen_tower(Examined(from_mapping(TrainConfig, values, "test"), 1))] == ["ok"]
     other = {**values, "model": {**values["model"], "normalize": "half"}}
     with pytest.raises(ConfigError, match=r"was made with mean \[0.485"):
-        list(check_frozen_tower(from_mapping(TrainConfig, other, "test"), 1))
+        list(check_frozen_tower(Examined(from_mapping(TrainConfig, other, "test"), 1)))
     plain = frozen(tmp_path, weights, "run")
-    (advice,) = check_frozen_tower(from_mapping(TrainConfig, plain, "test"), 1)
+    (advice,) = check_frozen_tower(Examined(from_mapping(TrainConfig, plain, "test"), 1))
     assert advice.level == "warning" and f"data.image_features={COLUMN}" in advice.repair
     large = {**plain, "global_batch_size": 100, "data": {**plain["data"], "sampler": {"name": "mix", "weights": [1]}}}
     with pytest.raises(ConfigError, match="is 100, the data set has 50 samples"):
-        list(check_sampler(from_mapping(TrainConfig, large, "test"), 1))
+        list(check_sampler(Examined(from_mapping(TrainConfig, large, "test"), 1)))

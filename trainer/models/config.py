@@ -9,6 +9,8 @@ from typing import ClassVar, Literal
 
 from core.config import Choice
 from core.errors import ConfigError
+from core.part_options import one_of
+from trainer.models.texts import TEXTS
 from trainer.models.thaw import in_order
 
 SUFFIXES = (".pth", ".pt", ".safetensors")  # of state dicts
@@ -36,7 +38,8 @@ class ModelConfig:
     channels_last: bool = True  # memory format of pictures and convolutions: quicker on GPUs
     compile: bool = False  # torch.compile the model before training
     normalize: Literal["auto", "clip", "imagenet", "half"] = "auto"  # auto: what the weights ask for, else clip
-    text: Choice = Choice("column")  # captions: their stored embeddings, or a text tower that is trained
+    # captions: their stored embeddings, or a text tower that is trained
+    text: Choice = field(default=Choice("column"), metadata=one_of(TEXTS))
 
     def __post_init__(self) -> None:
         for name in ("hidden_dim", "embed_dim"):

@@ -36,7 +36,8 @@ def expect_tower(tower: str) -> None:
 
 def unknown_torchvision(name: str, known: tuple[str, ...]) -> ConfigError:
     """The sentence for a name that torchvision does not know."""
-    return ConfigError(f"model.tower: torchvision has no image classifier '{name}'.{did_you_mean(name, known)}")
+    kin = [other for other in known if other.split("_")[0] == name.split("_")[0]]  # vit_small: not a convnext_small
+    return ConfigError(f"model.tower: torchvision has no image classifier '{name}'.{did_you_mean(name, kin or known)}")
 
 
 def timm_is_missing(tower: str) -> ConfigError:

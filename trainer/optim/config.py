@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from core.config import Choice
 from core.errors import ConfigError
+from core.part_options import one_of
 from core.parts import build
 from trainer.optim.optimizers import OPTIMIZERS, OptimizerPart
 from trainer.optim.schedules import SCHEDULES, Schedule
@@ -19,7 +20,7 @@ class OptimConfig:
 
     moved_keys: ClassVar[dict[str, str]] = {"tower_lr": "it is optim.part_lr.tower now: part_lr: {tower: ...}"}
 
-    optimizer: Choice = Choice("adamw")  # adamw, sgd, lamb, lion
+    optimizer: Choice = field(default=Choice("adamw"), metadata=one_of(OPTIMIZERS))  # adamw, sgd, lamb, lion
     lr: float = 5e-4  # peak, after warm-up
     # Peak of a part by name: tower, head, text_tower, text_head, logit_scale, ... Pretrained ones want a tenth of lr.
     part_lr: dict[str, float] = field(default_factory=dict)
@@ -29,7 +30,8 @@ class OptimConfig:
     weight_decay: float = 0.2  # none on norms, biases and logit_scale
     fused: bool | None = None  # of adamw and sgd; None: on GPUs
     max_grad_norm: float = 1.0  # longer gradients are cut to this length
-    schedule: Choice = Choice("cosine")  # after warm-up: cosine, linear, constant, warm_restarts
+    # after warm-up: cosine, linear, constant, warm_restarts
+    schedule: Choice = field(default=Choice("cosine"), metadata=one_of(SCHEDULES))
     warmup_steps: int = 500  # steps in which the rate rises from 0 to its peak
     min_lr_ratio: float = 0.0  # share of the peak that is left at the end, from 0 to 1
     ema_decay: float = 0.0  # of a running average of the weights, which is then evaluated; 0: none, else e.g. 0.999

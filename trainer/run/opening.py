@@ -5,7 +5,7 @@ What fails here fails before step 1, with one sentence; nothing is created befor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,6 @@ from trainer.guard.signals import StopRequest
 from trainer.models.encoder import Encoder
 from trainer.models.picture_type import picture_type
 from trainer.models.texts.text import LiveText
-from trainer.models.trained import TrainedModel
 from trainer.objectives.objective import Objective
 from trainer.pictures.augment import Augment, Normalize
 from trainer.run.accelerator import open_accelerator
@@ -43,9 +42,10 @@ from trainer.run.folder import RunFolder, note_failure, open_run_folder, record_
 from trainer.run.parts import Data, build_model, find_checkpoint, identity_of, open_data, proof_inputs, shape_of_inputs
 from trainer.run.prepare import prepare
 from trainer.run.rng import seed_generators, set_rng_state
-from trainer.run.run import MakeValidation, Run, Validation, console
+from trainer.run.run import Run, console
 from trainer.run.start_from import Start
 from trainer.run.state import Holders, RunState, restore, state_of
+from trainer.run.validation import MakeValidation, Validate
 from trainer.step.proof import ProofInputs, prove_gradients
 from trainer.telemetry.flops import flops_per_image, peak_flops
 from trainer.telemetry.stability import StabilityConfig
@@ -164,7 +164,7 @@ def _validation(
     encoder: Encoder,
     accelerator: Accelerator,
     make_validation: MakeValidation,
-) -> Callable[[TrainedModel, int, int | None], Validation] | None:
+) -> Validate | None:
     """What measures the model at a step, where there is anything to measure it on."""
     if data.val is None:
         return None

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 from core.class_captions import OWN_CAPTIONS
 from core.distributed import broadcast_tensors, gather_objects, is_main, on_main, world_size
 from core.errors import DataError, DivergedError
-from core.shard_set import ShardSet
 from trainer.checkpoint.background import Saver
 from trainer.config import TrainConfig
 from trainer.data.batch import Batch
@@ -28,7 +26,6 @@ from trainer.data.loader import TrainLoader
 from trainer.data.prefetch import to_device
 from trainer.guard.signals import StopRequest
 from trainer.models.thaw import Freezing
-from trainer.models.trained import TrainedModel
 from trainer.objectives.objective import Objective
 from trainer.pictures.augment import Augment
 from trainer.run.environment import hardware
@@ -37,6 +34,7 @@ from trainer.run.prepare import wrapped_anew
 from trainer.run.registry import RegistryLine, register_run, why_unregistered
 from trainer.run.rng import rng_state
 from trainer.run.state import Holders, RunState, contents, save, scaler_state
+from trainer.run.validation import Validate, Validation
 from trainer.step.buffers import KeptBuffers
 from trainer.step.forward_backward import Chunk, StepResult
 from trainer.step.nonfinite import step_if_finite
@@ -47,29 +45,6 @@ from trainer.telemetry.window import Telemetry
 from trainer.trackers.tracker import Metric, RunTrackers
 
 console = Console(highlight=False, soft_wrap=True)
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What was measured on the validation set; `score` decides which checkpoint is the best."""
-
-    metrics: Mapping[str, float]  # by their names in `trainer.telemetry.names`; the same on every rank
-    score: float  # higher is better
-    pictures: tuple[tuple[str, Path, str], ...] = ()  # key, file in the run folder, caption; on rank 0
-
-
-class MakeValidation(Protocol):
-    """Gives the function that measures a model at a step; collective, since every rank takes its share.
-
-    Its last argument: which validation of the run this is, from 1; None: the last one, which measures everything.
-    Raises:
-        ConfigError: there is nothing to measure, or `best_by` names a metric that will not be measured.
-    """
-
-    def __call__(
-        self, val_set: ShardSet, train_set: ShardSet, normalize: Callable[[Tensor], Tensor], objective: Objective,
-        config: TrainConfig, accelerator: Accelerator,
-    ) -> Callable[[TrainedModel, int, int | None], Validation]: ...  # fmt: skip
 
 
 @dataclass
@@ -90,7 +65,7 @@ class Run:
     count_flops: Callable[[], float | None]  # of one image, of what trains now
     freezing: Freezing
     holders: Holders  # the bare model, its average, the optimizer, and what the objective keeps
-    validate: Callable[[TrainedModel, int, int | None], Validation] | None
+    validate: Validate | None
     telemetry: Telemetry
     trackers: RunTrackers
     saver: Saver
@@ -140,7 +115,8 @@ class Run:
             ratios = self.prove(self.model)
         if is_main():
             count = sum(p.numel() for p in image_encoder.tower.parameters() if p.requires_grad)
-            record_event(self.folder.path, "thawed", step - 1, was_frozen=was, frozen=until, trained=count)
+            said = {"detail": f"from step {step}", "was_frozen": was, "frozen": until, "trained": count}
+            record_event(self.folder.path, "thawed", step - 1, **said)
             console.print(f"step {step:>6}: thawed from {was} to {until}; {count:,} parameters of the tower train now")
         checks = {names.grad_ratio(group): ratio for group, ratio in ratios.items()}
         self.trackers.log(checks, step - 1, (step - 1) * self.config.global_batch_size)

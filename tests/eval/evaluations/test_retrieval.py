@@ -109,17 +109,43 @@ def test_best_rows_are_the_nearest_best_first():
         assert list(score) == sorted(score, reverse=True)
 
 
+def test_equal_captions_are_drawn_once_and_found_once_with_the_best_score():
+    features = features_of(40, 3, noise=2.5)
+    extracted, ranks = extracted_of(features), retrieval_ranks(features)
+
+    def text_of(row):  # seven texts over 120 captions
+        return f"a photo of {row % 7}"
+
+    captions = caption_examples(extracted, ranks, count=40, k=5, text_of=text_of)
+    drawn = [text_of(3 * (e["text"]["sample"] - 100) + e["text"]["place"]) for e in captions]
+    assert sorted(drawn) == sorted({text_of(row) for row in range(0, 120, 3)})
+    for example in image_examples(extracted, ranks, count=40, k=5, text_of=text_of):
+        image = example["sample"] - 100
+        best, right = {}, set()
+        for row in range(120):  # all captions, one by one
+            score = float(features.texts[row] @ features.images[image])
+            best[text_of(row)] = max(score, best.get(text_of(row), -2))
+            if features.image_of_text[row] == image:
+                right.add(text_of(row))
+        expected = sorted(best.items(), key=lambda pair: -pair[1])[:5]
+        found = example["answers"]
+        texts = [text_of(3 * (a["text"]["sample"] - 100) + a["text"]["place"]) for a in found]
+        assert texts == [text for text, _ in expected]
+        assert [a["score"] for a in found] == pytest.approx([score for _, score in expected], abs=1e-6)
+        assert [a["is_right"] for a in found] == [text in right for text in texts]
+
+
 def test_examples_call_right_what_is_right_and_agree_with_the_ranks():
     features = features_of(40, 3, noise=2.5)
     extracted, ranks = extracted_of(features), retrieval_ranks(features)
-    examples = caption_examples(extracted, ranks, count=40, k=5)
+    examples = caption_examples(extracted, ranks, count=40, k=5, text_of=str)
     assert {example["rank"] for example in examples} - {1}, "the noise must leave some wrong"
     for example in examples:
         right = [answer["is_right"] for answer in example["answers"]]
         assert right.index(True) + 1 == example["rank"] if example["rank"] <= 5 else not any(right)
         shown = [answer["sample"] for answer in example["answers"] if answer["is_right"]]
         assert shown in ([], [example["text"]["sample"]])
-    for example in image_examples(extracted, ranks, count=40, k=5):
+    for example in image_examples(extracted, ranks, count=40, k=5, text_of=str):
         right = [answer["is_right"] for answer in example["answers"]]
         assert right.index(True) + 1 == example["rank"] if example["rank"] <= 5 else not any(right)
         assert all((a["text"]["sample"] == example["sample"]) == a["is_right"] for a in example["answers"])

@@ -139,6 +139,17 @@ def test_zero_shot_classes_show_accuracy_and_shares(tmp_path):
     assert "cat 60.0 %, dog 40.0 %" in text
 
 
+def test_queries_count_what_they_found_and_a_picture_and_its_neighbours_share_a_row(tmp_path):
+    one = {"picture": "thumbnails/a.jpg", "class": "cat", "score": 0.9, "is_right": True}
+    knn = {"num_images": 9, "num_classes": 2, "gallery": "leave-one-out",
+           "neighbours": [{"picture": "thumbnails/a.jpg", "class": "cat", "answers": [one] * 5}]}  # fmt: skip
+    page = write(tmp_path, results_of(knn=knn, figures={"knn/accuracy": 0.5}))
+    assert "and the 3 images of the set nearest to it" in " ".join(page.text.split())
+    html_text = (tmp_path / "report.html").read_text()
+    assert html_text.count('<div class="found" style="--columns:6">') == 1  # the picture, and five neighbours
+    assert 'class="found" style="--columns:3"' not in html_text  # fewer are no larger than five
+
+
 def test_a_folder_with_nothing_in_it_is_named(tmp_path):
     with pytest.raises(StorageError, match=r"neither results.json nor a run is there. Run `shardclip eval"):
         write_report(tmp_path)

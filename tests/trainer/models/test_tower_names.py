@@ -34,6 +34,7 @@ def test_every_model_of_timm_is_let_through() -> None:
     ("tower", "sentence"),
     [
         ("resnet5", "torchvision has no image classifier 'resnet5'. Did you mean 'resnet50'"),
+        ("vit_small", "no image classifier 'vit_small'. Known: vit_b_16, vit_b_32, vit_h_14, vit_l_16, vit_l_32."),
         ("googlenet", "torchvision has no image classifier 'googlenet'"),
         ("tim:resnet50", "the family of model.tower: unknown name 'tim'. Did you mean 'timm'?"),
         ("timm:mobilenetv9_huge", "timm has no model 'mobilenetv9_huge'"),

@@ -47,7 +47,7 @@ def test_without_warm_up_the_run_starts_at_the_peak() -> None:
 
 
 def test_a_warm_up_longer_than_the_run_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"warmup_steps is 500, but the run has 200 steps.*about 20"):
+    with pytest.raises(ConfigError, match=r"warmup_steps is 500, but the run has 200 steps.*Set it to about 20"):
         lr_at(0, 200, OptimConfig())
 
 
