@@ -36,11 +36,11 @@ _BLOCK_BYTES = 32 * 2**20
 class FeatureMap(Evaluation):
     """Maps of the pictures; each has its trustworthiness, PCA also the share of the variance that its plane holds."""
 
-    methods: tuple[str, ...] = ("pca", "tsne", "umap")
+    methods: tuple[str, ...] = ("pca", "tsne", "umap")  # pca, tsne, umap
     most_points: int = 2_000  # pictures drawn by the seed; at most 10,000
     perplexity: float = 30.0  # of t-SNE; of few points at most a third
     num_neighbours: int = 15  # of UMAP, and of trustworthiness; of few points less than half
-    seed: int = 0
+    seed: int = 0  # of the drawing and of both maps
 
     title: ClassVar[str] = "Feature map"
 
