@@ -82,7 +82,7 @@ def fit(
         loss, parameters.grad = problem.loss(parameters.detach())
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     state = optimizer.state[parameters]
     found = parameters.detach().cpu().numpy()
     intercepts = found[:, -1] - found[:, -1].mean()

@@ -39,8 +39,8 @@ class KNN(Evaluation):
     def measure(self, subject: Subject) -> Measured:
         """Of the pictures that have a class."""
         found = compared(subject, "k-NN")
-        options = {"leave_one_out": found.leave_one_out, "device": subject.device}
-        by_k = knn_are_right(*found.sides, ks=(NUM_NEIGHBOURS, 1), **options)
+        ks, own = (NUM_NEIGHBOURS, 1), found.leave_one_out
+        by_k = knn_are_right(*found.sides, ks=ks, leave_one_out=own, device=subject.device)
         is_right = dict(zip(self.figures(), by_k.T, strict=True))
         return Measured(
             {figure: float(np.mean(right)) for figure, right in is_right.items()},

@@ -139,10 +139,16 @@ def _headline(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _accuracies(results: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """k-NN accuracies with their names; empty where no classes are known."""
+    """k-NN accuracies with their names and intervals; empty where no classes are known."""
     figures = results.get("figures", {})
+    ends = {
+        name: one for part in results.get("evaluations", {}).get("knn", ()) for name, one in part["intervals"].items()
+    }
     return [
-        (spoken, figures[name])
+        (
+            f"{spoken} ({100 * ends[name]['low']:.1f} to {100 * ends[name]['high']:.1f})" if name in ends else spoken,
+            figures[name],
+        )
         for name, spoken in ((names.KNN, "20 neighbours"), (names.KNN1, "the nearest alone"))
         if name in figures
     ]
