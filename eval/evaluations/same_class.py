@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from eval.report.drawing.style import Figure, Theme
 
 FILE = "same_class.json"
-NUM_EXAMPLES, SHOWN_ANSWERS = 6, 6
+NUM_EXAMPLES, SHOWN_ANSWERS = 6, 4
 _FOUND = np.dtype([("row", "<i4"), ("cosine", "<f4")])
 _SPOKEN = {names.same_class_precision(1): "precision@1: the nearest is of the class"} | {
     names.same_class_precision(k): f"precision@{k}: share of the {k} nearest" for k in PRECISION_KS[1:]
@@ -114,7 +114,7 @@ class SameClass(Evaluation):
         shares = {one["class"]: one["map"] for one in part["classes"]}
         whole = part["figures"][names.SAME_CLASS_MAP]
         note = f"of the pictures of a class; line: {100 * whole:.1f} % of all"
-        return {"by_class": class_bars(f"mAP@{AP_DEPTH} by class", note, shares, whole, theme)}
+        return {"by_class": class_bars(f"Same-class retrieval: mAP@{AP_DEPTH} by class", note, shares, whole, theme)}
 
 
 def nearest_of_class(

@@ -1,5 +1,6 @@
 """Captions made from class names: every sample of a class is right, in recall, masks, validation and zero-shot."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from training_runs import SMALL_TOWER, last_checkpoint, recipe, train_worker
 
 from core.class_captions import answer_ids
 from core.columns import column_url
+from core.config import Choice
 from core.errors import ConfigError, DataError, ManifestError
 from core.manifest import load_manifest, save_manifest
 from core.shard_set import ShardSet
@@ -171,6 +173,17 @@ def test_a_perfect_classifier_has_full_recall_and_accuracy_while_training(tmp_pa
     assert len(recalls) == 8 and set(recalls.values()) == {1}
     assert metrics["val/zero_shot/accuracy"] == metrics["val/zero_shot/mean_per_class"] == score == 1
     assert not [name for name in metrics if "knn" in name]
+
+
+def test_listed_evaluations_are_followed_and_their_lists_kept(tmp_path, folders):
+    listed = (Choice("same_class", {"num_lists": 5}), Choice("linear_probe", {"num_folds": 2}))
+    metrics, _ = validate(folders, tmp_path / "run", evaluations=listed)
+    assert metrics["val/same_class/precision@1"] == metrics["val/linear_probe/accuracy"] == 1
+    (lists,) = (tmp_path / "run/evaluations").glob("step-00000000/*.json")
+    queries = json.loads(lists.read_text())["queries"]
+    assert lists.name == "same_class.json" and len(queries) == 5
+    named = [(query, labels_in(folders)[query["sample"]]) for query in queries]
+    assert all(query["class"] == CLASSES[label] and query["answers"][0]["is_right"] for query, label in named)
 
 
 def test_processes_agree_on_class_folders(tmp_path, folders):

@@ -147,6 +147,26 @@ def test_an_encoder_of_pictures_alone_is_measured_by_its_neighbours(pictures_alo
         load_features(out / "features.safetensors")
 
 
+def test_a_probe_and_same_class_retrieval_are_measured_shown_and_written(pictures_alone, shards, tmp_path):
+    run, train = pictures_alone
+    classes_of(shards, 12)
+    out, listed = tmp_path / "out", (Choice("same_class"), Choice("linear_probe"))
+    results = evaluate(config_of(run, shards, out, evaluations=listed), QUIET)
+    (found,), (probe,) = results["evaluations"]["same_class"], results["evaluations"]["linear_probe"]
+    assert found["num_gallery"] == probe["num_training"] == 15 and probe["trained_on"] == "gallery"
+    assert results["figures"]["same_class/precision@1"] == results["figures"]["knn1/accuracy"]
+    query = json.loads((out / "evaluations/same_class.json").read_text())["queries"][0]
+    assert query["key"] == ShardSet.open(shards).key(query["sample"])
+    answers = [(answer["key"], answer["class"]) for answer in query["answers"]]
+    keys = [ShardSet.open(train).key(answer["sample"]) for answer in query["answers"]]
+    assert answers == [(key, ("dog", "cat", "cow")[a["sample"] % 3]) for key, a in zip(keys, query["answers"])]
+    html = (out / "report.html").read_text()
+    for said in ("Same-class retrieval: by class", "Linear probe: regulariser", "learned from 15 labelled pictures"):
+        assert said in html
+    low = results["evaluations"]["knn"][0]["intervals"]["knn/accuracy"]["low"]
+    assert f"20 neighbours ({100 * low:.1f} to" in html
+
+
 def test_without_its_training_set_an_encoder_is_measured_by_leaving_one_out(pictures_alone, shards, tmp_path):
     run, train = pictures_alone
     classes_of(shards, 12)

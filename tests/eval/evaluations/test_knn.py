@@ -124,17 +124,18 @@ def test_a_collapsed_encoder_is_never_right():
     assert not knn_is_right(rows, labels, rows, labels, leave_one_out=True).any()
 
 
-def test_more_ties_than_are_kept_are_counted(monkeypatch):
+@pytest.mark.parametrize("tile", [4096, 33])
+@pytest.mark.parametrize("step", [1, -1])  # whichever of the equal ones are found first
+def test_more_ties_than_are_kept_are_counted(tile, step, monkeypatch):
+    monkeypatch.setattr("eval.nearest.CPU_TILE", tile)
     row = random_rows(1, 8, 0, False)
-    gallery = np.concatenate([np.repeat(row, 200, axis=0), random_rows(50, 8, 1, False)])
-    gallery_labels = np.concatenate([np.arange(200) >= 120, np.zeros(50)]).astype(int)  # 120 of class 0, 80 of class 1
+    gallery = np.concatenate([np.repeat(row, 200, axis=0), random_rows(50, 8, 1, False)])[::step]
+    gallery_labels = np.repeat([0, 1, 0], [170, 30, 50])[::step]
     queries, labels = np.repeat(row, 2, axis=0), np.array([0, 1])
-    for k in (1, 20, 100, 130, 201):
+    for k in (1, 20, 40, 60, 61, 100, 201):
         found = knn_is_right(queries, labels, gallery, gallery_labels, k=k)
-        # Class 1 takes 80 of k places against class 0; class 0 takes 120 against class 1.
-        assert found.tolist() == [k - 80 > 80, False]
-    monkeypatch.setattr("eval.nearest.CPU_TILE", 33)
-    assert knn_is_right(queries, labels, gallery, gallery_labels, k=201).tolist() == [True, False]
+        # Class 1 takes 30 of k places against class 0, which takes all 170 that it can against class 1.
+        assert found.tolist() == [k - 30 > 30, False]
 
 
 def test_both_accuracies_have_intervals():
