@@ -6,11 +6,13 @@ from core import parts
 from core.config import Choice
 from core.errors import ConfigError
 from eval.evaluations.against import Against, AgainstKNN
+from eval.evaluations.calibration import Calibration
 from eval.evaluations.eccv_caption import ECCVCaption
 from eval.evaluations.evaluation import Evaluation, Measured, Subject
 from eval.evaluations.feature_map import FeatureMap
 from eval.evaluations.knn import KNN
 from eval.evaluations.linear_probe import LinearProbe
+from eval.evaluations.modality_gap import ModalityGap
 from eval.evaluations.prompt_templates import PromptTemplates
 from eval.evaluations.retrieval import Retrieval
 from eval.evaluations.robustness import ClassRobustness, Robustness
@@ -30,6 +32,8 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "eccv_caption": ECCVCaption,
     "against": Against,
     "against_knn": AgainstKNN,
+    "calibration": Calibration,
+    "modality_gap": ModalityGap,
 }
 ALWAYS = ("retrieval", "knn", "zero_shot")  # wherever the data allow; others where a recipe lists them
 

@@ -49,18 +49,32 @@ AP_DEPTH = 10  # of mean average precision
 MEAN_RECALL = "mean_recall"  # over K, and where no direction is named over both
 MEDIAN_RANK, MEAN_RANK, MEAN_AP = "median_rank", "mean_rank", f"map@{AP_DEPTH}"
 KNN, KNN1 = "knn/accuracy", "knn1/accuracy"  # of k = 20, or what the gallery has; of the nearest alone
-ZERO_SHOT, ZERO_SHOT_BY_CLASS = "zero_shot/accuracy", "zero_shot/mean_per_class"
+ZERO_SHOT, ZERO_SHOT_TOP5, ZERO_SHOT_BY_CLASS = "zero_shot/accuracy", "zero_shot/top5", "zero_shot/mean_per_class"
 LINEAR_PROBE, LINEAR_PROBE_BY_CLASS = "linear_probe/accuracy", "linear_probe/mean_per_class"
 PRECISION_KS = (1, 5, 10)
 SAME_CLASS_MAP = f"same_class/map@{AP_DEPTH}"
 # Of corrupted pictures: the mean over corruptions and severities, and that as a share of the figure of clean ones.
 CORRUPTED_RECALL, RETAINED_RECALL = "robustness/recall", "robustness/retained"
 CORRUPTED_KNN, RETAINED_KNN = "class_robustness/accuracy", "class_robustness/retained"
-ZERO_SHOT, ZERO_SHOT_TOP5, ZERO_SHOT_BY_CLASS = "zero_shot/accuracy", "zero_shot/top5", "zero_shot/mean_per_class"
+ECE, BRIER, BRIER_SKILL = "ece", "brier", "brier_skill"  # of a direction, below `calibration`
+GAP_DISTANCE, GAP_VARIANCE = "modality_gap/distance", "modality_gap/variance_share"
+GAP_PAIRS, GAP_OTHERS = "modality_gap/cosine_of_pairs", "modality_gap/cosine_of_others"
+GAP_ALIGNMENT = "modality_gap/alignment"
+GAP_IMAGE_UNIFORMITY, GAP_TEXT_UNIFORMITY = "modality_gap/uniformity_image", "modality_gap/uniformity_text"
 VAL_LOSS = val("loss")
 VAL_RETRIEVAL, VAL_NEIGHBOURS = val("retrieval"), val("neighbours")  # pictures
 _SHARES = ("recall@", MEAN_AP, "accuracy", "mean_per_class")
-_LOWER_IS_BETTER = ("loss", MEDIAN_RANK, MEAN_RANK)
+_LOWER_IS_BETTER = (
+    "loss",
+    MEDIAN_RANK,
+    MEAN_RANK,
+    ECE,
+    BRIER,
+    "distance",
+    "alignment",
+    "uniformity_image",
+    "uniformity_text",
+)
 
 CONTACT_SHEET = check("contact_sheet")  # pictures
 
@@ -113,6 +127,11 @@ def against(figure: str) -> str:
 def is_share(metric: str) -> bool:
     """Whether a metric is a share from 0 to 1, which people read in percent."""
     return metric.rsplit("/", 1)[-1].startswith(_SHARES)
+
+
+def calibration(direction: str, figure: str) -> str:
+    """A figure of the probabilities of one direction: `calibration/image_to_text/ece`."""
+    return f"calibration/{direction}/{figure}"
 
 
 def lower_is_better(metric: str) -> bool:
