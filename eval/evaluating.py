@@ -144,7 +144,7 @@ class Evaluating:
             pin_memory=self.device.type == "cuda",
         )
         bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*bar, console=self.console, transient=True) as progress:
+        with Progress(*bar, console=self.console, transient=True, disable=change is not None) as progress:
             task = progress.add_task("images", total=len(shard_set) if samples is None else len(samples))
             given = (self.encoder.model, self.encoder.normalize, shard_set, loader)
             where: dict[str, Any] = {
