@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from core.errors import ShardclipError
@@ -145,8 +144,8 @@ def _say(found: Mapping[str, Any], page: Path, console: Console) -> None:
     runs = [run["name"] for run in found["runs"]]
     if rows := found.get("figures"):
         console.print(f"protocol: {found['protocol']}", markup=False)
-        heads = ("figure", *runs, *(f"{name} - {runs[0]}" for name in runs[1:]))
-        table = Table(*map(escape, heads))
+        heads = ["figure", *runs, *(f"{name} - {runs[0]}" for name in runs[1:])]
+        table = Table(*(Column(Text(head)) for head in heads))  # Text: brackets are no markup
         for row in rows:
             values = ["" if value is None else spoken_metric(row["figure"], value) for value in row["values"]]
             gains = [spoken_gain(row["figure"], gain) for gain in row["gains"]]

@@ -30,7 +30,9 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     for key, item in value.items():
         name = f"{prefix}{key}"
         if isinstance(item, Mapping) and item:
-            found |= _flat(item, f"{name}.")
+            if "name" in item:  # a part with options: `objective: infonce` has none
+                found[name] = _spoken(item["name"])
+            found |= _flat({option: value for option, value in item.items() if option != "name"}, f"{name}.")
         else:
             found[name] = _spoken(item)
     return found
