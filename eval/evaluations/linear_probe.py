@@ -143,7 +143,7 @@ class LinearProbe(Evaluation):
         features = features - centre
         features *= scale
         fit = self._solver(len(features) * (features.shape[1] + len(present)), device)
-        is_held_out = _held_out(targets)
+        is_held_out = held_out(targets, HELD_OUT, seed=7)
         fitted: Fitted | None = None
         accuracies, fits = [], []
         part, part_targets = features[~is_held_out], targets[~is_held_out]
@@ -152,7 +152,7 @@ class LinearProbe(Evaluation):
             accuracies.append(float(np.mean(wins(fitted.scores(features[is_held_out]), targets[is_held_out]))))
             fits.append(fitted)
         decay = REGULARISERS[int(np.argmax(accuracies))]
-        # Of every class one picture was learned from: the classes are the same.
+        # Never all of a class were held out: the classes are the same.
         whole = fit(features, targets, len(present), decay, fits[int(np.argmax(accuracies))])
         return Probe(whole, present, centre, scale, decay, accuracies, len(features), [*fits, whole])
 
@@ -242,20 +242,35 @@ def wins(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def stratified_parts(labels: np.ndarray, num_parts: int, seed: int) -> np.ndarray:
     """`(N,)` which part each picture is in: those of a class are dealt out in turn, one class after another."""
-    order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
     parts = np.empty(len(labels), dtype=np.int64)
-    parts[order] = np.arange(len(labels)) % num_parts
+    parts[_drawn_by_class(labels, seed)] = np.arange(len(labels)) % num_parts
     return parts
 
 
-def _held_out(targets: np.ndarray) -> np.ndarray:
-    """`(N,)` bool: a fifth of the pictures, stratified; never all of a class."""
-    parts = stratified_parts(targets, round(1 / HELD_OUT), seed=7) == 0
-    order = np.argsort(targets, kind="stable")
-    firsts = order[np.unique(targets[order], return_index=True)[1]]  # one picture of each class is always learned from
-    parts[firsts] = False
-    return parts
+def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """`(N,)` bool: a share of the pictures of every class, at least one where there are two, and never all.
+
+    Raises:
+        DataError: no class has two.
+    """
+    counts = np.bincount(labels)
+    if counts.max() < 2:
+        raise DataError(
+            "linear probe: no class has 2 pictures to learn from, so the regulariser cannot be chosen by some that are "
+            "held out. Label more pictures, or leave the linear probe out."
+        )
+    order = _drawn_by_class(labels, seed)
+    nth = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[order]]  # of its class
+    wanted = np.where(counts < 2, 0, np.maximum(1, np.round(share * counts)))
+    is_held_out = np.empty(len(labels), dtype=bool)
+    is_held_out[order] = nth < wanted[labels[order]]
+    return is_held_out
+
+
+def _drawn_by_class(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Rows in random order, one class after another."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    return order[np.argsort(labels[order], kind="stable")]
 
 
 def _at_most(rows: np.ndarray, most: int) -> np.ndarray:
@@ -289,11 +304,6 @@ def _expect_classes(labels: np.ndarray, gallery_labels: np.ndarray, is_own: bool
         raise DataError(
             f"linear probe: class {_called(int(few[0]), classes)} has {what} ({len(few)} such classes). {remedy}, or "
             "leave the linear probe out."
-        )
-    if num_taught.max() < 2:
-        raise DataError(
-            "linear probe: no class has 2 training pictures, so the regulariser cannot be chosen by some that are held "
-            "out. Label more pictures, or leave the linear probe out."
         )
 
 

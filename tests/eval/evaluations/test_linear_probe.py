@@ -12,6 +12,7 @@ from eval.evaluations.linear_probe import (
     REGULARISERS,
     LinearProbe,
     fit_with_sklearn,
+    held_out,
     stratified_parts,
     wins,
 )
@@ -109,6 +110,12 @@ def test_folds_deal_every_class_out_evenly():
         assert counts.max() - counts.min() <= 1
 
 
+def test_a_share_of_every_class_is_held_out_and_never_all_of_it():
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(5), [1, 2, 5, 11, 40]))
+    counts = np.bincount(labels[held_out(labels, 0.2, seed=0)], minlength=5)
+    assert counts.tolist() == [0, 1, 1, 2, 8]
+
+
 def test_equal_scores_are_not_right():
     scores = np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0 - 1e-8], [2.0, 1.0, 0.0]])
     assert wins(scores, np.array([0, 1, 0])).tolist() == [False, False, True]
@@ -136,13 +143,14 @@ def test_bad_input_is_named():
         "class hen has no picture in the training set": Subject(
             images, labels + 1, classes=("cat", "dog", "hen"), gallery=Gallery(images, labels, np.arange(20))
         ),
-        "no class has 2 training pictures": Subject(
+        "no class has 2 pictures to learn from": Subject(
             images, labels, gallery=Gallery(images[:2], labels[:2], labels[:2])
         ),
+        "no class has 2 pictures to learn from, so": Subject(images[:4], labels[:4]),  # by folds: one of each
     }
     for said, subject in subjects.items():
         with pytest.raises(DataError, match=said):
-            LinearProbe().measure(subject)
+            LinearProbe(num_folds=2).measure(subject)
     with pytest.raises(ConfigError, match="num_folds is 1: at least 2"):
         chosen([Choice("linear_probe", {"num_folds": 1})])
 
