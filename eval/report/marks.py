@@ -9,7 +9,7 @@ import numpy as np
 
 # Seven hues after Okabe and Ito, told apart by colour-blind readers; each page has those that stand out on it.
 ON_LIGHT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b98a00", "#56b4e9", "#4b2e83")
-ON_DARK = ("#4795d8", "#f0723a", "#2fbf94", "#e9a3c9", "#f0d04a", "#a5e0ff", "#9a83f5")
+ON_DARK = ("#4795d8", "#f0723a", "#2fbf94", "#e9a3c9", "#f0d04a", "#a5e0ff", "#7b5fe0")
 SHAPES = ("circle", "triangle", "square", "diamond", "cross")  # five, so that 35 classes differ in one or the other
 MOST_GROUPS = 24  # in a legend; rarer classes share one entry
 NO_CLASS = -1

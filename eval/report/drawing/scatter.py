@@ -16,23 +16,20 @@ _MARKERS = dict(zip(SHAPES, ("o", "^", "s", "D", "X"), strict=True))
 
 def scatter_map(points: np.ndarray, groups: Sequence[Group], title: str, note: str, theme: Theme = LIGHT) -> Figure:
     """Points `(N, 2)` from 0 to 1, both axes alike; one group needs no legend."""
-    figure, axes = new_figure(theme, 7.2, 5.6, title, note)
+    figure, axes = new_figure(theme, 6.6, 5.0, title, note)
     palette = ON_DARK if theme == DARK else ON_LIGHT
-    area = float(np.clip(20_000 / max(len(points), 1), 5, 34))
+    area = float(np.clip(16_000 / max(len(points), 1), 5, 34))
     for group in reversed(groups):  # the commonest on top, and the quiet ones below all
         x, y = points[list(group.rows)].T
         colour = theme.quiet if group.colour is None else palette[group.colour]
         marker = "." if group.shape is None else _MARKERS[SHAPES[group.shape]]
-        axes.scatter(x, y, s=area, c=colour, marker=marker, linewidths=0.3, edgecolors=theme.paper, alpha=0.85,
-                     zorder=2, label=f"{cut(group.name, 24)}  {len(group.rows):,}")  # fmt: skip
+        axes.scatter(x, y, s=area, c=colour, marker=marker, linewidths=0.3, edgecolors=theme.paper, zorder=2,
+                     label=f"{cut(group.name, 24)}  {len(group.rows):,}")  # fmt: skip
     axes.set(xticks=[], yticks=[], xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
     for spine in axes.spines.values():
         spine.set(visible=True, color=theme.line)
     if len(groups) > 1:
         handles, names = axes.get_legend_handles_labels()
-        shown = axes.legend(handles[::-1], names[::-1], frameon=False, fontsize=8.5, labelcolor=theme.ink,
-                            loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.3)  # fmt: skip
-        for handle in shown.legend_handles:
-            handle.set_sizes([30])
-            handle.set_alpha(1)
+        axes.legend(handles[::-1], names[::-1], frameon=False, fontsize=8.5, labelcolor=theme.ink, loc="center left",
+                    bbox_to_anchor=(1.0, 0.5), handletextpad=0.3, markerscale=(30 / area) ** 0.5)  # fmt: skip
     return figure

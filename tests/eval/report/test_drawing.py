@@ -6,7 +6,9 @@ import pytest
 from eval.report.drawing.curves import Series, curves, rank_histogram, recall_bars
 from eval.report.drawing.matrices import confusion_matrix, similarity_matrix
 from eval.report.drawing.pictures import PictureRow, class_bars, picture_rows
+from eval.report.drawing.scatter import scatter_map
 from eval.report.drawing.style import DARK, LIGHT, png_bytes, save_jpeg
+from eval.report.marks import ON_DARK, ON_LIGHT, grouped
 
 PICTURE = np.full((8, 8, 3), 200, dtype=np.uint8)
 
@@ -82,3 +84,36 @@ def test_equal_charts_give_equal_bytes(tmp_path):
     save_jpeg(draw(), tmp_path / "a.jpg")
     save_jpeg(draw(), tmp_path / "b.jpg")
     assert (tmp_path / "a.jpg").read_bytes() == (tmp_path / "b.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_a_map_has_every_point_once_and_its_classes_beside_it(theme):
+    labels = [0, 1, 1, 1, 0, -1, 2]
+    points = np.random.default_rng(0).random((7, 2))
+    axes = scatter_map(points, grouped(labels, ["cat", "dog", "$cow$"]), "Map", "", theme).axes[0]
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["dog  3", "cat  2", r"\$cow\$  1", "no class  1"]
+    drawn = np.concatenate([np.asarray(points.get_offsets()) for points in axes.collections])
+    assert sorted(map(tuple, drawn)) == sorted(map(tuple, points))
+    colours = {tuple(points.get_facecolor()[0]) for points in axes.collections}
+    assert len(colours) == 4
+    assert scatter_map(points, grouped(labels, []), "Map", "", theme).axes[0].get_legend() is None
+
+
+def colour_blind(colour):
+    """A colour as those see it who lack the green cones (Machado et al. 2009, deuteranopia), linear."""
+    srgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    seen = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+    return np.clip(np.array(seen) @ linear, 0, 1)
+
+
+@pytest.mark.parametrize(("palette", "paper"), [(ON_LIGHT, LIGHT.paper), (ON_DARK, DARK.paper)])
+def test_colours_of_classes_stand_out_for_the_colour_blind_too(palette, paper):
+    def lightness_and_hue(colour):
+        red, green, blue = np.cbrt(colour_blind(colour))
+        return np.array([(red + green) / 2, blue])
+
+    seen = [lightness_and_hue(colour) for colour in (*palette, paper)]
+    apart = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
+    assert min(apart) > 0.15

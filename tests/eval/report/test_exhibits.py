@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 from shard_sets import make_shard_set
 
+from core.image import encode_jpeg
 from core.shard_set import ShardSet
 from eval.report.exhibits import Shelf
 
@@ -29,10 +30,14 @@ def test_a_sheet_holds_the_thumbnails_asked_for_in_rows(tmp_path: Path) -> None:
         whole = Image.open(tmp_path / "pictures" / shelf.picture(sample))
         small = np.asarray(whole.resize((16, 16), Image.Resampling.LANCZOS), float)
         top, left = number // 2 * 16, number % 2 * 16
-        assert np.abs(sheet[top : top + 16, left : left + 16] - small).mean() < 12
+        assert np.abs(sheet[top : top + 16, left : left + 16] - small).mean() < 25  # of another picture: some 80
 
 
-def test_a_sheet_of_four_hundred_pictures_is_small(tmp_path: Path) -> None:
-    shelf = Shelf(ShardSet.open(make_shard_set(tmp_path / "set", 400, 64)), tmp_path / "pictures", "sample")
-    place = shelf.sheet(range(400), 64, 20)
-    assert 2e5 < (tmp_path / "pictures" / place).stat().st_size < 1.6e6  # of noise: photographs take half of it
+def test_a_sheet_of_four_hundred_pictures_is_small_even_of_noise(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    noise = [encode_jpeg(Image.fromarray(random.integers(0, 256, (64, 64, 3), np.uint8)), 95) for _ in range(400)]
+    shelf = Shelf(
+        ShardSet.open(make_shard_set(tmp_path / "set", 400, 64, images=noise)), tmp_path / "pictures", "sample"
+    )
+    size = (tmp_path / "pictures" / shelf.sheet(range(400), 64, 20)).stat().st_size
+    assert 5e5 < size < 1e6  # photographs take half of it
