@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from column_folders import add_column
 from rich.console import Console
 from shard_sets import make_shard_set
 
+from core.columns import ColumnHead, ColumnValues, ShardValues, publish_column
+from core.manifest import load_manifest
 from core.shard_set import ShardSet
 from eval.topics import topics_of
 from launch.columns import column
@@ -36,5 +37,7 @@ def test_a_set_without_topics_has_none(tmp_path: Path) -> None:
     first, second = make_shard_set(tmp_path / "a", 12), make_shard_set(tmp_path / "b", 12)
     column(["topics", first, "num_topics=3"], tmp_path / "cache", QUIET)
     assert topics_of(ShardSet.open([first, second])) is None
-    add_column(second, "labels", np.zeros(12, "<i4"), classes=("cat",))
+    manifest, labels = load_manifest(second), [ShardValues(np.zeros(count, "<i4")) for count in (10, 2)]
+    named_so = ColumnHead("topics", "labels", "sample", "<i4", (), {}, ShardSet.open(second).fingerprint, ("cat",))
+    publish_column(second, named_so, [shard.name for shard in manifest.shards], ColumnValues(labels))
     assert topics_of(ShardSet.open(second)) is None
