@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from eval.report.drawing.style import Figure, Theme
 
 FIGURES = ("map@r", "r_precision", "recall@1")
+_SPOKEN = ("mAP@R", "R-Precision", "R@1")
 _FILES = {IMAGE_TO_TEXT: "image_to_caption.json", TEXT_TO_IMAGE: "caption_to_image.json"}
 _QUERIES_AT_ONCE = 256
 Ids = dict[int, list[int]]  # of a query -> of what is right for it
@@ -124,7 +125,7 @@ class ECCVCaption(Evaluation):
             f"Among {part['num_images']:,} images and {part['num_captions']:,} captions, where every caption that fits "
             "an image is right. With R right answers, R-Precision is their share among the first R found, and mAP@R "
             "also asks that they stand in front; in brackets 95 % intervals over queries (Chun et al. 2022).",
-            tables=[Table(("direction", "queries", "mAP@R %", "R-Precision %", "R@1 %"), rows)],
+            tables=[Table(("direction", "queries", *(f"{name} %" for name in _SPOKEN)), rows)],
         )
 
     @staticmethod
@@ -134,10 +135,10 @@ class ECCVCaption(Evaluation):
 
         rows = [
             IntervalRow(
-                f"{direction.replace('_', ' ')}: {name}", Interval(**part["intervals"][_figure(direction, name)])
+                f"{direction.replace('_', ' ')}: {spoken}", Interval(**part["intervals"][_figure(direction, name)])
             )
             for direction in DIRECTIONS
-            for name in FIGURES
+            for name, spoken in zip(FIGURES, _SPOKEN, strict=True)
         ]
         return {"figures": interval_rows("ECCV Caption", "with 95 % intervals over queries", rows, theme)}
 

@@ -122,7 +122,7 @@ class PromptTemplates(Evaluation):
         rows = part["templates"]
         drawn = [IntervalRow(_all_together(rows), Interval(**part["ensemble"]["accuracy"]), is_strong=True)]
         drawn += [IntervalRow(row["template"], Interval(**row["accuracy"])) for row in rows]
-        note = "zero-shot accuracy with 95 % intervals; dashed: the first template"
+        note = "zero-shot accuracy with 95 % intervals; dashed: the first template; the table has paired differences"
         line = rows[0]["accuracy"]["estimate"]
         return {"accuracy": interval_rows("Prompt templates", note, drawn, theme, line_at=line)}
 

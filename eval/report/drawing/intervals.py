@@ -57,7 +57,7 @@ def interval_rows(
     axes.set_yticks(range(len(rows)), [cut(row.name, 44) for row in rows], fontsize=9)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.margins(x=0.06)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: spoken(value)[: None if percent else 8]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: spoken(value)))
     axes.set_xlabel("points" if percent and signed else "%" if percent else "")
     axes.grid(axis="y", visible=False)
     return figure

@@ -15,6 +15,8 @@ from eval.evaluations.eccv_caption import ECCVCaption, right_first
 from eval.evaluations.evaluation import Subject
 from eval.metrics import FeatureSet
 from eval.ranks import retrieval_ranks
+from eval.report.drawing.style import DARK
+from eval.report.measured import part_of
 
 
 def by_the_definitions(similarity: np.ndarray, right: set[int]) -> tuple[float, float, float]:
@@ -121,6 +123,16 @@ def test_a_coco_like_set_is_measured_by_its_ids(tmp_path: Path, karpathy: bool) 
             assert measured.figures[figure] == pytest.approx(value, abs=1e-9), figure
             assert measured.intervals[figure].low <= value <= measured.intervals[figure].high
     assert measured.shown["num_images"] == 28 and measured.shown["num_captions"] == 140
+    part = {"shards": ["mine"], **part_of(measured)}
+    assert [row[:2] for row in ECCVCaption.section(part).tables[0].rows] == [
+        ("image to text", "9"),
+        ("text to image", "15"),
+    ]
+    (axes,) = ECCVCaption.charts(part, tmp_path, DARK)["figures"].axes
+    assert [label.get_text() for label in axes.get_yticklabels()][::3] == [
+        "image to text: mAP@R",
+        "text to image: mAP@R",
+    ]
 
 
 def test_a_set_that_lacks_test_images_is_refused_with_the_way_out(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_lists_of_ones_own_split_the_whole_data_set(tmp_path: Path, sizes: tuple
     seen: set[str] = set()
     for split, size in zip(("train", "val", "test"), sizes, strict=True):
         names = photos[len(seen) : len(seen) + size]
-        (tmp_path / f"{split}.txt").write_bytes("\r\n".join([*reversed(names), "", "  "]).encode())
+        (tmp_path / f"{split}.txt").write_bytes(" \r\n".join([*reversed(names), "", "  "]).encode())
         result = read_flickr8k(split, **options, names=str(tmp_path / f"{split}.txt"))
         assert [record.image_id for record in result.records] == names and not result.skipped
         assert sum(len(record.captions) for record in result.records) == 5 * size
