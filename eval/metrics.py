@@ -228,15 +228,15 @@ def resampled_sums(sums: np.ndarray, num_resamples: int = 2000, seed: int = 0) -
 
 def percentile_interval(estimate: float, resampled: np.ndarray, num_groups: int, level: float = 0.95) -> Interval:
     """The expanded percentile interval of `num_groups` groups (Hesterberg 2015, What Teachers Should Know about the
-    Bootstrap, section 3.4): percentiles of Student's t in place of the normal distribution's, and of the variance with
-    n - 1. Plain percentiles of 20 images cover the truth in 92 of 100 cases, not 95; from some 300 on both are one.
+    Bootstrap): percentiles that are as far out as Student's t with the variance of n - 1 is, not as the normal is.
+    Plain percentiles of 20 images may cover the truth in 92 of 100 cases, not 95; from 300 on both are one.
     """
     low, high = np.quantile(resampled, [_tail(level, num_groups), 1 - _tail(level, num_groups)])
     return Interval(float(estimate), float(low), float(high))
 
 
 def basic_interval(estimate: float, resampled: np.ndarray, num_groups: int, level: float = 0.95) -> Interval:
-    """The estimate less what resamples differ from it, from 0 on (Davison and Hinkley 1997, section 5.2.1).
+    """The estimate less what resamples differ from it, from 0 on (Davison and Hinkley 1997, section 5.2).
 
     For lengths and other sizes that chance makes too large: their resamples are too large once more, and percentiles of
     these would be beside the truth twice. It is widened to hold the estimate, which may itself be mostly chance.

@@ -82,7 +82,7 @@ class Calibration(Evaluation):
             TEXT_TO_IMAGE: first_answers(pairs.texts, pairs.images, subject.logit_scale),
         }
         right = {IMAGE_TO_TEXT: ranks.image_to_text == 1, TEXT_TO_IMAGE: ranks.text_to_image == 1}
-        groups = {IMAGE_TO_TEXT: np.arange(len(pairs.images)), TEXT_TO_IMAGE: pairs.text_groups}
+        groups = {IMAGE_TO_TEXT: np.arange(len(pairs.images)), TEXT_TO_IMAGE: np.arange(len(pairs.texts))}
         gallery = {IMAGE_TO_TEXT: len(pairs.texts), TEXT_TO_IMAGE: len(pairs.images)}
         column = 1 if self.by == "lead" else 0
 

@@ -142,7 +142,7 @@ def drawn(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
 
 
 def distance(images: np.ndarray, texts: np.ndarray) -> float:
-    """Euclidean distance of the centroids of `(N, D)` and `(T, D)`, unit length: 0 to 2 (Liang et al. 2022, eq. 1)."""
+    """Euclidean distance of the centroids of `(N, D)` and `(T, D)`, unit length: 0 to 2 (Liang et al. 2022)."""
     return float(np.linalg.norm(_centroid(images) - _centroid(texts)))
 
 

@@ -21,9 +21,9 @@ def reliability(directions: Mapping[str, Mapping[str, Any]], theme: Theme = LIGH
     """
     note = "on the dashed line, as many answers are right as their probability says; bars: how many have it"
     figure, axes = new_figure(theme, 7.2, 5.6, "Reliability of the first answer", note)
-    rows = GridSpec(2, 1, figure, height_ratios=(4, 1))
-    axes.set_subplotspec(rows[0])
-    below = figure.add_subplot(rows[1], sharex=axes, facecolor=theme.paper)
+    grid = GridSpec(2, 1, figure, height_ratios=(4, 1))
+    axes.set_subplotspec(grid[0])
+    below = figure.add_subplot(grid[1], sharex=axes, facecolor=theme.paper)
     largest = 0.0
     for direction, own in directions.items():
         predicted, right, count = (np.array([bin[of] for bin in own["bins"]]) for of in ("predicted", "right", "count"))
