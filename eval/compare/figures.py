@@ -100,12 +100,17 @@ def _differing(figure: str, reference: ComparedRun, run: ComparedRun) -> list[tu
             return [
                 (evaluation, what)
                 for key, what in conditions.items()
-                if key not in ours or key not in theirs or ours[key] != theirs[key]
+                if key not in ours or key not in theirs or _without_place(ours[key]) != _without_place(theirs[key])
             ][:1]
     for name, parts in run.results.get("evaluations", {}).items():
         if any(figure in part["figures"] for part in parts) and _listed(reference, name) != _listed(run, name):
             return [(name, "other options")]
     return []
+
+
+def _without_place(value: Any) -> Any:
+    """A gallery is what it holds, wherever it lies."""
+    return {key: item for key, item in value.items() if key != "shards"} if isinstance(value, Mapping) else value
 
 
 def _listed(run: ComparedRun, name: str) -> Any:

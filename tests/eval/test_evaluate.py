@@ -133,7 +133,10 @@ def test_an_encoder_of_pictures_alone_is_measured_by_its_neighbours(pictures_alo
     out = tmp_path / "out"
     results = evaluate(config_of(run, shards, out, num_examples=3), QUIET)
     assert set(results["figures"]) == {"knn/accuracy", "knn1/accuracy"} and results["text_encoder"] is None
-    assert results["knn"]["gallery"] == {"shards": [train], "num_images": 15, "of": 15}
+    fingerprint = ShardSet.open(train, text="").fingerprint
+    assert results["knn"]["gallery"] == {
+        "shards": [train], "fingerprint": fingerprint, "num_images": 15, "of": 15
+    }  # fmt: skip
     assert results["knn"]["num_images"] == 11 and results["knn"]["num_classes"] == 3
     assert "val_loss" not in results and "image_to_text" not in results
     example = results["knn"]["neighbours"][0]

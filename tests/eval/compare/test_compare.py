@@ -186,6 +186,11 @@ def test_neighbours_among_other_galleries_are_not_compared(places, tmp_path):
     assert gains["knn/accuracy"] == gains["knn1/accuracy"] == [None] and gains["image_to_text/recall@1"] != [None]
     assert found["not_comparable"] == ["k-NN of changed was measured with another gallery than that of first."]
     assert "not comparable" in html
+    moved = [
+        changed(places, tmp_path / place, knn={"labels": "x", "gallery": {"shards": [place], "fingerprint": "f"}})
+        for place in ("here", "there")
+    ]
+    assert run(moved, tmp_path / "out")[0]["not_comparable"] == []
 
 
 def test_evaluations_with_other_options_are_not_compared(places, tmp_path):
