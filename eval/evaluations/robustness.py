@@ -61,9 +61,11 @@ class UnderCorruptions(Evaluation):
     severities: tuple[int, ...] = SEVERITIES
     seed: int = 0
 
+    score: ClassVar[str]  # what is measured, in words
     mean: ClassVar[str]  # names of its figures
     retained: ClassVar[str]
-    curves: ClassVar[Mapping[str, str]]  # what is drawn: metric -> words; the first metric of all is in the table
+    curves: ClassVar[Mapping[str, str]]  # what is drawn: metric -> words
+    drawn: ClassVar[str]  # what these are, in the chart's note
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -142,10 +144,10 @@ class UnderCorruptions(Evaluation):
     @classmethod
     def section(cls, part: Mapping[str, Any]) -> Section:
         """Both headline figures, the matrix of corruptions and severities, other metrics, and an example."""
-        (headline, score), *others = part["metrics"].items()
-        figures, spoken = part["figures"], headline.replace("_", " ")
+        (_, score), *others = part["metrics"].items()
+        figures = part["figures"]
         lead = (
-            f"{spoken[0].upper()}{spoken[1:]} of {part['num_images']:,} pictures that are made worse, each in "
+            f"The {cls.score} of {part['num_images']:,} pictures that are made worse, each in "
             f"{len(part['corruptions'])} ways at {len(part['severities'])} severities (ImageNet-C, Hendrycks and "
             "Dietterich 2019; occlusion is our own: a grey square over 5 to 40 % of the area). Retained is the mean "
             "under corruption as a share of the clean figure. In brackets: 95 % intervals over pictures, drawn with "
@@ -153,8 +155,8 @@ class UnderCorruptions(Evaluation):
         )
         values = (
             (f"{_percent(figures[cls.retained])} %", f"retained {_between(part, cls.retained)}"),
-            (f"{_percent(figures[cls.mean])} %", f"{spoken}, corrupted {_between(part, cls.mean)}"),
-            (f"{_percent(score['clean'])} %", f"{spoken}, clean"),
+            (f"{_percent(figures[cls.mean])} %", f"{cls.score}, corrupted {_between(part, cls.mean)}"),
+            (f"{_percent(score['clean'])} %", f"{cls.score}, clean"),
         )
         matrix = Table(
             ("corruption", *(f"severity {s}" for s in part["severities"]), "mean", "retained"),
@@ -162,7 +164,7 @@ class UnderCorruptions(Evaluation):
                 (_spoken(name), *map(_percent, row), _percent(float(np.mean(row))), _share(row, score["clean"]))
                 for name, row in zip(part["corruptions"], score["under"], strict=True)
             ],
-            f"{spoken[0].upper()}{spoken[1:]} in percent",
+            f"The {cls.score} in percent",
         )
         tables = [matrix]
         if others:
@@ -185,11 +187,9 @@ class UnderCorruptions(Evaluation):
             for i, name in enumerate(part["corruptions"])
         }
         clean = {words: score["clean"] for words, score in drawn.items()}
-        return {
-            f"{names.section(cls.mean)}_over_severity": severity_panels(
-                panels, clean, part["severities"], cls.title, theme
-            )
-        }
+        note = f"{cls.drawn} over severity; 0 and the dashed line: clean pictures"
+        figure = severity_panels(cls.title, note, panels, clean, part["severities"], theme)
+        return {f"{names.section(cls.mean)}_over_severity": figure}
 
 
 @dataclass(frozen=True)
@@ -198,8 +198,10 @@ class Robustness(UnderCorruptions):
 
     needs: ClassVar[tuple[Need, ...]] = ("pictures", "text")
     title: ClassVar[str] = "Robustness"
+    score: ClassVar[str] = "mean recall"
     mean: ClassVar[str] = names.CORRUPTED_RECALL
     retained: ClassVar[str] = names.RETAINED_RECALL
+    drawn: ClassVar[str] = "mean of R@1, R@5 and R@10"
     curves: ClassVar[Mapping[str, str]] = {
         names.of_direction(d, names.MEAN_RECALL): d.replace("_", " ") for d in DIRECTIONS
     }
@@ -235,8 +237,10 @@ class ClassRobustness(UnderCorruptions):
 
     needs: ClassVar[tuple[Need, ...]] = ("pictures", "labels")
     title: ClassVar[str] = "Robustness of classes"
+    score: ClassVar[str] = "k-NN accuracy"
     mean: ClassVar[str] = names.CORRUPTED_KNN
     retained: ClassVar[str] = names.RETAINED_KNN
+    drawn: ClassVar[str] = "accuracy"
     curves: ClassVar[Mapping[str, str]] = {names.KNN: "k-NN", names.ZERO_SHOT: "zero-shot"}
 
     @staticmethod
@@ -337,7 +341,7 @@ def _sheet(part: Mapping[str, Any]) -> str:
 
     head = "".join(f"<th>severity {severity}</th>" for severity in severities)
     rows = "".join(
-        f"<tr><td>{escape(_spoken(name))}</td>"
+        f'<tr><td class="nowrap">{escape(_spoken(name))}</td>'
         + "".join(cell(p, f"{_spoken(name)}, severity {s}") for p, s in zip(pictures, severities, strict=True))
         + "</tr>"
         for name, pictures in zip(part["corruptions"], example["under"], strict=True)

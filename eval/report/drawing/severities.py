@@ -14,10 +14,11 @@ _COLUMNS, _PANEL_HEIGHT, _HEAD, _FOOT = 3, 1.75, 0.8, 0.4  # inches
 
 
 def severity_panels(
+    title: str,
+    note: str,
     panels: Mapping[str, Mapping[str, Sequence[float]]],
     clean: Mapping[str, float],
     severities: Sequence[int],
-    title: str,
     theme: Theme = LIGHT,
 ) -> Figure:
     """A panel for each corruption with the curves of each figure, all on one scale.
@@ -29,8 +30,8 @@ def severity_panels(
     lines = -(-len(panels) // _COLUMNS)
     height = _HEAD + lines * _PANEL_HEIGHT + _FOOT
     figure = Figure(figsize=(7.2, height), facecolor=theme.paper)
-    figure.set_layout_engine("constrained", rect=(0.01, _FOOT / height, 0.97, 1 - (_HEAD + _FOOT) / height))
-    headline(figure, theme, title, "over severity; 0 and the dashed line: clean pictures", height)
+    figure.set_layout_engine("constrained", rect=(0.01, _FOOT / height, 0.97, 1 - (_HEAD + _FOOT) / height), h_pad=0.08)
+    headline(figure, theme, title, note, height)
     grid = figure.subplots(lines, _COLUMNS, sharex=True, sharey=True, squeeze=False)
     colours = dict(zip(clean, (theme.image_to_text, theme.text_to_image, theme.third), strict=False))
     order = np.argsort(severities)
