@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import torch
 from column_folders import add_column
 from evaluated_runs import config_of, write_run
 from rich.console import Console
-from safetensors import safe_open
 from shard_sets import make_shard_set
 from training_runs import SMALL_TOWER, recipe, register_small_tower, train_worker
 
@@ -375,43 +372,3 @@ def test_the_packaged_text_encoder_embeds_queries():
     dog, puppy, bank = text_embedder(spec, None, torch.device("cpu"))(["a dog", "a puppy", "a bank statement"])
     assert dog.shape == (384,)
     assert dog @ puppy > 0.6 > dog @ bank
-
-
-def evaluated_together(run_dir, shards, out):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        results = evaluate(config_of(run_dir, shards, out, labelled_shards=(shards,)), QUIET)
-    return {k: v for k, v in results.items() if k not in ("evaluated", "seconds", "config", "run_dir", "hardware")}
-
-
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_several_processes_write_what_one_writes(pictures_alone, shards, tmp_path, processes):
-    run, _ = pictures_alone
-    classes_of(shards, 12, unlabelled=[11])
-    (alone,) = gloo.run(1, evaluated_together, run, shards, tmp_path / "one")
-    together = gloo.run(processes, evaluated_together, run, shards, tmp_path / "out")
-    assert together == [alone] * processes
-    names = [sorted(p.relative_to(tmp_path / out) for p in (tmp_path / out).rglob("*")) for out in ("one", "out")]
-    assert names[0] == names[1] and (tmp_path / "out/report.html").exists()
-    features = [load_pictures(tmp_path / out / "features.safetensors") for out in ("one", "out")]
-    assert np.array_equal(*features)
-
-
-def load_pictures(path):
-    with safe_open(path, framework="numpy") as file:
-        return file.get_tensor("images")
-
-
-@pytest.mark.slow
-def test_the_command_starts_as_many_processes_as_it_is_told(run_dir, shards, tmp_path):
-    recipe = tmp_path / "eval.yaml"
-    recipe.write_text(
-        f"checkpoint: {run_dir}\nshards: {shards}\nout: {tmp_path / 'out'}\nnum_workers: 0\ndevice: cpu\n"
-    )
-    command = [sys.executable, "-m", "launch.cli", "eval", str(recipe), "--processes", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("protocol: full gallery") == 1  # the first one speaks
-    assert json.loads((tmp_path / "out/results.json").read_text())["figures"]
-    wrong = subprocess.run([*command, "labelled_shards=" + shards], capture_output=True, text=True, timeout=300)
-    assert wrong.returncode == 2 and "has no class labels" in wrong.stderr and "Traceback" not in wrong.stderr
