@@ -272,8 +272,7 @@ def accuracy_interval(
     sizes = np.bincount(group)
     shares = np.bincount(group, weights=is_right) / sizes
     drawn = np.random.default_rng(0).binomial(sizes, shares, size=(num_resamples, len(sizes))) / sizes
-    low, high = np.quantile(drawn.mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(shares.mean()), float(low), float(high))
+    return percentile_interval(float(shares.mean()), drawn.mean(axis=1), len(is_right), level)
 
 
 def paired_bootstrap(

@@ -18,7 +18,7 @@ from eval.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Subject, Table
 from eval.evaluations.knn import pictures_are_right
 from eval.evaluations.zero_shot import class_ranks
-from eval.metrics import Interval
+from eval.metrics import percentile_interval
 from trainer.telemetry import names
 from trainer.telemetry.names import DIRECTIONS, RECALL_KS
 
@@ -111,11 +111,11 @@ class UnderCorruptions(Evaluation):
         figures = self._figures(np.array([[np.mean([values[:, i].mean() for values, _ in tallies])
                                            for i in range(1 + len(under))]]))  # fmt: skip
         resampled = on_main(lambda: self._figures(_resampled_means(tallies)))
-        ends = {name: np.quantile(values, [0.025, 0.975]) for name, values in resampled.items()}
+        num_groups = min(len(np.unique(groups)) for _, groups in tallies)
         pictures = example.gathered()
         return Measured(
             {name: float(value[0]) for name, value in figures.items()},
-            {name: Interval(float(figures[name][0]), float(low), float(high)) for name, (low, high) in ends.items()},
+            {n: percentile_interval(float(figures[n][0]), values, num_groups) for n, values in resampled.items()},
             {
                 "num_images": num_images,
                 "corruptions": list(self.corruptions),

@@ -163,8 +163,8 @@ def test_a_probe_and_same_class_retrieval_are_measured_shown_and_written(picture
     html = (out / "report.html").read_text()
     for said in ("Same-class retrieval: by class", "Linear probe: regulariser", "learned from 15 labelled pictures"):
         assert said in html
-    low = results["evaluations"]["knn"][0]["intervals"]["knn/accuracy"]["low"]
-    assert f"20 neighbours ({100 * low:.1f} to" in html
+    low = results["figure_intervals"]["knn/accuracy"]["low"]
+    assert f"20 neighbours [{100 * low:.1f}, " in html
 
 
 def test_without_its_training_set_an_encoder_is_measured_by_leaving_one_out(pictures_alone, shards, tmp_path):

@@ -96,7 +96,7 @@ def test_training_and_evaluation_from_python(recipe: Path, tmp_path: Path, capsy
     interval = results.intervals["image_to_text/recall@1"]
     assert interval.low <= results.figures["image_to_text/recall@1"] == interval.estimate <= interval.high
     frame = again.frame().set_index("figure")
-    assert dict(frame.value) == dict(results.figures) and set(frame.run) == {"run"}
+    assert dict(frame.value) == dict(results.figures) and set(frame.run) == {results.run}
     assert frame.low["image_to_text/recall@1"] == interval.low and np.isnan(frame.low["image_to_text/map@10"])
     (tmp_path / "out/results.json").write_text('{"run": ')
     with pytest.raises(ShardclipError, match=r"no whole JSON\. Run `shardclip eval` again"):

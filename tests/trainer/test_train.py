@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,18 @@ def test_a_damaged_sample_is_replaced_counted_and_named(tmp_path: Path) -> None:
     assert "train-00002.tar: sample 000000023" in str(sentence) and "max_damaged is 0" in str(sentence)
 
 
-def test_replaced_samples_are_told_of_at_the_end_of_the_epoch(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def say_into(path: Path) -> None:
+    from trainer.run import run
+
+    run.console.file = path.open("w", encoding="utf-8")
+
+
+def test_replaced_samples_are_told_of_at_the_end_of_the_epoch(tmp_path: Path) -> None:
     values = recipe(tmp_path, epochs=1, data={"max_damaged": 1})
     damage(str(tmp_path / "train"), 23)
-    assert gloo.run(1, train_worker, values) == [0]
-    assert "epoch 1: 1 damaged sample was replaced (events.jsonl names them)" in capfd.readouterr().out
+    said = tmp_path / "said.txt"
+    assert gloo.run(1, train_worker, values, None, None, partial(say_into, said)) == [0]
+    assert "epoch 1: 1 damaged sample was replaced (events.jsonl names them)" in said.read_text()
 
 
 def test_damage_may_be_a_share_of_the_samples_as_the_message_says(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from eval.compare.figures import differences
 from eval.compare.queries import FOUND, swapped
 from eval.compare.recipes import differing_keys
 from eval.evaluate import evaluate
+from eval.metrics import percentile_interval
 
 QUIET = Console(quiet=True)
 NASTY = '<script>alert("x")</script> & “quotes”'
@@ -62,7 +63,8 @@ def test_differences_are_those_of_the_figures_with_paired_intervals(places, tmp_
         chosen = generator.integers(NUM_IMAGES, size=NUM_IMAGES)
         drawn.append(np.mean([float(lists[1][i]) - float(lists[0][i]) for i in chosen]))
     gain = next(row["gains"][0] for row in found["figures"] if row["figure"] == "knn1/accuracy")
-    assert [gain["low"], gain["high"]] == pytest.approx(np.quantile(drawn, [0.025, 0.975]).tolist())
+    wanted = percentile_interval(gain["estimate"], np.array(drawn), NUM_IMAGES)
+    assert [gain["low"], gain["high"]] == pytest.approx([wanted.low, wanted.high])
 
 
 def test_a_run_against_itself_differs_in_nothing(places, tmp_path):
