@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from trainer.telemetry.names import (
     recall,
 )
 
+_DRAWN_AT_ONCE = 2**18  # groups, by `resampled_sums`: what fits a cache
 _UNIT_TOLERANCE = 1e-2  # float16 embeddings are off by 1e-3; a forgotten normalisation by far more
 
 
@@ -188,24 +190,71 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of the mean of `values` `(Q,)`, drawing whole groups with replacement.
+    """Interval of the mean of `values` `(Q,)`, drawing whole groups with replacement (see `percentile_interval`).
 
     Args:
         groups: `(Q,)` integers; captions of one image rise and fall together, so `FeatureSet.text_groups` belongs here
             for text queries. None: every value is its own group.
     """
+    sums = group_sums(np.stack([values, np.ones(len(values))]), groups)
+    drawn, sizes = resampled_sums(sums, num_resamples, seed)
+    return percentile_interval(float(np.mean(values)), drawn / sizes, sums.shape[1], level)
+
+
+def group_sums(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """`(C, G)` sums of each of `values` `(C, Q)` over its groups; None: every one is its own group."""
     if groups is None:
-        groups = np.arange(len(values))
+        return np.asarray(values, dtype=np.float64)
     group_of_value = np.unique(groups, return_inverse=True)[1]
-    sums = np.bincount(group_of_value, weights=values)
-    sizes = np.bincount(group_of_value)
+    return np.stack([np.bincount(group_of_value, weights=row) for row in values])
+
+
+def resampled_sums(sums: np.ndarray, num_resamples: int = 2000, seed: int = 0) -> np.ndarray:
+    """`(C, num_resamples)` of `sums` `(C, G)`: each over as many groups as there are, drawn with replacement.
+
+    Rows share their draws. Memory is a few MiB, or some 16 bytes a group where there are more than fit.
+    """
+    num_groups = sums.shape[1]
     generator = np.random.default_rng(seed)
-    means = np.empty(num_resamples)
-    for resample in range(num_resamples):
-        drawn = generator.integers(len(sums), size=len(sums))
-        means[resample] = sums[drawn].sum() / sizes[drawn].sum()
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(np.mean(values)), float(low), float(high))
+    found = np.empty((len(sums), num_resamples))
+    rows = max(1, _DRAWN_AT_ONCE // num_groups)
+    for start in range(0, num_resamples, rows):
+        part = slice(start, min(start + rows, num_resamples))
+        drawn = generator.integers(num_groups, size=(part.stop - start, num_groups))
+        for own, row in zip(found, sums, strict=True):
+            own[part] = np.take(row, drawn).sum(axis=1)
+    return found
+
+
+def percentile_interval(estimate: float, resampled: np.ndarray, num_groups: int, level: float = 0.95) -> Interval:
+    """The expanded percentile interval of `num_groups` groups (Hesterberg 2015, What Teachers Should Know about the
+    Bootstrap): percentiles that are as far out as Student's t with the variance of n - 1 is, not as the normal is.
+    Plain percentiles of 20 images may cover the truth in 92 of 100 cases, not 95; from 300 on both are one.
+    """
+    low, high = np.quantile(resampled, [_tail(level, num_groups), 1 - _tail(level, num_groups)])
+    return Interval(float(estimate), float(low), float(high))
+
+
+def basic_interval(estimate: float, resampled: np.ndarray, num_groups: int, level: float = 0.95) -> Interval:
+    """The estimate less what resamples differ from it, from 0 on (Davison and Hinkley 1997, section 5.2).
+
+    For lengths and other sizes that chance makes too large: their resamples are too large once more, and percentiles of
+    these would be beside the truth twice. It is widened to hold the estimate, which may itself be mostly chance.
+    """
+    around = percentile_interval(estimate, resampled, num_groups, level)
+    low, high = 2 * estimate - around.high, 2 * estimate - around.low
+    return Interval(estimate, max(0.0, min(low, estimate)), max(high, estimate))
+
+
+def _tail(level: float, num_groups: int) -> float:
+    """Share of resamples below the interval: `(1 - level) / 2` of infinitely many groups, and less of few."""
+    if num_groups < 2:
+        return 0.0  # nothing is known of how groups differ
+    n, z = num_groups - 1, NormalDist().inv_cdf((1 + level) / 2)
+    # Quantile of Student's t with n degrees of freedom (Abramowitz and Stegun 26.7.5); within 1 % from n = 3 on.
+    t = z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    return NormalDist().cdf(-t * (num_groups / n) ** 0.5)
 
 
 def paired_bootstrap(
