@@ -37,7 +37,6 @@ DOORS = {  # library -> the only files that may import it
     "sklearn": {
         "eval/evaluations/feature_map.py",
         "eval/evaluations/linear_probe.py",
-        "eval/evaluations/calibration.py",
         "shard_builder/columns/topics.py",
     },
     "umap": {"eval/evaluations/feature_map.py"},
@@ -48,7 +47,17 @@ DOORS = {  # library -> the only files that may import it
     "timm": {"trainer/models/towers/timm.py", "trainer/optim/timm_optimizers.py"},
     "matplotlib": {
         f"eval/report/drawing/{name}.py"
-        for name in ("curves", "intervals", "matrices", "pictures", "reliability", "scatter", "severities", "style")
+        for name in (
+            "curves",
+            "gap",
+            "intervals",
+            "matrices",
+            "pictures",
+            "reliability",
+            "scatter",
+            "severities",
+            "style",
+        )
     },
     "jinja2": {"eval/report/page.py"},
 }

@@ -5,8 +5,10 @@ from collections.abc import Collection, Iterable, Mapping
 from core import parts
 from core.config import Choice
 from core.errors import ConfigError
+from eval.evaluations.calibration import Calibration
 from eval.evaluations.evaluation import Evaluation, Measured, Subject
 from eval.evaluations.knn import KNN
+from eval.evaluations.modality_gap import ModalityGap
 from eval.evaluations.retrieval import Retrieval
 from eval.evaluations.zero_shot import ZeroShot
 
@@ -14,6 +16,8 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "retrieval": Retrieval,
     "knn": KNN,
     "zero_shot": ZeroShot,
+    "calibration": Calibration,
+    "modality_gap": ModalityGap,
 }
 ALWAYS = ("retrieval", "knn", "zero_shot")  # wherever the data allow; others where a recipe lists them
 

@@ -49,9 +49,24 @@ AP_DEPTH = 10  # of mean average precision
 MEDIAN_RANK, MEAN_RANK, MEAN_AP = "median_rank", "mean_rank", f"map@{AP_DEPTH}"
 KNN, KNN1 = "knn/accuracy", "knn1/accuracy"  # of k = 20, or what the gallery has; of the nearest alone
 ZERO_SHOT, ZERO_SHOT_BY_CLASS = "zero_shot/accuracy", "zero_shot/mean_per_class"
+ECE, BRIER, BRIER_SKILL = "ece", "brier", "brier_skill"  # of a direction, below `calibration`
+GAP_DISTANCE, GAP_VARIANCE = "modality_gap/distance", "modality_gap/variance_share"
+GAP_PAIRS, GAP_OTHERS = "modality_gap/cosine_of_pairs", "modality_gap/cosine_of_others"
+GAP_ALIGNMENT = "modality_gap/alignment"
+GAP_IMAGE_UNIFORMITY, GAP_TEXT_UNIFORMITY = "modality_gap/uniformity_image", "modality_gap/uniformity_text"
 VAL_LOSS = val("loss")
 VAL_RETRIEVAL, VAL_NEIGHBOURS = val("retrieval"), val("neighbours")  # pictures
-_LOWER_IS_BETTER = ("loss", MEDIAN_RANK, MEAN_RANK)
+_LOWER_IS_BETTER = (
+    "loss",
+    MEDIAN_RANK,
+    MEAN_RANK,
+    ECE,
+    BRIER,
+    "distance",
+    "alignment",
+    "uniformity_image",
+    "uniformity_text",
+)
 
 CONTACT_SHEET = check("contact_sheet")  # pictures
 
@@ -84,6 +99,11 @@ def recall(k: int) -> str:
 def of_direction(direction: str, figure: str) -> str:
     """A figure of retrieval in one direction, without its section: `image_to_text/recall@10`."""
     return f"{direction}/{figure}"
+
+
+def calibration(direction: str, figure: str) -> str:
+    """A figure of the probabilities of one direction: `calibration/image_to_text/ece`."""
+    return f"calibration/{direction}/{figure}"
 
 
 def lower_is_better(metric: str) -> bool:
