@@ -82,7 +82,7 @@ class Calibration(Evaluation):
             TEXT_TO_IMAGE: first_answers(pairs.texts, pairs.images, subject.logit_scale),
         }
         right = {IMAGE_TO_TEXT: ranks.image_to_text == 1, TEXT_TO_IMAGE: ranks.text_to_image == 1}
-        groups = {IMAGE_TO_TEXT: np.arange(len(pairs.images)), TEXT_TO_IMAGE: np.arange(len(pairs.texts))}
+        groups = {IMAGE_TO_TEXT: np.arange(len(pairs.images)), TEXT_TO_IMAGE: pairs.text_groups}
         gallery = {IMAGE_TO_TEXT: len(pairs.texts), TEXT_TO_IMAGE: len(pairs.images)}
         column = 1 if self.by == "lead" else 0
 
@@ -124,26 +124,15 @@ class Calibration(Evaluation):
     @staticmethod
     def section(part: Mapping[str, Any]) -> Section:
         """What the probabilities are worth, and the map of each direction."""
-        figures, intervals, directions = part["figures"], part["intervals"], part["directions"]
-        values, rows, maps = [], [], []
-        for direction, own in directions.items():
-            ece, brier, skill = (names.calibration(direction, figure) for figure in _FIGURES)
-            spoken, gain, fitted = direction.replace("_", " "), own["brier_difference"], own["map"]
-            values.append((f"{100 * figures[ece]:.1f} %", f"calibration error, {spoken}"))
-            rows.append((
-                spoken, f"{100 * own['base_rate']:.1f} %", _ends(intervals[ece], 3), f"{own['ece_of_chance']:.3f}",
-                _ends(intervals[brier], 3), f"{own['brier_of_constant']:.3f}", _ends(gain, 4),
-                _ends(intervals[skill], 3),
-            ))  # fmt: skip
-            x = "lead" if part["by"] == "lead" else "cosine"
-            odds = f"{fitted['slope']:.4g} x {x} {'+' if fitted['bias'] >= 0 else '-'} {abs(fitted['bias']):.4g}"
-            maps.append((spoken, odds, f"{own['num_queries']:,}", f"{own['gallery']:,}"))
-        head = ("", "right", "ECE", "ECE by chance", "Brier", "of the constant", "difference", "skill")
-        tables = (
-            Table(head, rows),
-            Table(("", "log odds of being right", "queries", "gallery"), maps, "The map, fitted on all queries"),
-        )
-        return Section(_lead(part), tuple(values), tables)
+        directions = part["directions"]
+        spoken = [direction.replace("_", " ") for direction in directions]
+        columns = [_column(part, direction) for direction in directions]
+        errors = [part["figures"][names.calibration(direction, names.ECE)] for direction in directions]
+        values = [
+            (f"{100 * error:.1f} %", f"calibration error, {way}") for error, way in zip(errors, spoken, strict=True)
+        ]
+        rows = [(what, *(column[what] for column in columns)) for what in columns[0]]
+        return Section(_lead(part), values, (Table(("", *spoken), rows),))
 
     @staticmethod
     def charts(part: Mapping[str, Any], folder: Path, theme: Theme) -> dict[str, Figure]:
@@ -188,6 +177,25 @@ def _bins(probability: np.ndarray, is_right: np.ndarray) -> list[dict[str, float
         }
         for b in np.unique(bins)
     ]
+
+
+def _column(part: Mapping[str, Any], direction: str) -> dict[str, str]:
+    """What the table says of a direction, by the name of the row."""
+    own = part["directions"][direction]
+    ece, brier, skill = (part["intervals"][names.calibration(direction, figure)] for figure in _FIGURES)
+    slope, bias = own["map"]["slope"], own["map"]["bias"]
+    return {
+        "queries": f"{own['num_queries']:,}",
+        "gallery": f"{own['gallery']:,}",
+        "first answers that are right": f"{100 * own['base_rate']:.1f} %",
+        "ECE": _ends(ece, 3),
+        "ECE of a perfect map, by chance": f"{own['ece_of_chance']:.3f}",
+        "Brier score": _ends(brier, 3),
+        "Brier score of the constant": f"{own['brier_of_constant']:.3f}",
+        "difference": _ends(own["brier_difference"], 4),
+        "Brier skill": _ends(skill, 3),
+        "log odds, fitted on all queries": f"{slope:.4g} x {part['by']} {'+' if bias >= 0 else '-'} {abs(bias):.4g}",
+    }
 
 
 def _lead(part: Mapping[str, Any]) -> str:

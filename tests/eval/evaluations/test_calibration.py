@@ -215,11 +215,13 @@ def test_the_section_and_the_chart_say_what_was_measured():
         found = measured(subject_of(features), by=by)
         part = {"shards": ["mine"], **part_of(found)}
         section = sections({"evaluations": {"calibration": [part]}}, [])[0].parts[0][1]
+        table = section.tables[0]
+        rows = {row[0]: row[1 + table.head[1:].index("text to image")] for row in table.rows}
         skill = found.figures["calibration/text_to_image/brier_skill"]
-        assert section.tables[0].rows[1][0] == "text to image" and section.tables[0].rows[1][-1].startswith(
-            f"{skill:.3f}"
+        assert (
+            rows["Brier skill"].startswith(f"{skill:.3f} (") and f" x {by} " in rows["log odds, fitted on all queries"]
         )
-        assert f" x {by} " in section.tables[1].rows[0][1]
+        assert rows["queries"] == "200" and rows["gallery"] == "40"
 
 
 def measure_on_ranks():
