@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,13 @@ def sections(results: Mapping[str, Any], charts: Iterable[str]) -> list[Shown]:
 
 
 def unmeasured(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Name and title of those that have a section and were not measured."""
+    """Name and title of those that have a section, need no option to be given, and were not measured."""
     measured = results.get("evaluations", {})
-    return [(name, kind.title) for name, kind in EVALUATIONS.items() if kind.title and name not in measured]
+    return [
+        (name, kind.title)
+        for name, kind in EVALUATIONS.items()
+        if kind.title and name not in measured and all(field.default is not MISSING for field in fields(kind))
+    ]
 
 
 def measured_charts(results: Mapping[str, Any], folder: Path, theme: Theme) -> dict[str, Figure]:
