@@ -27,23 +27,12 @@ from eval.captions_file import read_captions
 from eval.classes import neighbours, zero_shot, zero_shot_labelled
 from eval.config import EvalConfig
 from eval.early import FEATURES, MARK, OF_EACH, RANKS, RESULTS, expect_place
-from eval.encoder import (
-    LoadedEncoder,
-    chosen_device,
-    load_encoder,
-)
+from eval.encoder import LoadedEncoder, chosen_device, load_encoder
 from eval.evaluating import Evaluating, LabelledSet, labelled_set, pictures_of
 from eval.evaluations import EVALUATIONS, chosen, figures_of, measure_all
 from eval.evaluations.evaluation import Evaluation, Subject
 from eval.evaluations.retrieval import evaluate_retrieval, recall_intervals
-from eval.features import (
-    Extracted,
-    Pictures,
-    has_pair_loss,
-    mean_pair_loss,
-    save_features,
-    shards_stamp,
-)
+from eval.features import Extracted, Pictures, has_pair_loss, mean_pair_loss, save_features, shards_stamp
 from eval.metrics import FeatureSet, Ranks
 from eval.ranks import retrieval_ranks
 from eval.report.charts import result_charts, sheets, training_charts
@@ -57,6 +46,12 @@ from trainer.run.environment import describe_environment, hardware
 from trainer.trackers.metrics_csv import METRICS, read_metrics
 
 FORMAT_VERSION = 1
+_LACKING = {  # of a need: why it is not known
+    "text": "needs captions, which this encoder was not trained to compare.",
+    "words": "needs a text encoder, and this encoder was trained without captions.",
+    "labels": "needs class labels: name labelled_shards, or add them with `shardclip column labels`.",
+    "prompts": "needs labelled shards and an encoder that compares captions.",
+}
 
 
 def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
@@ -188,7 +183,10 @@ def _of_classes(
 def _measured(
     evaluations: Mapping[str, Evaluation], subjects: Mapping[tuple[str, ...], Subject], out: Path
 ) -> dict[str, Any]:
-    """Figures of all sets with their intervals, and what evaluations that have a section show of each."""
+    """Figures of all sets with their intervals, and what evaluations that have a section show of each.
+
+    Where an evaluation is measured on two sets, the flat figures are those of the first; its parts hold both.
+    """
     figures: dict[str, float] = {}
     intervals: dict[str, Any] = {}
     parts: dict[str, list[Any]] = {}
@@ -196,11 +194,11 @@ def _measured(
     for urls, subject in subjects.items():
         measured = measure_all(evaluations, subject)
         on_main(partial(keep_files, measured, out))
-        figures |= figures_of(measured)
+        figures = {**figures_of(measured), **figures}
         for name, found in measured.items():
             part = part_of(found)
-            intervals |= part["intervals"]
-            of_each |= found.of_each
+            intervals = {**part["intervals"], **intervals}
+            of_each = {**found.of_each, **of_each}
             if evaluations[name].title:
                 parts.setdefault(name, []).append({"shards": list(urls), **part})
     on_main(lambda: save_of_each(of_each, out / OF_EACH))
@@ -226,16 +224,8 @@ def _expect_measurable(work: Evaluating, labelled: LabelledSet | None) -> dict[s
     for choice in config.evaluations:
         for need in EVALUATIONS[choice.name].needs:
             if not known[need]:
-                raise ConfigError(f"evaluations: '{choice.name}' {LACKING[need]} Leave it out.")
+                raise ConfigError(f"evaluations: '{choice.name}' {_LACKING[need]} Leave it out.")
     return chosen(config.evaluations)
-
-
-LACKING = {  # of a need: why it is not known
-    "text": "needs captions, which this encoder was not trained to compare.",
-    "words": "needs a text encoder, and this encoder was trained without captions.",
-    "labels": "needs class labels: name labelled_shards, or add them with `shardclip column labels`.",
-    "prompts": "needs labelled shards and an encoder that compares captions.",
-}
 
 
 def _expect_nothing_of_text(config: EvalConfig, encoder: LoadedEncoder) -> None:

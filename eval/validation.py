@@ -28,7 +28,7 @@ from eval.ranks import retrieval_ranks
 from eval.report.charts import sheets
 from eval.report.drawing.style import LIGHT, save_jpeg
 from eval.report.exhibits import Shelf, show_neighbours, show_retrieval
-from eval.report.measured import keep_files, part_of
+from eval.report.measured import chart_key, keep_files, part_of
 from eval.report.page import PICTURES
 from eval.right_answers import with_class_answers
 from eval.topics import topics_of
@@ -258,7 +258,9 @@ def _draw_charts(
     pictures = []
     for name, found in measured.items():
         for chart, figure in evaluations[name].charts(part_of(found), folder, LIGHT).items():
-            path = folder / f"val-{chart}-{step:08d}.jpg"
+            key = chart_key(name, chart)
+            path = folder / f"val-{key}-{step:08d}.jpg"
             save_jpeg(figure, path)
-            pictures.append((names.val(chart), path, f"{chart.replace('_', ' ')} at step {step}"))
+            caption = f"{evaluations[name].title}: {chart.replace('_', ' ')} at step {step}"
+            pictures.append((names.val(key), path, caption))
     return pictures

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.errors import DamagedError, StorageError
+from core.errors import ConfigError, DamagedError, StorageError
 from eval.early import RESULTS
 from eval.metrics import Interval
 from trainer.telemetry.names import DIRECTIONS, of_direction, recall
@@ -43,9 +43,12 @@ class Results(Mapping[str, Any]):
         """A row per figure: `figure`, `value`, `low`, `high` (NaN where it has no interval), and the run's name.
 
         Raises:
-            ImportError: pandas is not installed: `pip install 'shardclip[viz]'`.
+            ConfigError: pandas is not installed.
         """
-        import pandas
+        try:
+            import pandas
+        except ModuleNotFoundError:
+            raise ConfigError("a table of results needs pandas: `pip install 'shardclip[viz]'`.") from None
 
         rows = [
             (self.run, name, value, *((i.low, i.high) if (i := self.intervals.get(name)) else (float("nan"),) * 2))

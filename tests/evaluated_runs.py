@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
+from column_folders import add_column
+from shard_sets import make_shard_set
 
 from core.manifest import TextEncoderSpec
 from eval.config import EvalConfig
@@ -36,6 +39,21 @@ def write_run(folder: Path, embed_dim: int | None = 8, **config) -> None:
         keep_last=1,
         is_best=True,
     )
+
+
+def classes_of(url, count, classes=("cat", "dog"), unlabelled=()):
+    """Give a set labels: its classes in turn."""
+    labels = (np.arange(count) % len(classes)).astype("<i4")
+    labels[list(unlabelled)] = -1
+    add_column(url, "labels", labels, classes=classes)
+
+
+def write_pictures_alone(folder: Path) -> tuple[Path, str]:
+    """A run of an objective without captions, and its labelled training set of 15 pictures."""
+    train = make_shard_set(folder / "train", 15, seed=4, source="train")
+    classes_of(train, 15, ("dog", "cat", "cow"))
+    write_run(folder / "alone", embed_dim=None, data={"train": [train], "columns": {}})
+    return folder / "alone", train
 
 
 def config_of(run_dir, shards, out, **more):

@@ -23,6 +23,7 @@ _CONDITIONS = (
         {"fingerprint": "other pictures", "classes": "other classes", "templates": "other prompts"},
     ),
 )  # fmt: skip
+_AGAIN = "Run `shardclip eval` again."
 _SAME = 1e-9  # a figure and the mean of its queries
 
 
@@ -63,9 +64,6 @@ def differences(runs: Sequence[ComparedRun], text_groups: np.ndarray | None) -> 
             gains.append(gain)
         rows.append({"figure": figure, "values": values, "gains": gains})
     return rows
-
-
-_AGAIN = "Run `shardclip eval` again."
 
 
 def by_class(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:

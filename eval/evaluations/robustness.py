@@ -18,7 +18,7 @@ from eval.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Subject, Table
 from eval.evaluations.knn import pictures_are_right
 from eval.evaluations.zero_shot import class_ranks
-from eval.metrics import percentile_interval
+from eval.metrics import group_sums, percentile_interval, resampled_sums
 from trainer.telemetry import names
 from trainer.telemetry.names import DIRECTIONS, RECALL_KS
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 # One of each kind: noise, blur, light, compression, and what hides a part.
 SENSIBLE = ("gaussian_noise", "defocus_blur", "brightness", "contrast", "jpeg_compression", "occlusion")
-_NUM_RESAMPLES = 2000
 _SHOWN_SIZE, _SHOWN_QUALITY = 88, 78  # pixels and JPEG quality of the example's pictures: some 2 KB each
 
 
@@ -300,24 +299,17 @@ def _tallies(clean: Scores, under: Sequence[Sequence[Scores]]) -> list[tuple[np.
     ]
 
 
-def _resampled_means(tallies: Sequence[tuple[np.ndarray, np.ndarray]], seed: int = 0) -> np.ndarray:
+def _resampled_means(tallies: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """`(R, 1 + corruptions)` means of queries that are drawn with replacement, in whole groups.
 
     All columns share a draw, clean pictures with corrupted ones; and so do the directions of retrieval, where both
     are grouped by image.
     """
-    summed = []
+    means = []
     for values, groups in tallies:
-        of_value = np.unique(groups, return_inverse=True)[1]
-        sums = np.stack([np.bincount(of_value, weights=column) for column in values.T], axis=1)
-        summed.append((sums, np.bincount(of_value)))
-    generator = np.random.default_rng(seed)
-    means = np.empty((_NUM_RESAMPLES, tallies[0][0].shape[1]))
-    for resample in range(_NUM_RESAMPLES):
-        drawn = {count: generator.integers(count, size=count) for count in sorted({len(sizes) for _, sizes in summed})}
-        parts = [(sums[drawn[len(sizes)]].sum(axis=0), sizes[drawn[len(sizes)]].sum()) for sums, sizes in summed]
-        means[resample] = np.mean([total / count for total, count in parts], axis=0)
-    return means
+        *drawn, sizes = resampled_sums(group_sums(np.stack([*values.T, np.ones(len(values))]), groups))
+        means.append(np.array(drawn) / sizes)
+    return np.mean(means, axis=0).T
 
 
 def _small_jpeg(picture: np.ndarray) -> str:

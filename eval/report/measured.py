@@ -63,7 +63,7 @@ def unmeasured(results: Mapping[str, Any]) -> list[tuple[str, str]]:
 def measured_charts(results: Mapping[str, Any], folder: Path, theme: Theme) -> dict[str, Figure]:
     """The charts of all of them; `folder` holds the thumbnails."""
     return {
-        _chart_key(name, number, chart): figure
+        chart_key(name, chart, number): figure
         for name, parts in results.get("evaluations", {}).items()
         for number, part in enumerate(parts)
         for chart, figure in EVALUATIONS[name].charts(part, folder, theme).items()
@@ -71,11 +71,11 @@ def measured_charts(results: Mapping[str, Any], folder: Path, theme: Theme) -> d
 
 
 def _part(name: str, number: int, part: Mapping[str, Any], charts: Sequence[str]) -> tuple[str, Section, list[str]]:
-    prefix = _chart_key(name, number, "")
+    prefix = chart_key(name, "", number)
     own = [chart for chart in charts if chart.startswith(prefix) and "." not in chart.removeprefix(prefix)]
     return " + ".join(part["shards"]), EVALUATIONS[name].section(part), own
 
 
-def _chart_key(name: str, number: int, chart: str) -> str:
+def chart_key(name: str, chart: str, number: int = 0) -> str:
     """`robustness.retrieval`, of a second set `robustness.2.retrieval`: also the name of its file."""
     return f"{name}.{chart}" if number == 0 else f"{name}.{number + 1}.{chart}"

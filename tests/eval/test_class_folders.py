@@ -175,15 +175,23 @@ def test_a_perfect_classifier_has_full_recall_and_accuracy_while_training(tmp_pa
     assert not [name for name in metrics if "knn" in name]
 
 
-def test_listed_evaluations_are_followed_and_their_lists_kept(tmp_path, folders):
+def validate_listed(url, run_dir):
     listed = (Choice("same_class", {"num_lists": 5}), Choice("linear_probe", {"num_folds": 2}))
-    metrics, _ = validate(folders, tmp_path / "run", evaluations=listed)
+    return validate(url, run_dir, evaluations=listed)
+
+
+def test_listed_evaluations_are_followed_and_their_lists_kept(tmp_path, folders):
+    metrics, _ = validate_listed(folders, tmp_path / "run")
     assert metrics["val/same_class/precision@1"] == metrics["val/linear_probe/accuracy"] == 1
     (lists,) = (tmp_path / "run/evaluations").glob("step-00000000/*.json")
     queries = json.loads(lists.read_text())["queries"]
     assert lists.name == "same_class.json" and len(queries) == 5
     named = [(query, labels_in(folders)[query["sample"]]) for query in queries]
     assert all(query["class"] == CLASSES[label] and query["answers"][0]["is_right"] for query, label in named)
+    drawn = {path.name for path in (tmp_path / "run/pictures").glob("val-*by_class*")}
+    assert drawn == {f"val-{name}.by_class-00000000.jpg" for name in ("same_class", "linear_probe")}
+    together = gloo.run(2, validate_listed, folders, str(tmp_path / "group"))
+    assert [found for found, _ in together] == [metrics] * 2
 
 
 def test_processes_agree_on_class_folders(tmp_path, folders):

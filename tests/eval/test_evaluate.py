@@ -9,8 +9,7 @@ import gloo
 import numpy as np
 import pytest
 import torch
-from column_folders import add_column
-from evaluated_runs import config_of, write_run
+from evaluated_runs import classes_of, config_of, write_pictures_alone, write_run
 from rich.console import Console
 from shard_sets import make_shard_set
 from training_runs import SMALL_TOWER, recipe, register_small_tower, train_worker
@@ -108,19 +107,9 @@ def test_labelled_shards_without_labels_are_refused(run_dir, shards, tmp_path):
         evaluate(config_of(run_dir, shards, tmp_path / "out", labelled_shards=(shards,)), QUIET)
 
 
-def classes_of(url, count, classes=("cat", "dog"), unlabelled=()):
-    labels = (np.arange(count) % len(classes)).astype("<i4")
-    labels[list(unlabelled)] = -1
-    add_column(url, "labels", labels, classes=classes)
-
-
 @pytest.fixture
 def pictures_alone(tmp_path):
-    """A run of an objective without captions, and its training set."""
-    train = make_shard_set(tmp_path / "train", 15, seed=4, source="train")
-    classes_of(train, 15, ("dog", "cat", "cow"))
-    write_run(tmp_path / "alone", embed_dim=None, data={"train": [train], "columns": {}})
-    return tmp_path / "alone", train
+    return write_pictures_alone(tmp_path)
 
 
 def test_an_encoder_of_pictures_alone_is_measured_by_its_neighbours(pictures_alone, shards, tmp_path):
@@ -165,6 +154,18 @@ def test_a_probe_and_same_class_retrieval_are_measured_shown_and_written(picture
         assert said in html
     low = results["figure_intervals"]["knn/accuracy"]["low"]
     assert f"20 neighbours [{100 * low:.1f}, " in html
+
+
+def test_of_two_sets_the_flat_figures_are_those_of_the_first(run_dir, shards, tmp_path, embedded):
+    labelled = make_shard_set(tmp_path / "labelled", 9, num_captions=1, seed=3)
+    classes_of(labelled, 9)
+    listed = (Choice("feature_map", {"methods": ["pca"], "num_neighbours": 3}),)
+    given = {"labelled_shards": (labelled,), "evaluations": listed}
+    results = evaluate(config_of(run_dir, shards, tmp_path / "out", **given), QUIET)
+    parts = results["evaluations"]["feature_map"]
+    assert [part["shards"] for part in parts] == [[shards], [labelled]]
+    explained = [part["figures"]["feature_map/pca/explained"] for part in parts]
+    assert explained[0] != explained[1] and results["figures"]["feature_map/pca/explained"] == explained[0]
 
 
 def test_without_its_training_set_an_encoder_is_measured_by_leaving_one_out(pictures_alone, shards, tmp_path):

@@ -7,8 +7,7 @@ import sys
 import gloo
 import numpy as np
 import pytest
-from column_folders import add_column
-from evaluated_runs import config_of, write_run
+from evaluated_runs import classes_of, config_of, write_pictures_alone, write_run
 from rich.console import Console
 from safetensors import safe_open
 from shard_sets import make_shard_set
@@ -31,19 +30,9 @@ def shards(tmp_path):
     return make_shard_set(tmp_path / "val", 12, num_captions=[1 + n % 3 for n in range(12)], split="val")
 
 
-def classes_of(url, count, classes=("cat", "dog"), unlabelled=()):
-    labels = (np.arange(count) % len(classes)).astype("<i4")
-    labels[list(unlabelled)] = -1
-    add_column(url, "labels", labels, classes=classes)
-
-
 @pytest.fixture
 def pictures_alone(tmp_path):
-    """A run of an objective without captions, and its training set."""
-    train = make_shard_set(tmp_path / "train", 15, seed=4, source="train")
-    classes_of(train, 15, ("dog", "cat", "cow"))
-    write_run(tmp_path / "alone", embed_dim=None, data={"train": [train], "columns": {}})
-    return tmp_path / "alone", train
+    return write_pictures_alone(tmp_path)
 
 
 def evaluated_together(run_dir, shards, out):

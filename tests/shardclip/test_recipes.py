@@ -98,6 +98,10 @@ def test_training_and_evaluation_from_python(recipe: Path, tmp_path: Path, capsy
     frame = again.frame().set_index("figure")
     assert dict(frame.value) == dict(results.figures) and set(frame.run) == {results.run}
     assert frame.low["image_to_text/recall@1"] == interval.low and np.isnan(frame.low["image_to_text/map@10"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "pandas", None)
+        with pytest.raises(ShardclipError, match=r"needs pandas: `pip install 'shardclip\[viz\]'`"):
+            again.frame()
     (tmp_path / "out/results.json").write_text('{"run": ')
     with pytest.raises(ShardclipError, match=r"no whole JSON\. Run `shardclip eval` again"):
         shardclip.results(tmp_path / "out")

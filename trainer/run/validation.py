@@ -31,7 +31,9 @@ Validate = Callable[[TrainedModel, int, int | None], Validation]
 class MakeValidation(Protocol):
     """Gives the function that measures a model at a step; collective, since every rank takes its share.
 
-    Its last argument: which validation of the run this is, from 1; None: the last one, which measures everything.
+    The function's last argument says which validation of the run it is, from 1; None: the last one, which measures
+    everything.
+
     Raises:
         ConfigError: there is nothing to measure, or `best_by` names a metric that will not be measured.
     """

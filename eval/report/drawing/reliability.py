@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.ticker import PercentFormatter
 
-from eval.report.drawing.style import LIGHT, Theme, direction_colour, legend, new_figure, spoken
+from eval.report.drawing.style import LIGHT, Theme, direction_colour, dress, legend, new_figure, spoken
 
 
 def reliability(directions: Mapping[str, Mapping[str, Any]], theme: Theme = LIGHT) -> Figure:
@@ -50,14 +50,8 @@ def _histograms(axes: Axes, directions: Mapping[str, Mapping[str, Any]], theme: 
         width = 1 / len(shares) / (len(directions) + 0.4)
         left = np.arange(len(shares)) / len(shares) + (number + 0.2) * width
         axes.bar(left, shares, width=width, align="edge", color=direction_colour(direction, theme), zorder=2)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(theme.line)
-    axes.grid(color=theme.line, linewidth=0.8, zorder=0)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=theme.quiet, labelsize=9, length=0)
-    axes.set_xlabel("probability of being right, from other folds", color=theme.quiet, fontsize=9.5)
-    axes.set_ylabel("queries", color=theme.quiet, fontsize=9.5)
+    dress(axes, theme)
+    axes.set(xlabel="probability of being right, from other folds", ylabel="queries")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 

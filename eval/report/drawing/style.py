@@ -67,6 +67,12 @@ def new_figure(theme: Theme, width: float, height: float, title: str, note: str)
     figure.set_layout_engine("constrained", rect=(0.01, 0.01, 0.97, 1 - 0.72 / height))
     headline(figure, theme, title, note, height)
     axes = figure.add_subplot(facecolor=theme.paper)
+    dress(axes, theme)
+    return figure, axes
+
+
+def dress(axes: Axes, theme: Theme) -> None:
+    """Axes as all charts have them: a grid, one line below, quiet letters."""
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(theme.line)
@@ -75,7 +81,6 @@ def new_figure(theme: Theme, width: float, height: float, title: str, note: str)
     axes.tick_params(colors=theme.quiet, labelsize=9, length=0)
     axes.xaxis.label.set(color=theme.quiet, fontsize=9.5)
     axes.yaxis.label.set(color=theme.quiet, fontsize=9.5)
-    return figure, axes
 
 
 def headline(figure: Figure, theme: Theme, title: str, note: str, height: float) -> None:
