@@ -13,14 +13,16 @@ from core.text_encoders import TEXT_ENCODERS
 from eval.evaluations import chosen
 from eval.evaluations.retrieval import PROTOCOLS
 from eval.evaluations.zero_shot import check_templates, read_lines
+from trainer.models.config import BareTower
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """A recipe of `shardclip eval`."""
 
-    checkpoint: Path  # a run folder (its best checkpoint), RUN/best, RUN/latest or a checkpoint folder
     shards: tuple[str, ...]  # images with captions: retrieval, queries, unlabelled zero-shot; with labels: k-NN
+    checkpoint: Path | None = None  # a run folder (its best checkpoint), RUN/best, RUN/latest or a checkpoint folder
+    model: BareTower | None = None  # or a tower by itself, which compares pictures alone; needs `out`
     # A .jsonl of captions in place of the shards' own: {"image_id": ..., "captions": [...]} in each line.
     captions: Path | None = None
     equal_captions: bool = False  # equal captions of other images are right answers too; False: the field's protocols
@@ -47,6 +49,15 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if not self.shards:
             raise ConfigError("shards is empty. Name at least one shard set.")
+        if self.checkpoint is None and self.model is None:
+            raise ConfigError("checkpoint is missing. Name a run, or a tower by itself: model: {tower: resnet50, ...}.")
+        if self.checkpoint is not None and self.model is not None:
+            raise ConfigError(
+                f"checkpoint is {self.checkpoint} and model is {self.model}: one of them is measured. Leave one out "
+                "(checkpoint=null)."
+            )
+        if self.checkpoint is None and self.out is None:
+            raise ConfigError(f"out is missing: {self.model} has no run folder that results could go to. Name one.")
         if self.text_encoder is not None:
             parts.check(TEXT_ENCODERS, self.text_encoder, "text_encoder", given=["device"])
         for name, least in (("batch_size", 1), ("num_workers", 0), ("num_examples", 0), ("loss_batch_size", 2)):

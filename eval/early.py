@@ -6,15 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from core.errors import CheckpointError, ConfigError, DamagedError, StorageError
+from core.errors import ConfigError, DamagedError, ShardclipError, StorageError
 from core.places import EVALUATION, expect_folder_of_ours, expect_no_common_folder
 from core.shard_set import ShardSet
 from core.storage import is_local
 from eval.captions_file import read_captions
 from eval.config import EvalConfig
 from eval.evaluations import chosen
-from eval.evaluations.against import UNTRAINED
+from eval.evaluations.evaluation import UNTRAINED
 from trainer.checkpoint.folder import resolve_checkpoint
+from trainer.early import expect_bare_tower
+from trainer.models.config import BareTower
 from trainer.run.folder import RUN
 from trainer.trackers.metrics_csv import METRICS
 
@@ -29,8 +31,12 @@ def expect_measurable(config: EvalConfig) -> None:
     Raises:
         ShardclipError: no checkpoint, set or file is where the recipe says; or `out` holds other things.
     """
-    checkpoint = resolve_checkpoint(config.checkpoint)
-    expect_place(config, checkpoint)
+    if config.checkpoint is not None:
+        expect_place(config, resolve_checkpoint(config.checkpoint).parent.parent)
+    else:
+        assert config.model is not None, "one of them is given"
+        expect_bare_tower(config.model)
+        expect_place(config, None)
     for url in (*config.shards, *config.labelled_shards, *config.gallery):
         if is_local(url):
             ShardSet.open(url, config.cache_dir, text="")  # alone: which captions they share, the checkpoint decides
@@ -46,10 +52,12 @@ def _expect_other_weights(config: EvalConfig) -> None:
     for name, evaluation in chosen(config.evaluations).items():
         for weights in evaluation.other_weights():
             try:
-                if weights != UNTRAINED:
+                if isinstance(weights, BareTower):
+                    expect_bare_tower(weights)
+                elif weights != UNTRAINED:
                     resolve_checkpoint(Path(weights))
-            except CheckpointError as error:
-                raise CheckpointError(f"evaluations: '{name}' of {error}") from error
+            except ShardclipError as error:
+                raise type(error)(f"evaluations: '{name}' of {error}") from error
 
 
 def _expect_captions(config: EvalConfig) -> None:
@@ -67,11 +75,18 @@ def _expect_captions(config: EvalConfig) -> None:
             )
 
 
-def expect_place(config: EvalConfig, checkpoint: Path) -> None:
-    """Raise ConfigError where results must not be written."""
-    expect_folder_of_ours(config.out or checkpoint.parent.parent, "out", EVALUATION)
+def expect_place(config: EvalConfig, run_dir: Path | None) -> None:
+    """Raise ConfigError where results must not be written; `run_dir` takes them where the recipe names no folder."""
+    expect_folder_of_ours(place_of(config, run_dir), "out", EVALUATION)
     if config.cache_dir is not None:
         expect_no_common_folder(config.cache_dir, "cache_dir")
+
+
+def place_of(config: EvalConfig, run_dir: Path | None) -> Path:
+    """The folder that results go to."""
+    place = config.out or run_dir
+    assert place is not None, "a recipe without a checkpoint names out"
+    return place
 
 
 def no_baseline(folder: Path) -> ConfigError:

@@ -24,22 +24,25 @@ from core.text_encoders.encode import encode_captions
 from trainer.checkpoint.folder import STORED_SIZE, resolve_checkpoint
 from trainer.checkpoint.weights import read_weights
 from trainer.config import TrainConfig
+from trainer.data.feature_column import state_sha256
 from trainer.models.build import rebuild_encoder
+from trainer.models.config import BareTower
 from trainer.models.encoder import Encoder
 from trainer.models.texts.tower import TextTower
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.objective import Objective
 from trainer.pictures.augment import Normalize
-from trainer.run.recipe_model import untrained_model
+from trainer.run.recipe_model import bare_encoder, untrained_model
 
 DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True, eq=False)
-class LoadedEncoder:
-    """A checkpoint ready to encode pictures, and captions where it compares them."""
+class ReadyEncoder:
+    """Ready to encode pictures, and captions where it compares them."""
 
-    path: Path
+    known_as: str  # in sentences: the checkpoint's path, or the tower's name
+    run_dir: Path | None  # None: nothing was trained
     model: Encoder
     objective: Objective
     scalars: dict[str, Tensor]  # of the objective
@@ -48,14 +51,14 @@ class LoadedEncoder:
     fingerprint: str  # of the weights: features of equal fingerprints belong together
 
     @property
+    def name(self) -> str:
+        """In results: of the checkpoint's folder, or of the tower."""
+        return self.known_as
+
+    @property
     def compares_text(self) -> bool:
         """Whether it was trained to be compared with captions."""
         return self.objective.needs_text
-
-    @property
-    def objective_name(self) -> str:
-        """Its name in the table."""
-        return _objective_of(self.identity, self.path).name
 
     @property
     def text_encoder(self) -> TextEncoderSpec | None:
@@ -77,6 +80,28 @@ class LoadedEncoder:
         return int(model["embed_dim"]) if model["keeps_head"] else self.model.image_encoder.tower_dim
 
     @property
+    def logit_scale(self) -> float:
+        """1 / temperature of probabilities; 1 where the objective learns none."""
+        return float(self.scalars.get("scale", 1.0))
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedEncoder(ReadyEncoder):
+    """That of a checkpoint."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.path.name
+
+    @property
+    def objective_name(self) -> str:
+        """Its name in the table."""
+        return _objective_of(self.identity, self.path).name
+
+    @property
     def stored_image(self) -> ImageSpec:
         """How the pictures it was trained on were stored: what any other picture becomes before `normalize`.
 
@@ -95,11 +120,6 @@ class LoadedEncoder:
             f"{self.path}: does not say how large its training pictures were stored, as newer checkpoints do, and its "
             f"training set {url} is not there to ask. Put that set back in its place."
         )
-
-    @property
-    def logit_scale(self) -> float:
-        """1 / temperature of probabilities; 1 where the objective learns none."""
-        return float(self.scalars.get("scale", 1.0))
 
 
 def chosen_device(name: str) -> torch.device:
@@ -137,7 +157,40 @@ def load_encoder(checkpoint: Path, device: torch.device) -> LoadedEncoder:
     objective: Objective = build(OBJECTIVES, _objective_of(weights.identity, path), "objective")
     scalars = objective.scalars(weights.learned)
     return LoadedEncoder(
-        path, model.to(device).eval(), objective, scalars, normalize, weights.identity, weights.fingerprint
+        known_as=str(path),
+        run_dir=path.parent.parent,
+        model=model.to(device).eval(),
+        objective=objective,
+        scalars=scalars,
+        normalize=normalize,
+        identity=weights.identity,
+        fingerprint=weights.fingerprint,
+        path=path,
+    )
+
+
+def tower_alone(tower: BareTower, stored_size: int, device: torch.device) -> ReadyEncoder:
+    """A row of the towers' table by itself, an encoder of pictures alone.
+
+    Args:
+        stored_size: of the pictures, where the tower names no size; pixels.
+
+    Raises:
+        ConfigError: unknown tower, or one that cannot have this size.
+        WeightsError: the weights are missing or those of another tower.
+    """
+    size = tower.image_size or stored_size
+    model = bare_encoder(tower, size)
+    mean, std = model.normalization
+    return ReadyEncoder(
+        known_as=str(tower),
+        run_dir=None,
+        model=model.to(device).eval(),
+        objective=OBJECTIVES["nt_xent"](),  # of those that compare no captions
+        scalars={},
+        normalize=Normalize(size, mean, std),
+        identity={"model": model.describe(), "config": {}, "text_encoder": None},
+        fingerprint=f"{state_sha256(model.image_encoder.tower)} {size} {mean} {std}",
     )
 
 
@@ -163,7 +216,7 @@ def _objective_of(identity: dict[str, Any], path: Path) -> Choice:
     return chosen
 
 
-def open_same_text(encoder: LoadedEncoder, urls: Sequence[str], cache_dir: Path | None) -> ShardSet:
+def open_same_text(encoder: ReadyEncoder, urls: Sequence[str], cache_dir: Path | None) -> ShardSet:
     """The shard sets with the caption embeddings that the checkpoint was trained against: stored, or a text column's.
 
     Raises:
@@ -183,7 +236,7 @@ def open_same_text(encoder: LoadedEncoder, urls: Sequence[str], cache_dir: Path 
     choice = choice_of(trained)
     options = "".join(f" {key}={value}" for key, value in choice.options.items())
     raise CheckpointError(
-        f"{' + '.join(urls)}: {has}; {encoder.path} was trained against {trained}. Add them to each with "
+        f"{' + '.join(urls)}: {has}; {encoder.known_as} was trained against {trained}. Add them to each with "
         f"`shardclip column text {' '.join(urls)} encoder={choice.name}{options}`."
     )
 

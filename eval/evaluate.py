@@ -26,9 +26,9 @@ from eval.baseline import gains_over, save_of_each, save_ranks
 from eval.captions_file import read_captions
 from eval.classes import neighbours, zero_shot, zero_shot_labelled
 from eval.config import EvalConfig
-from eval.early import FEATURES, MARK, OF_EACH, RANKS, RESULTS, expect_place
-from eval.encoder import LoadedEncoder, chosen_device, load_encoder
-from eval.evaluating import Evaluating, LabelledSet, labelled_set, pictures_of
+from eval.early import FEATURES, MARK, OF_EACH, RANKS, RESULTS, expect_place, place_of
+from eval.encoder import ReadyEncoder, chosen_device
+from eval.evaluating import Evaluating, LabelledSet, encoder_of, labelled_set, pictures_of
 from eval.evaluations import EVALUATIONS, chosen, figures_of, measure_all
 from eval.evaluations.evaluation import Evaluation, Subject
 from eval.evaluations.retrieval import evaluate_retrieval, recall_intervals
@@ -69,11 +69,10 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
     device = chosen_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
-    encoder = load_encoder(config.checkpoint, device)
-    run_dir = encoder.path.parent.parent
-    expect_place(config, encoder.path)
-    out = config.out or run_dir
-    console.print(f"evaluating {encoder.path} on {', '.join(config.shards)} -> {out}", markup=False)
+    encoder = encoder_of(config, device)
+    expect_place(config, encoder.run_dir)
+    out = place_of(config, encoder.run_dir)
+    console.print(f"evaluating {encoder.known_as} on {', '.join(config.shards)} -> {out}", markup=False)
     if not encoder.compares_text:
         _expect_nothing_of_text(config, encoder)
     work = Evaluating(config, encoder, out, device, console)
@@ -85,7 +84,7 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
 
     found = work.extract(shard_set, own_captions)
     on_main(lambda: publish_bytes(dump_yaml(config).encode(), out / MARK))  # the folder is ours from now on
-    results: dict[str, Any] = _identity(work, shard_set, found, run_dir)
+    results: dict[str, Any] = _identity(work, shard_set, found)
     subject = subject_of(work, shard_set, found, work.shelf(shard_set, "sample", own_captions))
     if isinstance(found, Extracted):
         subject = with_text(subject, found, work)
@@ -107,7 +106,7 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
     def write() -> None:
         save_features(found, out / FEATURES, encoder.fingerprint, stamp)
         publish_bytes((json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode(), out / RESULTS)
-        _save_pictures(results, run_dir, out)
+        _save_pictures(results, encoder.run_dir, out)
         say_results(results, write_report(out), console)
 
     on_main(write)
@@ -193,7 +192,8 @@ def _measured(
     of_each: dict[str, np.ndarray] = {}
     for urls, subject in subjects.items():
         measured = measure_all(evaluations, subject)
-        on_main(partial(keep_files, measured, out))
+        numbers = {name: len(found) for name, found in parts.items()}
+        on_main(partial(keep_files, measured, out, numbers=numbers))
         figures = {**figures_of(measured), **figures}
         for name, found in measured.items():
             part = part_of(found)
@@ -228,7 +228,7 @@ def _expect_measurable(work: Evaluating, labelled: LabelledSet | None) -> dict[s
     return chosen(config.evaluations)
 
 
-def _expect_nothing_of_text(config: EvalConfig, encoder: LoadedEncoder) -> None:
+def _expect_nothing_of_text(config: EvalConfig, encoder: ReadyEncoder) -> None:
     given = {
         "queries": config.queries,
         "classes": config.all_classes(),
@@ -239,8 +239,8 @@ def _expect_nothing_of_text(config: EvalConfig, encoder: LoadedEncoder) -> None:
     for name, value in given.items():
         if value:
             raise ConfigError(
-                f"{name}: {encoder.path} was trained without captions, so its pictures cannot be compared with text. "
-                f"Leave {name} out."
+                f"{name}: {encoder.known_as} was trained without captions, so its pictures cannot be compared with "
+                f"text. Leave {name} out."
             )
 
 
@@ -252,14 +252,15 @@ def _loss(work: Evaluating, extracted: Extracted, shard_set: ShardSet) -> dict[s
     return {"value": value, "batch_size": used}
 
 
-def _identity(work: Evaluating, shard_set: ShardSet, found: Extracted | Pictures, run_dir: Path) -> dict[str, Any]:
+def _identity(work: Evaluating, shard_set: ShardSet, found: Extracted | Pictures) -> dict[str, Any]:
     environment, encoder = describe_environment(world_size()), work.encoder
+    run_dir = encoder.run_dir or work.out
     return {
         "format_version": FORMAT_VERSION,
         "evaluated": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
-        "run": run_dir.parent.name if run_dir.name == "run" else run_dir.name,
+        "run": _title(encoder),
         "run_dir": os.path.relpath(run_dir, work.out),  # relative: the folders may move together
-        "checkpoint": encoder.path.name,
+        "checkpoint": encoder.name,
         "encoder": encoder.fingerprint,
         "embed_dim": pictures_of(found).images.shape[1],
         "text_encoder": encoder.text_name,
@@ -280,10 +281,16 @@ def _identity(work: Evaluating, shard_set: ShardSet, found: Extracted | Pictures
     }
 
 
-def _save_pictures(results: dict[str, Any], run_dir: Path, out: Path) -> None:
+def _title(encoder: ReadyEncoder) -> str:
+    if encoder.run_dir is None:
+        return encoder.name
+    return encoder.run_dir.parent.name if encoder.run_dir.name == "run" else encoder.run_dir.name
+
+
+def _save_pictures(results: dict[str, Any], run_dir: Path | None, out: Path) -> None:
     folder = out / PICTURES
     charts = result_charts(results, folder)
-    if (run_dir / METRICS).exists():
+    if run_dir and (run_dir / METRICS).exists():
         charts |= training_charts(read_metrics(run_dir / METRICS))
     for name, figure in charts.items():
         save_png(figure, folder / f"{name}.png")

@@ -16,22 +16,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from core.columns import column_names
 from core.distributed import rank, world_size
-from core.errors import DataError
-from core.manifest import MANIFEST_NAME
+from core.errors import ConfigError, DataError
+from core.manifest import MANIFEST_NAME, load_manifest
 from core.shard_set import ShardSet
 from core.storage import exists, join
 from eval.captions_file import captions_identity
 from eval.config import EvalConfig
 from eval.encoder import (
     LoadedEncoder,
+    ReadyEncoder,
     load_encoder,
     open_same_text,
     text_embedder,
+    tower_alone,
     trained_embedder,
     untrained_encoder,
 )
-from eval.evaluations.against import UNTRAINED
-from eval.evaluations.evaluation import ChangePictures, EmbedTexts
+from eval.evaluations.evaluation import UNTRAINED, ChangePictures, EmbedTexts, OtherWeights
 from eval.features import Extracted, Pictures, extract, extract_pictures
 from eval.gallery import GallerySource
 from eval.labels import Labels, label_column, labels_of
@@ -41,6 +42,7 @@ from eval.report.page import PICTURES
 from eval.right_answers import captions_of, with_class_answers, with_equal_captions
 from trainer.data.loader import TEXT_ALONE, EvalLoader
 from trainer.data.names import LABEL
+from trainer.models.config import BareTower
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,28 +50,35 @@ class Evaluating:
     """One evaluation under way."""
 
     config: EvalConfig
-    encoder: LoadedEncoder
+    encoder: ReadyEncoder
     out: Path
     device: torch.device
     console: Console
-    others: dict[str, Evaluating] = field(default_factory=dict)  # the same by other weights, by what names these
+    others: dict[OtherWeights, Evaluating] = field(default_factory=dict)  # the same by other weights, once loaded
 
-    def by(self, weights: str) -> Evaluating:
-        """The same evaluation by other weights: `untrained`, or a run folder or checkpoint; loaded once.
+    def by(self, weights: OtherWeights) -> Evaluating:
+        """The same evaluation by other weights; loaded once.
 
         Raises:
             ConfigError, CheckpointError, WeightsError: they are not there, or cannot be made again.
         """
         if weights not in self.others:
-            if weights == UNTRAINED:
-                encoder = untrained_encoder(self.encoder, self.device)
-            else:
-                encoder = load_encoder(Path(weights), self.device)
-            config = self.config
+            encoder, config = self._encoder_of(weights), self.config
             if encoder.text_encoder != self.encoder.text_encoder:
                 config = replace(config, text_encoder=None)  # which says where ours is found
             self.others[weights] = replace(self, config=config, encoder=encoder, others={})
         return self.others[weights]
+
+    def _encoder_of(self, weights: OtherWeights) -> ReadyEncoder:
+        if isinstance(weights, BareTower):
+            return tower_alone(weights, _stored_size(self.config), self.device)
+        if weights != UNTRAINED:
+            return load_encoder(Path(weights), self.device)
+        if not isinstance(self.encoder, LoadedEncoder):
+            raise ConfigError(
+                f"evaluations: '{UNTRAINED}' is the beginning of a run, and this is a tower. Leave it out."
+            )
+        return untrained_encoder(self.encoder, self.device)
 
     @cached_property
     def embed_texts(self) -> EmbedTexts:
@@ -167,6 +176,22 @@ class LabelledSet:
     shard_set: ShardSet
     labels: Labels
     gallery: GallerySource | None
+
+
+def encoder_of(config: EvalConfig, device: torch.device) -> ReadyEncoder:
+    """What a recipe measures: a checkpoint, or a tower by itself, which sees pictures as they are stored.
+
+    Raises:
+        ConfigError, CheckpointError, WeightsError: it is not there, or damaged.
+    """
+    if config.checkpoint is not None:
+        return load_encoder(config.checkpoint, device)
+    assert config.model is not None, "one of them is given"
+    return tower_alone(config.model, _stored_size(config), device)
+
+
+def _stored_size(config: EvalConfig) -> int:
+    return load_manifest(config.shards[0]).image.size
 
 
 def pictures_of(found: Extracted | Pictures) -> Pictures:

@@ -12,7 +12,7 @@ from core.errors import ConfigError
 from core.shard_set import ShardSet
 from eval.classes import class_vectors
 from eval.evaluating import Evaluating, LabelledSet, pictures_of
-from eval.evaluations.evaluation import Evaluation, Prompts, Shelf, Subject
+from eval.evaluations.evaluation import Evaluation, OtherWeights, Prompts, Shelf, Subject
 from eval.features import Extracted, Pictures
 from eval.gallery import joint_classes
 from eval.ranks import retrieval_ranks
@@ -63,8 +63,8 @@ def by_weights(
     shard_set: ShardSet,
     labelled: LabelledSet | None,
     captions: Mapping[int, list[str]] | None,
-) -> Callable[[str], Subject]:
-    """Makes, for the name of other weights, what is known of the same pictures by them; once for each.
+) -> Callable[[OtherWeights], Subject]:
+    """Makes, for other weights, what is known of the same pictures by them; once for each.
 
     Args:
         subject: by the checkpoint's own weights; what it knows, it will be known by others, too.
@@ -73,7 +73,7 @@ def by_weights(
     """
 
     @cache
-    def by(weights: str) -> Subject:
+    def by(weights: OtherWeights) -> Subject:
         other = work.by(weights)
         found = other.extract(other.open(shard_set.urls), captions)
         theirs = subject_of(other, shard_set, found, subject.shelf)

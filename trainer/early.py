@@ -14,7 +14,7 @@ from core.shard_set import ShardSet
 from core.storage import is_local
 from trainer.checkpoint.folder import latest_checkpoint, resolve_checkpoint
 from trainer.config import TrainConfig
-from trainer.models.config import SUFFIXES, is_path
+from trainer.models.config import SUFFIXES, BareTower, is_path
 from trainer.models.thaw import freezing
 from trainer.models.tower_names import expect_tower
 from trainer.optim.schedule import lr_at
@@ -37,9 +37,8 @@ def check_beginning(config: TrainConfig, processes: int | None) -> None:
     """What the run goes on from or begins with is there."""
     if config.resume not in ("auto", "no"):
         resolve_checkpoint(Path(config.resume))
-    weights, start = config.model.weights, config.start_from
-    if is_path(weights) and not Path(weights).is_file():
-        raise WeightsError(f"model.weights: there is no file {weights}; give the path of the tower's state dict.")
+    start = config.start_from
+    _expect_file(config.model.weights)
     if start is None or latest_checkpoint(config.run_dir / CHECKPOINTS):
         return  # of a run that goes on, what it began with need not be there any more
     if Path(start).suffix in SUFFIXES and not Path(start).exists():
@@ -54,6 +53,21 @@ def check_beginning(config: TrainConfig, processes: int | None) -> None:
 def check_tower(config: TrainConfig, processes: int | None) -> None:
     """A tower of this name is known, and its library is here."""
     expect_tower(config.model.tower)
+
+
+def expect_bare_tower(tower: BareTower) -> None:
+    """The same of a tower by itself: it is known, and the file of its weights is there.
+
+    Raises:
+        ConfigError, WeightsError: it is not.
+    """
+    expect_tower(tower.tower)
+    _expect_file(tower.weights)
+
+
+def _expect_file(weights: str) -> None:
+    if is_path(weights) and not Path(weights).is_file():
+        raise WeightsError(f"model.weights: there is no file {weights}; give the path of the tower's state dict.")
 
 
 def check_data(config: TrainConfig, processes: int | None) -> None:

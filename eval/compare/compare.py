@@ -136,6 +136,8 @@ def _facts(run: ComparedRun) -> dict[str, Any]:
 
 
 def _no_recipe(run: ComparedRun) -> str:
+    if run.results.get("config", {}).get("model"):
+        return f"{run.name}: {run.results['run']} is a tower by itself, without a recipe and curves."
     return f"{run.name}: the run's folder {run.run_dir} is not here, so its recipe and curves are not known."
 
 

@@ -15,9 +15,13 @@ from eval.metrics import bootstrap
 from trainer.telemetry import names
 from trainer.telemetry.names import DIRECTIONS, RECALL_KS, TEXT_TO_IMAGE
 
+_GALLERY = {"labels": "other labels", "gallery": "another gallery"}
+_SAME_CLASS = (*map(names.same_class_precision, names.PRECISION_KS), names.SAME_CLASS_MAP)
 # Of figures that open so: where one of these values of a part of `results.json` differs, they cannot be compared.
 _CONDITIONS = (
-    ("k-NN", "knn", (names.KNN, names.KNN1), {"labels": "other labels", "gallery": "another gallery"}),
+    ("k-NN", "knn", (names.KNN, names.KNN1), _GALLERY),
+    ("same-class retrieval", "knn", _SAME_CLASS, _GALLERY),
+    ("the linear probe", "knn", (names.LINEAR_PROBE, names.LINEAR_PROBE_BY_CLASS), _GALLERY),
     (
         "zero-shot accuracy", "zero_shot_labelled", (names.ZERO_SHOT, names.ZERO_SHOT_BY_CLASS),
         {"fingerprint": "other pictures", "classes": "other classes", "templates": "other prompts"},
@@ -95,11 +99,9 @@ def _differing(figure: str, reference: ComparedRun, run: ComparedRun) -> list[tu
     for evaluation, part, begin, conditions in _CONDITIONS:
         if figure.startswith(begin):
             ours, theirs = (one.results.get(part, {}) for one in (reference, run))
-            return [
-                (evaluation, what)
-                for key, what in conditions.items()
-                if key not in ours or key not in theirs or _without_place(ours[key]) != _without_place(theirs[key])
-            ][:1]
+            for key, what in conditions.items():
+                if key not in ours or key not in theirs or _without_place(ours[key]) != _without_place(theirs[key]):
+                    return [(evaluation, what)]
     for name, parts in run.results.get("evaluations", {}).items():
         if any(figure in part["figures"] for part in parts) and _listed(reference, name) != _listed(run, name):
             return [(name, "other options")]

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from core.errors import ConfigError
-from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Subject, Table
+from eval.evaluations.evaluation import UNTRAINED, Evaluation, Measured, Need, OtherWeights, Section, Subject, Table
 from eval.evaluations.knn import right_by_neighbours
 from eval.metrics import Interval, Ranks, bootstrap, paired_bootstrap, recall_at_k
+from trainer.models.config import BareTower
 from trainer.telemetry import names
 from trainer.telemetry.names import IMAGE_TO_TEXT, RECALL_KS, TEXT_TO_IMAGE
 
-UNTRAINED = "untrained"
 _SPOKEN = {names.KNN: "k-NN accuracy, 20 neighbours", names.KNN1: "k-NN accuracy, the nearest alone"} | {
     names.of_direction(d, names.recall(k)): f"{d.replace('_', ' ')} R@{k}" for d in names.DIRECTIONS for k in RECALL_KS
 }
@@ -36,16 +36,20 @@ class _OtherWeights(Evaluation):
         if not self.of.strip():
             raise ConfigError(f"of is blank: give {UNTRAINED}, a run folder or a checkpoint.")
 
-    def other_weights(self) -> tuple[str, ...]:
+    @property
+    def _weights(self) -> OtherWeights:
+        return self.of
+
+    def other_weights(self) -> tuple[OtherWeights, ...]:
         """Those."""
-        return (self.of,)
+        return (self._weights,)
 
     def _measured(self, differences: Mapping[str, Interval], theirs: Mapping[str, float]) -> Measured:
         intervals = {names.against(figure): interval for figure, interval in differences.items()}
         return Measured(
             {figure: interval.estimate for figure, interval in intervals.items()},
             intervals,
-            shown={"of": self.of, "theirs": dict(theirs)},
+            shown={"of": str(self._weights), "theirs": dict(theirs)},
         )
 
     @staticmethod
@@ -80,7 +84,7 @@ class Against(_OtherWeights):
     def measure(self, subject: Subject) -> Measured:
         """Captions are drawn with their image."""
         assert subject.by_weights is not None and subject.pairs is not None
-        ours, theirs = subject.ranks, subject.by_weights(self.of).ranks
+        ours, theirs = subject.ranks, subject.by_weights(self._weights).ranks
         assert ours is not None and theirs is not None, "both compare captions"
         differences, others = {}, {}
         for direction, groups in ((IMAGE_TO_TEXT, None), (TEXT_TO_IMAGE, subject.pairs.text_groups)):
@@ -94,10 +98,25 @@ class Against(_OtherWeights):
 
 @dataclass(frozen=True)
 class AgainstKNN(_OtherWeights):
-    """k-NN accuracy less that of other weights, in a gallery by those weights; the option `of` names these."""
+    """k-NN accuracy less that of other weights, in a gallery by those weights; `of` or `model` names these.
+
+    Attributes:
+        model: a tower by itself, in place of `of`: {tower: resnet50, weights: IMAGENET1K_V2}.
+    """
+
+    model: BareTower | None = None
 
     needs: ClassVar[tuple[Need, ...]] = ("labels", "weights")
     title: ClassVar[str] = "Neighbours against other weights"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model is not None and self.of != UNTRAINED:
+            raise ConfigError(f"of is {self.of} and model is {self.model}: give one of them.")
+
+    @property
+    def _weights(self) -> OtherWeights:
+        return self.of if self.model is None else self.model
 
     def figures(self) -> tuple[str, ...]:
         """Two differences."""
@@ -106,7 +125,7 @@ class AgainstKNN(_OtherWeights):
     def measure(self, subject: Subject) -> Measured:
         """Of the pictures that have a class."""
         assert subject.by_weights is not None
-        ours, theirs = right_by_neighbours(subject), right_by_neighbours(subject.by_weights(self.of))
+        ours, theirs = right_by_neighbours(subject), right_by_neighbours(subject.by_weights(self._weights))
         differences = {figure: bootstrap(ours[figure].astype(float) - theirs[figure]) for figure in ours}
         return self._measured(differences, {figure: float(np.mean(right)) for figure, right in theirs.items()})
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from core.errors import ConfigError
 from eval.metrics import FeatureSet, Interval, Ranks
+from trainer.models.config import BareTower
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 Need = Literal["text", "labels", "prompts", "words", "pictures", "weights", "shelf"]
 EmbedTexts = Callable[[Sequence[str]], np.ndarray]  # texts -> (n, D), unit length
+OtherWeights = str | BareTower  # `UNTRAINED`, a run folder or a checkpoint; or a tower by itself
+UNTRAINED = "untrained"  # the weights that a run began with
 # (B, 3, S, S) uint8 pictures as they are stored, and (B,) which samples they are -> the same, changed
 ChangePictures = Callable[["Tensor", np.ndarray], "Tensor"]
 
@@ -93,7 +96,7 @@ class Subject:
         encode: `(N, D)` features of the pictures changed in some way (collective); None where features are stored.
         shelf: shows samples of the set; None while training.
         topics: reads the topics of all samples of the set, which may have none; None where there are no shards.
-        by_weights: the same set by other weights, which a run folder or a word names (collective); None while training.
+        by_weights: the same set by other weights (collective); None while training.
         device: where large products are computed.
         say: puts a line on the console, where there is one; of long work, what is ahead.
     """
@@ -112,7 +115,7 @@ class Subject:
     encode: Callable[[ChangePictures], np.ndarray] | None = None
     shelf: Shelf | None = None
     topics: Callable[[], Labels | None] | None = None
-    by_weights: Callable[[str], Subject] | None = None
+    by_weights: Callable[[OtherWeights], Subject] | None = None
     device: str = "cpu"
     say: Callable[[str], None] = lambda line: None
 
@@ -215,7 +218,7 @@ class Evaluation(ABC):
     def measure(self, subject: Subject) -> Measured:
         """Collective: every rank calls it with the same subject. `eval.spread` deals work out over the ranks."""
 
-    def other_weights(self) -> tuple[str, ...]:
+    def other_weights(self) -> tuple[OtherWeights, ...]:
         """What it will ask `Subject.by_weights` for, so that it is looked for before anything is computed."""
         return ()
 

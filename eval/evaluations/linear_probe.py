@@ -339,6 +339,7 @@ def _measured(
                 for label in np.flatnonzero(counts)
             ],
         },
+        of_each={names.LINEAR_PROBE: is_right},
     )
 
 

@@ -78,6 +78,7 @@ class SameClass(Evaluation):
                 "examples": lists.examples(own, others) if own and others else [],
             },
             files={FILE: lists.written(self.num_lists, self.list_length, own, others)},
+            of_each=values,
         )
 
     @staticmethod

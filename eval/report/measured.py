@@ -22,12 +22,21 @@ def part_of(found: Measured) -> dict[str, Any]:
     return {"figures": dict(found.figures), "intervals": intervals, **found.shown}
 
 
-def keep_files(measured: Mapping[str, Measured], folder: Path, step: int | None = None) -> None:
-    """Publish the files that evaluations bring, in `folder/evaluations`, or below it by step; on one rank."""
+def keep_files(
+    measured: Mapping[str, Measured], folder: Path, step: int | None = None, numbers: Mapping[str, int] | None = None
+) -> None:
+    """Publish the files that evaluations bring, in `folder/evaluations`, or below it by step; on one rank.
+
+    Args:
+        numbers: by evaluation, how many sets it has measured before: the second one's files are `same_class.2.json`.
+    """
     place = folder / FILES / ("" if step is None else f"step-{step:08d}")
-    for found in measured.values():
+    for evaluation, found in measured.items():
+        number = (numbers or {}).get(evaluation, 0)
         for name, value in found.files.items():
-            publish_bytes((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(), place / name)
+            stem, dot, suffix = name.rpartition(".")
+            own = f"{stem}.{number + 1}{dot}{suffix}" if number else name
+            publish_bytes((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(), place / own)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from eval.evaluations import EVALUATIONS
 from trainer.telemetry import names
 from trainer.telemetry.names import DIRECTIONS, RECALL_KS
 
@@ -31,4 +32,10 @@ def say_results(results: Mapping[str, Any], report: Path, console: Console) -> N
     if labelled := results.get("zero_shot_labelled"):
         count = len(labelled["classes"])
         console.print(f"zero-shot over {count} classes: top-1 {100 * labelled['top1']:.1f} %")
+    for name, parts in results["evaluations"].items():
+        for part in parts:
+            values = ", ".join(f"{value} {meaning}" for value, meaning in EVALUATIONS[name].section(part).values)
+            where = f" on {' + '.join(part['shards'])}" if len(parts) > 1 else ""
+            if values:
+                console.print(f"{EVALUATIONS[name].title.lower()}{where}: {values}", markup=False)
     console.print(f"report: {report}", markup=False)

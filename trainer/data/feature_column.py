@@ -20,6 +20,7 @@ from core.config import load_config
 from core.errors import ConfigError, DataError
 from core.precision import Precision, autocast_type, choose_precision
 from core.shard_set import ShardSet
+from trainer.models.config import BareTower
 
 if TYPE_CHECKING:
     import torch
@@ -43,13 +44,9 @@ class FrozenTower:
 
 
 @dataclass(frozen=True)
-class TowerOptions:
+class TowerOptions(BareTower):
     """Which tower, as the command or a recipe says."""
 
-    tower: str
-    weights: str
-    normalize: Literal["auto", "clip", "imagenet", "half"] = "auto"
-    image_size: int | None = None
     precision: Literal["auto", "no", "bf16", "fp16"] = "no"
 
 

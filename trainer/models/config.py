@@ -64,6 +64,26 @@ class ModelConfig:
             )
 
 
+@dataclass(frozen=True)
+class BareTower:
+    """A tower by itself, without a head: published weights, or ones that are drawn."""
+
+    tower: str  # of torchvision by name; timm:NAME
+    weights: str = "none"  # "none": drawn by `seed`; a torchvision name such as "IMAGENET1K_V2", or a state dict's path
+    normalize: Literal["auto", "clip", "imagenet", "half"] = "auto"  # auto: what the weights ask for, else clip
+    image_size: int | None = None  # pixels that it sees; None: as the shards store them
+    seed: int = 0  # of weights that are drawn
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and self.image_size < 1:
+            raise ConfigError(f"model.image_size is {self.image_size}: give pixels, or leave it out for the shards'.")
+        ModelConfig(tower=self.tower, weights=self.weights, normalize=self.normalize)
+
+    def __str__(self) -> str:
+        """For people, and as a name in results."""
+        return f"{self.tower} ({'untrained' if self.weights == 'none' else self.weights.rsplit('/', 1)[-1]})"
+
+
 def is_path(weights: str) -> bool:
     """Whether `weights` names a file, not one of torchvision's weights."""
     return "/" in weights or weights.endswith(SUFFIXES)

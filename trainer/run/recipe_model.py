@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from core.manifest import TextEncoderSpec
 from core.shard_set import ShardSet
 from trainer.config import TrainConfig
 from trainer.models.build import build_encoder
+from trainer.models.config import BareTower, ModelConfig
+from trainer.models.encoder import Encoder
 from trainer.models.trained import TrainedModel
+from trainer.objectives import OBJECTIVES
 from trainer.run.rng import rng_state, seed_generators, set_rng_state
 from trainer.run.start_from import Source, Start, fill, read_source
 
@@ -37,11 +43,29 @@ def untrained_model(config: TrainConfig, stored: TextEncoderSpec | None, image_s
     Raises:
         ConfigError, WeightsError, CheckpointError: as `recipe_model`.
     """
-    before = rng_state()
-    try:
-        seed_generators(config.seed)
+    with _drawn_by(config.seed):
         embed_dim = stored.embed_dim if stored else None
         return _model(config, read_source(config, at_first_start=True), stored, embed_dim, image_size)[0]
+
+
+def bare_encoder(tower: BareTower, image_size: int) -> Encoder:
+    """A tower's own features: what a run of pictures alone with this seed, which starts from nothing, begins with.
+
+    Raises:
+        ConfigError, WeightsError: as `recipe_model`.
+    """
+    model = ModelConfig(tower=tower.tower, weights=tower.weights, normalize=tower.normalize)
+    with _drawn_by(tower.seed):
+        return build_encoder(model, OBJECTIVES["nt_xent"](), None, image_size)  # which leaves its head behind
+
+
+@contextmanager
+def _drawn_by(seed: int) -> Iterator[None]:
+    """Random numbers by a seed; others go on afterwards as if nothing had been drawn."""
+    before = rng_state()
+    try:
+        seed_generators(seed)
+        yield
     finally:
         set_rng_state(before)
 
