@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from eval.config import EvalConfig
 from eval.early import FEATURES, MARK, OF_EACH, RANKS, RESULTS, expect_place, place_of
 from eval.encoder import ReadyEncoder, chosen_device
 from eval.evaluating import Evaluating, LabelledSet, encoder_of, labelled_set, pictures_of
-from eval.evaluations import EVALUATIONS, chosen, figures_of, measure_all
+from eval.evaluations import ALWAYS, EVALUATIONS, chosen, figures_of, measure_all
 from eval.evaluations.evaluation import Evaluation, Subject
 from eval.evaluations.retrieval import evaluate_retrieval, recall_intervals
 from eval.features import Extracted, Pictures, has_pair_loss, mean_pair_loss, save_features, shards_stamp
@@ -38,7 +37,7 @@ from eval.ranks import retrieval_ranks
 from eval.report.charts import result_charts, sheets, training_charts
 from eval.report.drawing.style import save_jpeg, save_png
 from eval.report.exhibits import Shelf, rank_bands, show_queries, show_retrieval, show_similarity
-from eval.report.measured import keep_files, part_of
+from eval.report.measured import files_of, keep_files, part_of
 from eval.report.page import PICTURES, write_report
 from eval.report.say import say_results
 from eval.subjects import by_weights, expect_other_weights, subject_of, with_classes, with_prompts, with_text
@@ -90,21 +89,30 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
         subject = with_text(subject, found, work)
         assert subject.ranks is not None
         results |= _of_text(work, shard_set, found, subject.ranks, own_captions)
-    subjects = {config.shards: replace(subject, by_weights=by_weights(subject, work, shard_set, None, own_captions))}
+    others = by_weights(subject, work, shard_set, None, own_captions)
+    subjects = [(config.shards, replace(subject, by_weights=others))]
     if labelled:
         is_whole = labelled.shard_set is shard_set and own_captions is None  # not only the pictures of a captions file
         own = found if is_whole else work.extract(labelled.shard_set)
         classified, shown = _of_classes(work, labelled, own, subject if is_whole else None)
         others = by_weights(classified, work, labelled.shard_set, labelled, None)
-        subjects[labelled.shard_set.urls] = replace(classified, by_weights=others)
+        classified = replace(classified, by_weights=others)
+        if is_whole:
+            subjects.clear()  # it knows all that was known before
+        subjects.append((labelled.shard_set.urls, classified))
         results |= shown
-    results |= _measured(evaluations, subjects, out)
+    measured, files, of_each = _measured(evaluations, subjects)
+    lacking = {choice.name for choice in config.evaluations} - measured["evaluations"].keys() - set(ALWAYS)
+    assert not lacking, f"{lacking} were found to be measurable"
+    results |= measured
 
     results["seconds"] = round(time.monotonic() - started, 1)
     stamp = shards_stamp(shard_set.fingerprint, work.captions_from)
 
     def write() -> None:
         save_features(found, out / FEATURES, encoder.fingerprint, stamp)
+        keep_files(files, out)
+        save_of_each(of_each, out / OF_EACH)
         publish_bytes((json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode(), out / RESULTS)
         _save_pictures(results, encoder.run_dir, out)
         say_results(results, write_report(out), console)
@@ -180,20 +188,27 @@ def _of_classes(
 
 
 def _measured(
-    evaluations: Mapping[str, Evaluation], subjects: Mapping[tuple[str, ...], Subject], out: Path
-) -> dict[str, Any]:
+    evaluations: Mapping[str, Evaluation], subjects: Sequence[tuple[Sequence[str], Subject]]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
     """Figures of all sets with their intervals, and what evaluations that have a section show of each.
 
-    Where an evaluation is measured on two sets, the flat figures are those of the first; its parts hold both.
+    Where an evaluation is measured on two sets, the flat figures are those of the first; its parts hold both. Of two
+    subjects of one set (captions of a file, and all labelled pictures) the first is measured where it can be.
+
+    Returns:
+        A part of the results, the evaluations' own files by name, and figures of each picture or caption.
     """
     figures: dict[str, float] = {}
     intervals: dict[str, Any] = {}
     parts: dict[str, list[Any]] = {}
+    files: dict[str, Any] = {}
     of_each: dict[str, np.ndarray] = {}
-    for urls, subject in subjects.items():
-        measured = measure_all(evaluations, subject)
-        numbers = {name: len(found) for name, found in parts.items()}
-        on_main(partial(keep_files, measured, out, numbers=numbers))
+    done: set[tuple[str, tuple[str, ...]]] = set()
+    for urls, subject in subjects:
+        wanted = {name: evaluation for name, evaluation in evaluations.items() if (name, tuple(urls)) not in done}
+        measured = measure_all(wanted, subject)
+        done |= {(name, tuple(urls)) for name in measured}
+        files |= files_of(measured, {name: len(found) for name, found in parts.items()})
         figures = {**figures_of(measured), **figures}
         for name, found in measured.items():
             part = part_of(found)
@@ -201,8 +216,8 @@ def _measured(
             of_each = {**found.of_each, **of_each}
             if evaluations[name].title:
                 parts.setdefault(name, []).append({"shards": list(urls), **part})
-    on_main(lambda: save_of_each(of_each, out / OF_EACH))
-    return {"figures": figures, "figure_intervals": intervals, "evaluations": parts}
+    knows = sorted({need for _, subject in subjects for need in subject.knows})
+    return {"figures": figures, "figure_intervals": intervals, "evaluations": parts, "knows": knows}, files, of_each
 
 
 def _expect_measurable(work: Evaluating, labelled: LabelledSet | None) -> dict[str, Evaluation]:

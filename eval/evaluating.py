@@ -202,7 +202,8 @@ def pictures_of(found: Extracted | Pictures) -> Pictures:
 def labelled_set(work: Evaluating, shard_set: ShardSet) -> LabelledSet | None:
     """The labelled shards, or the evaluated ones where they have labels; checked before anything is computed."""
     config, trained_on = work.config, work.encoder.identity["config"].get("data", {})
-    own = work.open(config.labelled_shards) if config.labelled_shards else shard_set
+    is_other = config.labelled_shards and config.labelled_shards != shard_set.urls
+    own = work.open(config.labelled_shards) if is_other else shard_set
     labels = labels_of(own, _column_there(trained_on, own.urls))
     if labels is None or not (labels.numbers >= 0).any():
         if config.labelled_shards or not work.encoder.compares_text:

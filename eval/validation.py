@@ -28,7 +28,7 @@ from eval.ranks import retrieval_ranks
 from eval.report.charts import sheets
 from eval.report.drawing.style import LIGHT, save_jpeg
 from eval.report.exhibits import Shelf, show_neighbours, show_retrieval
-from eval.report.measured import chart_key, keep_files, part_of
+from eval.report.measured import chart_key, files_of, keep_files, part_of
 from eval.report.page import PICTURES
 from eval.right_answers import with_class_answers
 from eval.topics import topics_of
@@ -109,7 +109,8 @@ class Validating:
         given = (model.encoder, self.normalize, self.val_set, self.loader)
         if not self.objective.needs_text:
             return extract_pictures(*given, **self._where)
-        extracted = extract(*given, logit_scale=float(model.scalars().get("scale", 1.0)), **self._where)
+        scalars = {name: float(value.detach()) for name, value in model.scalars().items()}
+        extracted = extract(*given, logit_scale=scalars.get("scale", 1.0), **self._where)
         return with_class_answers(extracted, self.val_set, model.encoder.text_encoder is not None)
 
     def _extract_gallery(self, model: TrainedModel) -> Pictures:
@@ -173,7 +174,7 @@ class Validating:
             shelves = [Shelf(s, run_dir / PICTURES, n) for s, n in ((self.val_set, "val"), (self.train_set, "train"))]
             examples = show_neighbours(subject, found.samples, self._classes, *shelves, count=_NUM_EXAMPLES)
             picture = _draw_neighbours(examples, run_dir, step)
-        keep_files(measured, run_dir, step)
+        keep_files(files_of(measured), run_dir, step)
         charts = _draw_charts(self.plan.evaluations, measured, run_dir, step)
         return Validation(metrics, score(best_by, metrics), (picture, *charts))
 

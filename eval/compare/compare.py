@@ -146,12 +146,12 @@ def _say(found: Mapping[str, Any], page: Path, console: Console) -> None:
     runs = [run["name"] for run in found["runs"]]
     if rows := found.get("figures"):
         console.print(f"protocol: {found['protocol']}", markup=False)
-        heads = ["figure", *runs, *(f"{name} - {runs[0]}" for name in runs[1:])]
-        table = Table(*(Column(Text(head)) for head in heads))  # Text: brackets are no markup
+        heads = ["figure", *(f"{name} - {runs[0]}" for name in runs[1:]), *runs]
+        table = Table(*(Column(Text(head), overflow="fold") for head in heads))  # Text: brackets are no markup
         for row in rows:
             values = ["" if value is None else spoken_metric(row["figure"], value) for value in row["values"]]
             gains = [spoken_gain(row["figure"], gain) for gain in row["gains"]]
-            table.add_row(*map(Text, (row["figure"], *values, *gains)))
+            table.add_row(*map(Text, (row["figure"], *gains, *values)))
         console.print(table)
     for said in (*found.get("not_comparable", ()), *found["notes"]):
         console.print(said, markup=False)

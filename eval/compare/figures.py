@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from core.errors import DamagedError
+from core.config import Choice, convert
+from core.errors import ConfigError, DamagedError
+from core.parts import settings
 from eval.baseline import read_tensors
 from eval.compare.early import ComparedRun
 from eval.early import OF_EACH, RANKS
+from eval.evaluations import ALWAYS, EVALUATIONS
 from eval.metrics import bootstrap
 from trainer.telemetry import names
 from trainer.telemetry.names import DIRECTIONS, RECALL_KS, TEXT_TO_IMAGE
 
-_GALLERY = {"labels": "other labels", "gallery": "another gallery"}
-_SAME_CLASS = (*map(names.same_class_precision, names.PRECISION_KS), names.SAME_CLASS_MAP)
-# Of figures that open so: where one of these values of a part of `results.json` differs, they cannot be compared.
-_CONDITIONS = (
-    ("k-NN", "knn", (names.KNN, names.KNN1), _GALLERY),
-    ("same-class retrieval", "knn", _SAME_CLASS, _GALLERY),
-    ("the linear probe", "knn", (names.LINEAR_PROBE, names.LINEAR_PROBE_BY_CLASS), _GALLERY),
-    (
-        "zero-shot accuracy", "zero_shot_labelled", (names.ZERO_SHOT, names.ZERO_SHOT_BY_CLASS),
-        {"fingerprint": "other pictures", "classes": "other classes", "templates": "other prompts"},
-    ),
-)  # fmt: skip
+# Where one of these values of a part of `results.json` differs, figures by labels or by prompts cannot be compared.
+_OF_LABELS = ("knn", {"labels": "other labels", "gallery": "another gallery"})
+_OF_PROMPTS = (
+    "zero_shot_labelled",
+    {"fingerprint": "other pictures", "classes": "other classes", "templates": "other prompts"},
+)
+_SPOKEN = {"knn": "k-NN", "zero_shot": "zero-shot accuracy"}  # of evaluations without a title
 _AGAIN = "Run `shardclip eval` again."
 _SAME = 1e-9  # a figure and the mean of its queries
 
@@ -95,17 +93,24 @@ def not_comparable(runs: Sequence[ComparedRun]) -> list[str]:
 
 
 def _differing(figure: str, reference: ComparedRun, run: ComparedRun) -> list[tuple[str, str]]:
-    """What was measured otherwise, and how: none where the figure can be compared."""
-    for evaluation, part, begin, conditions in _CONDITIONS:
-        if figure.startswith(begin):
-            ours, theirs = (one.results.get(part, {}) for one in (reference, run))
-            for key, what in conditions.items():
-                if key not in ours or key not in theirs or _without_place(ours[key]) != _without_place(theirs[key]):
-                    return [(evaluation, what)]
-    for name, parts in run.results.get("evaluations", {}).items():
-        if any(figure in part["figures"] for part in parts) and _listed(reference, name) != _listed(run, name):
-            return [(name, "other options")]
-    return []
+    """Which evaluation was measured otherwise, and how: none where the figure can be compared."""
+    name = next((name for name in EVALUATIONS if figure in _figures_of(run, name)), None)
+    if name is None:
+        return []
+    spoken = _SPOKEN.get(name, EVALUATIONS[name].title.lower())
+    needs = EVALUATIONS[name].needs
+    for part, conditions in (*(_OF_LABELS,) * ("labels" in needs), *(_OF_PROMPTS,) * ("prompts" in needs)):
+        ours, theirs = (one.results.get(part, {}) for one in (reference, run))
+        for key, what in conditions.items():
+            if key not in ours or key not in theirs or _without_place(ours[key]) != _without_place(theirs[key]):
+                return [(spoken, what)]
+    return [(spoken, "other options")] if _options(reference, name) != _options(run, name) else []
+
+
+def _figures_of(run: ComparedRun, name: str) -> Collection[str]:
+    """The figures of an evaluation, as the run's recipe lists it, or those that it always has."""
+    parts = run.results.get("evaluations", {}).get(name, ())
+    return EVALUATIONS[name]().figures() if name in ALWAYS else {figure for part in parts for figure in part["figures"]}
 
 
 def _without_place(value: Any) -> Any:
@@ -113,10 +118,20 @@ def _without_place(value: Any) -> Any:
     return {key: item for key, item in value.items() if key != "shards"} if isinstance(value, Mapping) else value
 
 
-def _listed(run: ComparedRun, name: str) -> Any:
-    """An evaluation with its options, as the recipe listed it."""
-    listed = run.results.get("config", {}).get("evaluations") or ()
-    return next((one for one in listed if name in (one, one["name"] if isinstance(one, Mapping) else one)), None)
+def _options(run: ComparedRun, name: str) -> Any:
+    """Of an evaluation, with defaults, but how often it is measured while training; of a file what it says.
+
+    A run of another version may know other options: then they are as its recipe listed them.
+    """
+    listed = convert(run.results.get("config", {}).get("evaluations") or (), tuple[Choice, ...], "evaluations")
+    choice = next((one for one in listed if one.name == name), Choice(name))
+    try:
+        options = settings(EVALUATIONS, choice, "evaluations")
+    except ConfigError:
+        options = {"name": choice.name, **choice.options}
+    parts = run.results.get("evaluations", {}).get(name, ())
+    said = [[row["template"] for row in part["templates"]] for part in parts if "templates" in part]
+    return {key: value for key, value in options.items() if key not in ("every", "templates_file")}, said
 
 
 def _all_figures(run: ComparedRun) -> Mapping[str, float]:

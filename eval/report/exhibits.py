@@ -37,10 +37,11 @@ class Shelf:
         self, shard_set: ShardSet, folder: Path, name: str, captions: Mapping[int, Sequence[str]] | None = None
     ) -> None:
         self._shard_set, self._folder, self._name, self._captions = shard_set, folder, name, captions
+        self._stamp = shard_set.fingerprint[:8]  # pictures of another set may lie there already
 
     def picture(self, sample: int) -> str:
         """Path of the sample's thumbnail below `folder`; written when first asked for, by the first of all ranks."""
-        place = f"thumbnails/{self._name}-{sample:09d}.jpg"
+        place = f"thumbnails/{self._name}-{self._stamp}-{sample:09d}.jpg"
         if is_main() and not (self._folder / place).exists():
             publish_bytes(thumbnail(self._shard_set, sample), join(self._folder, place))
         return place

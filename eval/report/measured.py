@@ -22,21 +22,31 @@ def part_of(found: Measured) -> dict[str, Any]:
     return {"figures": dict(found.figures), "intervals": intervals, **found.shown}
 
 
-def keep_files(
-    measured: Mapping[str, Measured], folder: Path, step: int | None = None, numbers: Mapping[str, int] | None = None
-) -> None:
-    """Publish the files that evaluations bring, in `folder/evaluations`, or below it by step; on one rank.
+def files_of(measured: Mapping[str, Measured], numbers: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """The files that evaluations bring, by name.
 
     Args:
         numbers: by evaluation, how many sets it has measured before: the second one's files are `same_class.2.json`.
     """
-    place = folder / FILES / ("" if step is None else f"step-{step:08d}")
+    files: dict[str, Any] = {}
     for evaluation, found in measured.items():
         number = (numbers or {}).get(evaluation, 0)
         for name, value in found.files.items():
             stem, dot, suffix = name.rpartition(".")
             own = f"{stem}.{number + 1}{dot}{suffix}" if number else name
-            publish_bytes((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(), place / own)
+            assert own not in files, f"{evaluation}: another evaluation brings {own}"
+            files[own] = value
+    return files
+
+
+def keep_files(files: Mapping[str, Any], folder: Path, step: int | None = None) -> None:
+    """Publish them in `folder/evaluations`, or below it by step, without an earlier evaluation's; on one rank."""
+    place = folder / FILES / ("" if step is None else f"step-{step:08d}")
+    for earlier in place.glob("*.json"):
+        if earlier.name not in files:
+            earlier.unlink()
+    for name, value in files.items():
+        publish_bytes((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(), place / name)
 
 
 @dataclass(frozen=True)
@@ -60,12 +70,15 @@ def sections(results: Mapping[str, Any], charts: Iterable[str]) -> list[Shown]:
 
 
 def unmeasured(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Name and title of those that have a section, need no option to be given, and were not measured."""
-    measured = results.get("evaluations", {})
+    """Name and title of those that have a section, could have been measured without an option, and were not."""
+    measured, knows = results.get("evaluations", {}), set(results.get("knows", ()))
     return [
         (name, kind.title)
         for name, kind in EVALUATIONS.items()
-        if kind.title and name not in measured and all(field.default is not MISSING for field in fields(kind))
+        if kind.title
+        and name not in measured
+        and set(kind.needs) <= knows
+        and all(field.default is not MISSING for field in fields(kind))
     ]
 
 

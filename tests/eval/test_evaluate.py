@@ -168,6 +168,44 @@ def test_of_two_sets_the_flat_figures_are_those_of_the_first(run_dir, shards, tm
     assert explained[0] != explained[1] and results["figures"]["feature_map/pca/explained"] == explained[0]
 
 
+def test_a_labelled_set_loses_nothing_where_its_captions_are_others_or_it_is_named_twice(
+    run_dir, shards, tmp_path, embedded
+):
+    classes_of(shards, 12)
+    lines = [{"image_id": str(image), "captions": ["a dog", f"a boat {image}"]} for image in range(8)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    listed = (Choice("modality_gap"), Choice("same_class"), Choice("feature_map", {"methods": ["pca"]}))
+    found = {
+        name: evaluate(config_of(run_dir, shards, tmp_path / name, evaluations=listed, **more), QUIET)
+        for name, more in (
+            ("plain", {}),
+            ("twice", {"labelled_shards": (shards,)}),
+            ("others", {"captions": tmp_path / "own.jsonl"}),
+        )
+    }
+    plain, twice, others = (found[name]["figures"] for name in ("plain", "twice", "others"))
+    assert plain == {name: twice[name] for name in plain}
+    assert {name for name in twice if name not in plain} == {
+        f"zero_shot/{f}" for f in ("accuracy", "top5", "mean_per_class")
+    }
+    assert others.keys() == plain.keys() and others["same_class/map@10"] == plain["same_class/map@10"]
+    for results in found.values():
+        assert {name: len(parts) for name, parts in results["evaluations"].items()} == {
+            "modality_gap": 1, "same_class": 1, "feature_map": 1,
+        }  # fmt: skip
+
+
+def test_what_could_be_measured_is_offered_and_files_of_before_are_gone(pictures_alone, shards, tmp_path):
+    run, _ = pictures_alone
+    classes_of(shards, 12, ("dog", "cat", "cow"))
+    evaluate(config_of(run, shards, tmp_path / "out", evaluations=(Choice("same_class"),)), QUIET)
+    assert (tmp_path / "out/evaluations/same_class.json").exists()
+    evaluate(config_of(run, shards, tmp_path / "out"), QUIET)
+    assert not (tmp_path / "out/evaluations/same_class.json").exists()
+    offered = (tmp_path / "out/report.html").read_text().split('id="more"')[1].split("</div>")[0]
+    assert "evaluations=same_class,linear_probe,class_robustness,feature_map,against_knn" in offered
+
+
 def test_without_its_training_set_an_encoder_is_measured_by_leaving_one_out(pictures_alone, shards, tmp_path):
     run, train = pictures_alone
     classes_of(shards, 12)

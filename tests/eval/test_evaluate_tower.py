@@ -115,7 +115,7 @@ def test_towers_and_runs_stand_in_one_comparison(tmp_path, labelled):
     found = json.loads((tmp_path / "compared/compare.json").read_text())
     assert all(row["gains"] == [None] for row in found["figures"])
     assert {line.split(" of ")[0] for line in found["not_comparable"]} == {
-        "k-NN", "the linear probe", "same-class retrieval",
+        "k-NN", "linear probe", "same-class retrieval",
     }  # fmt: skip
 
 

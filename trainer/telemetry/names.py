@@ -63,7 +63,10 @@ GAP_ALIGNMENT = "modality_gap/alignment"
 GAP_IMAGE_UNIFORMITY, GAP_TEXT_UNIFORMITY = "modality_gap/uniformity_image", "modality_gap/uniformity_text"
 VAL_LOSS = val("loss")
 VAL_RETRIEVAL, VAL_NEIGHBOURS = val("retrieval"), val("neighbours")  # pictures
-_SHARES = ("recall@", MEAN_AP, "accuracy", "mean_per_class")
+_SHARES = (
+    "recall@", "map@", "precision@", "r_precision", "accuracy", "mean_per_class", "top5", "explained", "variance_share",
+)  # fmt: skip
+_OF_SHARES = ("robustness", "class_robustness", "prompt_templates")  # sections all of whose figures are shares
 _LOWER_IS_BETTER = (
     "loss",
     MEDIAN_RANK,
@@ -126,7 +129,8 @@ def against(figure: str) -> str:
 
 def is_share(metric: str) -> bool:
     """Whether a metric is a share from 0 to 1, which people read in percent."""
-    return metric.rsplit("/", 1)[-1].startswith(_SHARES)
+    *sections, name = metric.split("/")
+    return name.startswith(_SHARES) or any(section in _OF_SHARES for section in sections)
 
 
 def calibration(direction: str, figure: str) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -16,11 +17,14 @@ from shard_sets import make_shard_set
 from core.errors import ConfigError, DamagedError, DataError, StorageError
 from eval.compare.compare import compare
 from eval.compare.early import expect_comparable
-from eval.compare.figures import differences
+from eval.compare.figures import differences, not_comparable
 from eval.compare.queries import FOUND, swapped
 from eval.compare.recipes import differing_keys
 from eval.evaluate import evaluate
+from eval.evaluations import EVALUATIONS
+from eval.evaluations.eccv_caption import ECCVCaption
 from eval.metrics import percentile_interval
+from trainer.telemetry.names import is_share
 
 QUIET = Console(quiet=True)
 NASTY = '<script>alert("x")</script> & “quotes”'
@@ -193,6 +197,59 @@ def test_neighbours_among_other_galleries_are_not_compared(places, tmp_path):
         for place in ("here", "there")
     ]
     assert run(moved, tmp_path / "out")[0]["not_comparable"] == []
+
+
+@pytest.mark.parametrize(
+    ("figure", "part", "why"),
+    [
+        ("same_class/map@10", {"knn": {"labels": "x", "gallery": "else"}}, "same-class retrieval .* another gallery"),
+        ("linear_probe/mean_per_class", {"knn": {"labels": "y", "gallery": "g"}}, "linear probe .* other labels"),
+        ("prompt_templates/gain", {"knn": {"labels": "y", "gallery": "g"}}, "prompt templates .* other labels"),
+        ("class_robustness/retained", {"knn": {"labels": "y", "gallery": "g"}}, ".* other labels"),
+        ("zero_shot/top5", {"zero_shot_labelled": {"classes": ["b"]}}, "zero-shot accuracy .* other classes"),
+        ("zero_shot/accuracy", {"zero_shot_labelled": {"templates": ["b"]}}, "zero-shot accuracy .* other prompts"),
+    ],
+)
+def test_other_labels_galleries_and_prompts_are_not_compared(places, tmp_path, figure, part, why):
+    name = figure.split("/")[0]
+    same = {
+        "knn": {"labels": "x", "gallery": "g"},
+        "zero_shot_labelled": {"fingerprint": "f", "classes": ["a"], "templates": ["t"]},
+        "figures": {figure: 0.5}, "evaluations": {name: [{"figures": {figure: 0.5}}]},
+    }  # fmt: skip
+    other = {key: {**same[key], **part.get(key, {})} for key in ("knn", "zero_shot_labelled")}
+    first, alike = (changed(places, tmp_path / place, **same) for place in ("first", "alike"))
+    unlike = changed(places, tmp_path / "unlike", **{**same, **other})
+    for folder, gains in ((alike, [{"estimate": 0.0}]), (unlike, [None])):
+        compared = expect_comparable([first, folder], tmp_path / "out")
+        (row,) = differences(compared, None)
+        assert row["gains"] == gains
+    (said,) = not_comparable(expect_comparable([first, unlike], tmp_path / "out"))
+    assert re.match(why, said)
+
+
+def test_how_often_it_is_measured_while_training_is_no_option(places, tmp_path):
+    figures = {"robustness/recall": 0.5}
+    folders = [
+        changed(
+            places, tmp_path / str(number), figures=figures, evaluations={"robustness": [{"figures": figures}]},
+            config={"captions": None, "evaluations": [{"name": "robustness", **more}]},
+        )
+        for number, more in enumerate(({"every": 5}, {"seed": 0}, {"seed": 1}))
+    ]  # fmt: skip
+    found = differences(expect_comparable(folders, tmp_path / "out"), None)
+    assert found[0]["gains"] == [{"estimate": 0.0}, None]
+
+
+def test_every_figure_is_a_share_or_known_as_something_else():
+    evaluations = [kind() for name, kind in EVALUATIONS.items() if name != "eccv_caption"]
+    evaluations.append(ECCVCaption.__new__(ECCVCaption))  # whose files are not here
+    figures = {figure for evaluation in evaluations for figure in evaluation.figures()}
+    others = {figure.split("/")[-1] for figure in figures if not is_share(figure)}
+    assert others == {
+        "median_rank", "mean_rank", "trustworthiness", "ece", "brier", "brier_skill", "distance", "cosine_of_pairs",
+        "cosine_of_others", "alignment", "uniformity_image", "uniformity_text",
+    }  # fmt: skip
 
 
 def test_evaluations_with_other_options_are_not_compared(places, tmp_path):

@@ -20,6 +20,16 @@ def test_thumbnails_of_sets_of_two_codecs(tmp_path: Path) -> None:
     assert np.abs(first - second).mean() < 12  # the same picture, stored twice
 
 
+def test_pictures_of_another_set_are_not_taken_for_this_ones(tmp_path: Path) -> None:
+    """Though both are evaluated into one folder."""
+    shelves = [
+        Shelf(ShardSet.open(make_shard_set(tmp_path / str(seed), 4, seed=seed)), tmp_path / "pictures", "sample")
+        for seed in (3, 4)
+    ]
+    first, second = ((tmp_path / "pictures" / shelf.picture(1)).read_bytes() for shelf in shelves)
+    assert first != second
+
+
 def test_a_sheet_holds_the_thumbnails_asked_for_in_rows(tmp_path: Path) -> None:
     samples = [7, 2, 9, 0, 4]
     shelf = Shelf(ShardSet.open(make_shard_set(tmp_path / "set", 10)), tmp_path / "pictures", "sample")
