@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,7 +34,7 @@ def write(encoder: LoadedEncoder, folder: Path) -> str:
         "import torch",
         "",
         "encoder = shardclip.load(FOLDER)",
-        f"model = encoder.mteb_model({name!r})",
+        f"model = encoder.mteb_model({json.dumps(name)})",
         f"# results = mteb.evaluate(model, mteb.get_tasks(tasks=[{tasks}]))",
         "",
         "",

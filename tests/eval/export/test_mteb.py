@@ -123,6 +123,26 @@ def test_mteb_measures_the_recalls_of_results_json(tmp_path: Path, monkeypatch: 
         assert 0 < ours[direction][recall(RECALL_KS[-1])] < 1  # where nothing is found, or all, everyone agrees
 
 
+@pytest.mark.parametrize(
+    "task",
+    [
+        "MockImageClassificationTask",
+        "MockPairImageClassificationTask",
+        "MockMultiChoiceTask",
+        "MockZeroShotClassificationTask",
+    ],
+)
+def test_mteb_runs_tasks_of_other_kinds(tmp_path: Path, task: str) -> None:
+    """By its own tiny tasks: of pictures, pairs of them, pictures with texts, and classes that are texts."""
+    mocks = pytest.importorskip("mteb.mocks.mock_tasks", reason=NO_MTEB)
+    import mteb
+
+    spec = build(TEXT_ENCODERS, Choice("minilm"), "text_encoder").spec
+    model = shardclip.load(write_run(tmp_path / "run", text_encoder=spec), device="cpu").mteb_model("mine")
+    done = mteb.evaluate(model, getattr(mocks, task)(), cache=None, show_progress_bar=False, co2_tracker=False)
+    assert not done.exceptions and 0 <= done.task_results[0].get_score() <= 1
+
+
 def test_what_mteb_is_told_of_it(tmp_path: Path) -> None:
     pytest.importorskip("mteb", reason=NO_MTEB)
     from mteb.models import EncoderProtocol
