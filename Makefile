@@ -39,8 +39,9 @@ real: setup  ## real photographs: build, train and evaluate into runs/flickr8k_s
 clean:
 	rm -rf .venv .peers build *.egg-info
 
-peers: setup  ## open_clip, img2dataset and what they need, into .peers: for tests/peers and benchmarks
+peers: setup  ## open_clip, img2dataset and what they need, into .peers: for tests/peers and benchmarks; mteb into .venv
 	@.venv/bin/uv pip install --quiet --python $(BIN)/python --target .peers --no-deps --requirement benchmarks/peers.txt
+	@.venv/bin/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[mteb]'
 	@.venv/bin/uv pip install --quiet --python $(BIN)/python --target .peers --no-deps ffcv==1.0.2 \
 	|| echo "FFCV could not be installed (see above); benchmarks/loader.py skips it. It needs a C++ compiler, pkg-config and the" \
 	"headers of OpenCV and libjpeg-turbo (Debian: apt-get install --no-install-recommends libopencv-dev libturbojpeg0-dev)."

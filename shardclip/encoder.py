@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,11 @@ from core.config import Choice, convert
 from core.errors import ConfigError, DataError
 from core.transfer import upload
 from eval.encoder import LoadedEncoder, chosen_device, load_encoder, text_embedder, trained_embedder
+from eval.export.exported import is_exported, load_exported
 from shardclip.pictures import Picture, listed, stored
+
+if TYPE_CHECKING:
+    from eval.export.mteb import MtebModel
 
 
 def load(
@@ -27,7 +31,8 @@ def load(
     """The encoder that a run has trained.
 
     Args:
-        run: a run folder (its best checkpoint), `RUN/best`, `RUN/latest`, or a checkpoint folder.
+        run: a run folder (its best checkpoint), `RUN/best`, `RUN/latest`, a checkpoint folder, or what `shardclip
+            export` has written with `--to safetensors` or `--to mteb`.
         device: auto (a GPU where there is one), cpu, cuda.
         text_encoder: where the frozen text encoder of the training set lies, as recipes name it; None: found by its
             own name. It is loaded when the first text is encoded.
@@ -38,8 +43,9 @@ def load(
         ConfigError: cuda is asked for and there is none.
     """
     choice = None if text_encoder is None else convert(text_encoder, Choice, "text_encoder")
-    on = chosen_device(device)
-    return Encoder(load_encoder(Path(run), on), on, choice, batch_size)
+    on, folder = chosen_device(device), Path(run)
+    loaded = load_exported(folder, on) if is_exported(folder) else load_encoder(folder, on)
+    return Encoder(loaded, on, choice, batch_size)
 
 
 class Encoder:
@@ -60,7 +66,7 @@ class Encoder:
 
     @property
     def path(self) -> Path:
-        """The checkpoint's folder."""
+        """The checkpoint's folder, or that of the export."""
         return self._loaded.path
 
     @property
@@ -128,6 +134,20 @@ class Encoder:
                 shape = getattr(vectors, "shape", type(vectors).__name__)
                 raise DataError(f"similarity: {name} is {shape}, vectors (N, {self.embed_dim}) are needed.")
         return np.asarray(images.astype(np.float32) @ texts.astype(np.float32).T)
+
+    def mteb_model(self, name: str) -> MtebModel:
+        """This encoder as mteb takes it: `mteb.evaluate(encoder.mteb_model("mine"), tasks)`.
+
+        Args:
+            name: in mteb's results, `organization/model`; without a `/` it becomes `shardclip/NAME`. The revision
+                beside it is the fingerprint of the weights.
+
+        Raises:
+            ConfigError: mteb is not installed.
+        """
+        from eval.export.mteb import mteb_model
+
+        return mteb_model(self, self._loaded, name)
 
     @cached_property
     def _embed_texts(self) -> Callable[[Sequence[str]], np.ndarray]:

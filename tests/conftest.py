@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
+os.environ.setdefault("MTEB_CACHE", str(Path(tempfile.gettempdir()) / "shardclip-tests-mteb"))  # made at its import
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".peers"  # made by `make peers`; last on the path, so that it hides nothing of ours

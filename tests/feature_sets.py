@@ -1,8 +1,10 @@
 """Random feature sets, and the ranks of one as they are defined: loops over all pairs and nothing clever."""
 
+from dataclasses import replace
+
 import numpy as np
 
-from eval.metrics import FeatureSet
+from eval.metrics import FeatureSet, RightAnswers
 
 
 def unit(rows):
@@ -21,6 +23,16 @@ def random_features(seed, captions_per_image, embed_dim=16, quantised=False, shu
         assert embed_dim in (4, 16), "1/sqrt(D) must be exact in binary"
         images, texts = np.sign(images), np.sign(texts)
     return FeatureSet(unit(images), unit(texts), image_of_text)
+
+
+def with_right_answers(features, seed, statements):
+    """The set with texts that say the same, and images of which several things hold: right for further images."""
+    rng = np.random.default_rng(seed)
+    says = rng.integers(statements, size=len(features.texts)) * 3  # numbers need not be dense
+    held = {*zip(features.image_of_text.tolist(), says.tolist(), strict=True)}
+    held |= {(int(rng.integers(len(features.images))), int(rng.integers(statements)) * 3) for _ in range(statements)}
+    images, holds = np.array(sorted(held, key=lambda pair: rng.random())).T
+    return replace(features, more_right=RightAnswers("drawn", says, images, holds))
 
 
 def slow_ranks(features):

@@ -19,8 +19,11 @@ from trainer.checkpoint.folder import STATE, STORED_SIZE, save_checkpoint
 from trainer.checkpoint.tensor_tree import dump_json, parse_json
 from trainer.models.build import build_encoder
 from trainer.models.config import ModelConfig
+from trainer.models.texts.text import LiveText
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.objective import Objective
+
+_TEXT_WIDTH = 8
 
 
 def _settle(tower: nn.Module, size: int) -> None:
@@ -56,6 +59,7 @@ def write_run(
     stored: int | None = None,
     fit: str = "crop",
     text_encoder: TextEncoderSpec | None = None,
+    text: LiveText | None = None,
     objective: str = "infonce",
     config: dict[str, Any] | None = None,
 ) -> Path:
@@ -64,14 +68,17 @@ def write_run(
     Args:
         size, stored: pixels of the pictures that the tower sees, and of the training set's; None: not said.
         text_encoder: whose vectors it was "trained" against; None: of 8 random dimensions.
+        text: a tower of texts that was "trained" with the pictures, 8 wide; its head is random too.
     """
     register_small_tower()
     part: Objective = build(OBJECTIVES, Choice(objective), "objective")
-    spec = (text_encoder or TextEncoderSpec("random", "0", 8, "0" * 64)) if part.needs_text else None
+    spec = (text_encoder or TextEncoderSpec("random", "0", 8, "0" * 64)) if part.needs_text and not text else None
     with torch.random.fork_rng([]):
         torch.manual_seed(3)
         settings = ModelConfig(tower=tower, hidden_dim=16)
-        model = build_encoder(settings, part, spec.embed_dim if spec else None, size)
+        trained = text.build(_TEXT_WIDTH) if text else None
+        width = _TEXT_WIDTH if text else spec.embed_dim if spec else None
+        model = build_encoder(settings, part, width, size, trained)
         _settle(model.image_encoder.tower, size)
     mean, std = model.normalization
     identity = {

@@ -5,4 +5,5 @@ FORMS = {  # name -> module with a function `write` (`eval.export.form.Form`), l
     "timm": "eval.export.timm",
     "safetensors": "eval.export.safetensors",
     "onnx": "eval.export.onnx",
+    "mteb": "eval.export.mteb",
 }

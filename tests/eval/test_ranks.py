@@ -10,7 +10,7 @@ import gloo
 import numpy as np
 import pytest
 import torch
-from feature_sets import random_features, slow_ranks, unit
+from feature_sets import random_features, slow_ranks, unit, with_right_answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,15 +40,6 @@ def test_so_they_do_where_texts_are_right_for_further_images(seed, counts, embed
     """Texts that say the same, and images of which several things hold: classes and equal captions are among these."""
     features = random_features(seed, counts, embed_dim, quantised)
     assert_ranked_as_defined(with_right_answers(features, seed, statements), tile)
-
-
-def with_right_answers(features, seed, statements):
-    rng = np.random.default_rng(seed)
-    says = rng.integers(statements, size=len(features.texts)) * 3  # numbers need not be dense
-    held = {*zip(features.image_of_text.tolist(), says.tolist(), strict=True)}
-    held |= {(int(rng.integers(len(features.images))), int(rng.integers(statements)) * 3) for _ in range(statements)}
-    images, holds = np.array(sorted(held, key=lambda pair: rng.random())).T
-    return replace(features, more_right=RightAnswers("drawn", says, images, holds))
 
 
 def assert_ranked_as_defined(features, tile=None):

@@ -62,14 +62,19 @@ CASES = [
     ("safetensors", "timm:test_resnet", "nt_xent"),
     ("onnx", "shufflenet_v2_x0_5", "infonce"),
     ("onnx", "timm:test_vit", "siglip"),
+    ("mteb", "shufflenet_v2_x0_5", "infonce"),
+    ("mteb", "timm:test_vit", "nt_xent"),
 ]
+LIBRARIES = {"onnx": "onnxruntime", "mteb": "mteb"}  # of forms whose library may be absent
 
 
 @pytest.mark.parametrize(("form", "tower", "objective"), CASES)
 def test_the_card_loads_it_and_features_are_equal(tmp_path: Path, form: str, tower: str, objective: str) -> None:
     run = write_run(tmp_path / "run", tower=tower, objective=objective, size=SIZE)
-    if form == "onnx":
-        pytest.importorskip("onnxruntime")
+    if form in LIBRARIES:
+        pytest.importorskip(
+            LIBRARIES[form], reason=f"{LIBRARIES[form]} is not installed: pip install 'shardclip[{form}]'"
+        )
     out = export(run, form, tmp_path / "out", QUIET)
     encode = loaded_by_its_card(out)
     for count in (1, 2, 7):
