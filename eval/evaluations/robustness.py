@@ -147,10 +147,10 @@ class UnderCorruptions(Evaluation):
         figures = part["figures"]
         lead = (
             f"The {cls.score} of {part['num_images']:,} pictures that are made worse, each in "
-            f"{len(part['corruptions'])} ways at {len(part['severities'])} severities (ImageNet-C, Hendrycks and "
-            "Dietterich 2019; occlusion is our own: a grey square over 5 to 40 % of the area). Retained is the mean "
-            "under corruption as a share of the clean figure. In brackets: 95 % intervals over pictures, drawn with "
-            "their clean selves."
+            f"{_number(part['corruptions'], 'way', 'ways')} at {_number(part['severities'], 'severity', 'severities')} "
+            "(ImageNet-C, Hendrycks and Dietterich 2019; occlusion is our own: a grey square over 5 to 40 % of the "
+            "area). Retained is the mean under corruption as a share of the clean figure. In brackets: 95 % intervals "
+            "over pictures, drawn with their clean selves."
         )
         values = (
             (f"{_percent(figures[cls.retained])} %", f"retained {_between(part, cls.retained)}"),
@@ -360,3 +360,7 @@ def _share(row: Sequence[float], clean: float) -> str:
 def _between(part: Mapping[str, Any], figure: str) -> str:
     interval = part["intervals"][figure]
     return f"[{_percent(interval['low'])}, {_percent(interval['high'])}]"
+
+
+def _number(things: Sequence[object], one: str, more: str) -> str:
+    return f"{len(things)} {one if len(things) == 1 else more}"
