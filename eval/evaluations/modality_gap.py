@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from core.errors import ConfigError
 from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Subject
-from eval.metrics import FeatureSet, Interval, basic_interval, bootstrap
+from eval.metrics import FeatureSet, Interval, basic_interval, bootstrap, deal, percentile_interval
 from eval.spread import spread
 from trainer.telemetry import names
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _ROWS = 512  # of a product at a time
 _BARS = 60  # of the histogram of cosines
 _RESAMPLES, _RESAMPLES_AT_ONCE = 2000, 100
+_BATCHES = 2000  # of groups, which are drawn in their place where there are more
 
 
 @dataclass(frozen=True)
@@ -147,26 +148,50 @@ def distance(images: np.ndarray, texts: np.ndarray) -> float:
 
 
 def distance_interval(pairs: FeatureSet, seed: int = 0) -> Interval:
-    """`distance` with its 95 % interval, drawing images with all their captions."""
-    first_text = np.unique(pairs.image_of_text, return_index=True)[1]
-    group_of_image = pairs.text_groups[first_text]  # of captions made from class names, a class
-    groups = np.unique(group_of_image, return_inverse=True)[1]
-    num_groups, width = groups.max() + 1, pairs.images.shape[1]
-    sums = np.zeros((num_groups, 2 * width + 2))
-    np.add.at(sums[:, :width], groups, pairs.images)
-    np.add.at(sums[:, width:-2], groups[pairs.image_of_text], pairs.texts)
-    sums[:, -2] = np.bincount(groups)
-    sums[:, -1] = np.bincount(groups[pairs.image_of_text])
+    """`distance` with its 95 % interval, drawing images with all their captions.
+
+    It reaches down to 0 wherever chance alone may make of equal centroids what was found: N pictures and T captions
+    that are spread evenly are some sqrt(1 / N + 1 / T) apart. Chance is how far the resamples' gaps are from the one
+    that was found. More than 2,000 groups are dealt into so many batches at random, as in `resampled_sums`: memory is
+    some tens of megabytes.
+    """
+    sums = _group_totals(pairs, seed)  # (groups, 2D + 2)
+    num_groups, width = len(sums), pairs.images.shape[1]
+
+    def gap(total: np.ndarray) -> np.ndarray:
+        ours: np.ndarray = total[:, :width] / total[:, -2:-1] - total[:, width:-2] / total[:, -1:]
+        return ours
+
+    found = gap(sums.sum(axis=0, keepdims=True))
     generator = np.random.default_rng(seed)
-    found = np.empty(_RESAMPLES)
+    resampled, by_chance = np.empty(_RESAMPLES), np.empty(_RESAMPLES)
     for start in range(0, _RESAMPLES, _RESAMPLES_AT_ONCE):
+        part = slice(start, start + _RESAMPLES_AT_ONCE)
         times = np.zeros((_RESAMPLES_AT_ONCE, num_groups))
         for row in times:
             row += np.bincount(generator.integers(num_groups, size=num_groups), minlength=num_groups)
-        total = times @ sums
-        gap = total[:, :width] / total[:, -2:-1] - total[:, width:-2] / total[:, -1:]
-        found[start : start + _RESAMPLES_AT_ONCE] = np.linalg.norm(gap, axis=1)
-    return basic_interval(distance(pairs.images, pairs.texts), found, num_groups)
+        gaps = gap(times @ sums)
+        resampled[part], by_chance[part] = np.linalg.norm(gaps, axis=1), np.linalg.norm(gaps - found, axis=1)
+    interval = basic_interval(distance(pairs.images, pairs.texts), resampled, num_groups)
+    by_chance *= (num_groups / max(1, num_groups - 1)) ** 0.5  # resamples vary by as much less
+    chance = percentile_interval(0.0, by_chance, num_groups)
+    return replace(interval, low=0.0) if interval.estimate <= chance.high else interval
+
+
+def _group_totals(pairs: FeatureSet, seed: int) -> np.ndarray:
+    """`(groups, 2D + 2)` of images with their captions: sums of both, and how many they are."""
+    first_text = np.unique(pairs.image_of_text, return_index=True)[1]
+    group_of_image = pairs.text_groups[first_text]  # of captions made from class names, a class
+    groups = np.unique(group_of_image, return_inverse=True)[1]
+    if groups.max() >= _BATCHES:
+        groups = deal(groups.max() + 1, _BATCHES, seed)[groups]
+    group_of_text = groups[pairs.image_of_text]
+    width = pairs.images.shape[1]
+    sums = np.zeros((groups.max() + 1, 2 * width + 2))
+    np.add.at(sums[:, :width], groups, pairs.images)
+    np.add.at(sums[:, width:-2], group_of_text, pairs.texts)
+    sums[:, -2], sums[:, -1] = np.bincount(groups), np.bincount(group_of_text)
+    return sums
 
 
 def variance_share(images: np.ndarray, texts: np.ndarray) -> float:

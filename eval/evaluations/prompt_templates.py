@@ -12,7 +12,7 @@ import numpy as np
 from core.errors import ConfigError
 from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Subject, Table
 from eval.evaluations.zero_shot import check_templates, class_ranks, read_lines, spoken_class
-from eval.metrics import Interval, accuracy_interval, bootstrap
+from eval.metrics import Interval, bootstrap, share_interval
 
 if TYPE_CHECKING:
     from eval.report.drawing.style import Figure, Theme
@@ -74,9 +74,9 @@ class PromptTemplates(Evaluation):
         single = np.stack([class_ranks(images @ features.T, labels) == 1 for features in by_template])  # (T, N)
         ensemble = class_ranks(images @ together.T, labels) == 1
         intervals = {
-            FIRST: accuracy_interval(single[0]),
-            SINGLE: bootstrap(single.mean(axis=0)),
-            ENSEMBLE: accuracy_interval(ensemble),
+            FIRST: share_interval(single[0]),
+            SINGLE: share_interval(single.mean(axis=0)),
+            ENSEMBLE: share_interval(ensemble),
             GAIN: _gain(ensemble, single[0]),
         }
         rows = [_row(template, is_right, single[0]) for template, is_right in zip(templates, single, strict=True)]
@@ -132,7 +132,7 @@ def _gain(is_right: np.ndarray, first: np.ndarray) -> Interval:
 
 
 def _row(template: str, is_right: np.ndarray, first: np.ndarray) -> dict[str, Any]:
-    own, gain = accuracy_interval(is_right), _gain(is_right, first)
+    own, gain = share_interval(is_right), _gain(is_right, first)
     return {"template": template, "accuracy": asdict(own), "gain": asdict(gain)}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from core.errors import ConfigError
 from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Shelf, Subject, Table
 from eval.evaluations.knn import SAME, Compared, compared
-from eval.metrics import bootstrap
+from eval.metrics import share_interval
 from eval.spread import spread
 from trainer.telemetry import names
 from trainer.telemetry.names import AP_DEPTH, PRECISION_KS
@@ -69,7 +69,7 @@ class SameClass(Evaluation):
         own, others = _shelves(subject)
         return Measured(
             {name: float(np.mean(each)) for name, each in values.items()},
-            {name: bootstrap(each) for name, each in values.items()},
+            {name: share_interval(each) for name, each in values.items()},
             shown={
                 "num_images": len(labels),
                 "num_gallery": None if found.leave_one_out else len(gallery_labels),
@@ -93,7 +93,7 @@ class SameClass(Evaluation):
         lead = (
             f"Each of {part['num_images']:,} labelled pictures looks for its nearest among {where}; right are those of "
             f"its class, and ties count against the model.{alone} mAP@{AP_DEPTH} is 100 % if those of the class come "
-            f"first. 95 % bootstrap intervals over pictures; {FILE} holds lists of answers."
+            f"first. 95 % intervals over pictures; {FILE} holds lists of answers."
         )
         spoken = _SPOKEN | {names.SAME_CLASS_MAP: f"mAP@{AP_DEPTH}: how early they stand"}
         rows = [

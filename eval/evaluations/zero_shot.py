@@ -11,7 +11,7 @@ import numpy as np
 
 from core.errors import ConfigError
 from eval.evaluations.evaluation import EmbedTexts, Evaluation, Measured, Need, Subject
-from eval.metrics import accuracy_interval
+from eval.metrics import mean_over_classes, share_interval
 from trainer.telemetry import names
 
 
@@ -31,12 +31,16 @@ class ZeroShot(Evaluation):
         has_class = subject.prompts.labels >= 0
         labels = subject.prompts.labels[has_class]
         rank = class_ranks(subject.images[has_class] @ subject.prompts.features.T, labels)
-        intervals = {
-            names.ZERO_SHOT: accuracy_interval(rank == 1),
-            names.ZERO_SHOT_TOP5: accuracy_interval(rank <= 5),
-            names.ZERO_SHOT_BY_CLASS: accuracy_interval(rank == 1, labels),
+        top1, top5 = share_interval(rank == 1), share_interval(rank <= 5)
+        by_class, interval = mean_over_classes(rank == 1, labels)
+        intervals = {names.ZERO_SHOT: top1, names.ZERO_SHOT_TOP5: top5}
+        if interval:
+            intervals[names.ZERO_SHOT_BY_CLASS] = interval
+        figures = {
+            names.ZERO_SHOT: top1.estimate,
+            names.ZERO_SHOT_TOP5: top5.estimate,
+            names.ZERO_SHOT_BY_CLASS: by_class,
         }
-        figures = {name: interval.estimate for name, interval in intervals.items()}
         return Measured(figures, intervals, of_each={names.ZERO_SHOT: rank == 1})
 
 

@@ -97,6 +97,27 @@ def test_the_interval_of_the_distance_covers_that_of_the_source_images_come_from
     assert all(interval.low < interval.estimate < interval.high for interval in intervals)
 
 
+def test_a_distance_that_chance_makes_reaches_down_to_0():
+    def draw(seed, gap):
+        rng, line = np.random.default_rng(seed), np.eye(64)[0] * gap
+        images, texts = rng.normal(size=(100, 64)) + line, rng.normal(size=(500, 64))
+        return distance_interval(FeatureSet(unit(images), unit(texts), np.arange(500) // 5))
+
+    apart = [draw(seed, 0.0) for seed in range(15)]
+    assert all(0.05 < interval.estimate < 0.2 for interval in apart)  # some sqrt(1 / 100 + 1 / 500) = 0.11
+    assert np.mean([interval.low == 0 for interval in apart]) >= 0.8  # 97 % but for chance
+    assert all(draw(seed, 3.0).low > 0.1 for seed in range(3))
+
+
+def test_more_groups_than_are_drawn_one_by_one_give_the_same_interval(monkeypatch):
+    features = two_cones(0.3, num_images=3000, captions=2)
+    batched = distance_interval(features)
+    monkeypatch.setattr("eval.evaluations.modality_gap._BATCHES", 10**6)
+    whole = distance_interval(features)
+    assert batched.estimate == whole.estimate
+    assert batched.high - batched.low == pytest.approx(whole.high - whole.low, rel=0.1)
+
+
 def test_blocks_and_draws_of_uniformity():
     rows = two_cones(0.1).texts
     assert len(drawn(rows, 20, 0)) == 20 and drawn(rows, 150, 0) is rows

@@ -99,3 +99,7 @@ def test_each_figure_has_an_interval_that_holds_it():
     for name, interval in measured.intervals.items():
         assert interval.low < measured.figures[name] < interval.high
     assert measured.intervals.keys() == measured.figures.keys()
+    labels[np.flatnonzero(labels == 3)[1:]] = -1  # a class of one picture
+    alone = ZeroShot().measure(Subject(images, prompts=Prompts(classes, labels)))
+    assert alone.figures.keys() == measured.figures.keys()
+    assert alone.intervals.keys() == {"zero_shot/accuracy", "zero_shot/top5"}
