@@ -87,7 +87,7 @@ def compared(subject: Subject, what: str) -> Compared:
         if subject.gallery is None
         else (subject.gallery.images, subject.gallery.labels, subject.gallery.samples)
     )
-    num_others = len(gallery) - own_gallery
+    num_others = max(0, len(gallery) - own_gallery)
     if num_others < 1 or not len(images):
         raise DataError(
             f"{what}: {len(images)} pictures with a class and {num_others} others to compare them with: "

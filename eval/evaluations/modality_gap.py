@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from core.errors import ConfigError
+from core.errors import ConfigError, DataError
 from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Subject
 from eval.metrics import FeatureSet, Interval, basic_interval, bootstrap, deal, percentile_interval
 from eval.spread import spread
@@ -57,11 +57,17 @@ class ModalityGap(Evaluation):
         )  # fmt: skip
 
     def measure(self, subject: Subject) -> Measured:
-        """Of all pictures and captions of the set."""
+        """Of all pictures and captions of the set.
+
+        Raises:
+            DataError: there is one picture alone.
+        """
         from core.distributed import on_main  # with torch, which recipes do without
 
         assert subject.pairs is not None
         pairs = subject.pairs
+        if len(pairs.images) < 2:
+            raise DataError("modality_gap: the set has 1 picture, and uniformity compares pictures. Measure 2 or more.")
         uniform = {
             names.GAP_IMAGE_UNIFORMITY: uniformity(drawn(pairs.images, self.most, self.seed)),
             names.GAP_TEXT_UNIFORMITY: uniformity(drawn(pairs.texts, self.most, self.seed)),

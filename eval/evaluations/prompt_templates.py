@@ -11,7 +11,7 @@ import numpy as np
 
 from core.errors import ConfigError
 from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Subject, Table
-from eval.evaluations.zero_shot import check_templates, class_ranks, read_lines, spoken_class
+from eval.evaluations.zero_shot import check_templates, class_ranks, read_lines, spoken_class, with_a_class
 from eval.metrics import Interval, bootstrap, share_interval
 
 if TYPE_CHECKING:
@@ -61,9 +61,13 @@ class PromptTemplates(Evaluation):
         return (FIRST, SINGLE, ENSEMBLE, GAIN)
 
     def measure(self, subject: Subject) -> Measured:
-        """Of the pictures that have a class, among all classes."""
+        """Of the pictures that have a class, among all classes.
+
+        Raises:
+            DataError: none has.
+        """
         assert subject.labels is not None and subject.words is not None
-        templates, has_class = self._all(), subject.labels >= 0
+        templates, has_class = self._all(), with_a_class(subject.labels, "prompt_templates")
         images, labels = subject.images[has_class], subject.labels[has_class]
         spoken = [spoken_class(name) for name in subject.classes]
         embedded = subject.words([template.replace("{}", name) for template in templates for name in spoken])

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from core.errors import ConfigError
+from core.errors import ConfigError, DataError
 from eval.evaluations.evaluation import EmbedTexts, Evaluation, Measured, Need, Subject
 from eval.metrics import mean_over_classes, share_interval
 from trainer.telemetry import names
@@ -26,9 +26,13 @@ class ZeroShot(Evaluation):
         return (names.ZERO_SHOT, names.ZERO_SHOT_TOP5, names.ZERO_SHOT_BY_CLASS)
 
     def measure(self, subject: Subject) -> Measured:
-        """Of the pictures that have a class."""
+        """Of the pictures that have a class.
+
+        Raises:
+            DataError: none has.
+        """
         assert subject.prompts is not None
-        has_class = subject.prompts.labels >= 0
+        has_class = with_a_class(subject.prompts.labels, "zero_shot")
         labels = subject.prompts.labels[has_class]
         rank = class_ranks(subject.images[has_class] @ subject.prompts.features.T, labels)
         top1, top5 = share_interval(rank == 1), share_interval(rank <= 5)
@@ -42,6 +46,20 @@ class ZeroShot(Evaluation):
             names.ZERO_SHOT_BY_CLASS: by_class,
         }
         return Measured(figures, intervals, of_each={names.ZERO_SHOT: rank == 1})
+
+
+def with_a_class(labels: np.ndarray, evaluation: str) -> np.ndarray:
+    """`(N,)` bool: which pictures have one of the classes `(N,)`, -1 being none.
+
+    Raises:
+        DataError: none has; the sentence begins with `evaluation`.
+    """
+    has_class: np.ndarray = labels >= 0
+    if not has_class.any():
+        raise DataError(
+            f"{evaluation}: none of {len(labels)} pictures has a class. Label some (`shardclip column labels`)."
+        )
+    return has_class
 
 
 def read_lines(path: Path) -> tuple[str, ...]:

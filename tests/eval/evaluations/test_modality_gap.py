@@ -8,7 +8,7 @@ import pytest
 from feature_sets import random_features, unit
 from gloo import run
 
-from core.errors import ConfigError
+from core.errors import ConfigError, DataError
 from eval.evaluations import measure_all
 from eval.evaluations.evaluation import Subject
 from eval.evaluations.modality_gap import ModalityGap, distance_interval, drawn, principal_map, uniformity
@@ -148,6 +148,14 @@ def test_what_is_shown_holds_pairs_and_wrong_ones_alone():
     with pytest.raises(ConfigError, match="most is 1. Give 2 or more"):
         ModalityGap(most=1)
     assert lower_is_better("val/modality_gap/distance") and not lower_is_better("val/modality_gap/cosine_of_pairs")
+
+
+def test_one_picture_has_no_uniformity_and_is_refused():
+    alone = FeatureSet(np.eye(1, 4), np.eye(1, 4), np.array([0]))
+    with pytest.raises(DataError, match=r"modality_gap: the set has 1 picture.* Measure 2 or more"):
+        measured(alone)
+    two = FeatureSet(np.eye(2, 4), np.eye(2, 4), np.arange(2))
+    assert all(np.isfinite(value) for value in measured(two).figures.values())
 
 
 def measure_on_ranks():
