@@ -17,7 +17,7 @@ from core.errors import ConfigError, did_you_mean
 from eval.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Subject, Table
 from eval.evaluations.knn import pictures_are_right
-from eval.evaluations.zero_shot import class_ranks
+from eval.evaluations.zero_shot import rank_classes
 from eval.metrics import Interval, group_sums, never_certain, percentile_interval, resampled_sums
 from trainer.telemetry import names
 from trainer.telemetry.names import DIRECTIONS, RECALL_KS
@@ -252,8 +252,8 @@ class ClassRobustness(UnderCorruptions):
         is_right = pictures_are_right(subject, images)
         metrics = {names.KNN: float(is_right.mean())}
         if (prompts := subject.prompts) is not None:
-            has_class = prompts.labels >= 0
-            ranks = class_ranks(images[has_class] @ prompts.features.T, prompts.labels[has_class])
+            rows = np.flatnonzero(prompts.labels >= 0)
+            ranks = rank_classes(images, rows, prompts.features, prompts.labels[rows])
             metrics[names.ZERO_SHOT] = float(np.mean(ranks == 1))
         return Scores(metrics, [(is_right.astype(np.float64), np.arange(len(is_right)))])
 
