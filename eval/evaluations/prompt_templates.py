@@ -68,15 +68,15 @@ class PromptTemplates(Evaluation):
         """
         assert subject.labels is not None and subject.words is not None
         templates, has_class = self._all(), with_a_class(subject.labels, "prompt_templates")
-        rows, labels = np.flatnonzero(has_class), subject.labels[has_class]
+        chosen, labels = np.flatnonzero(has_class), subject.labels[has_class]
         spoken = [spoken_class(name) for name in subject.classes]
         embedded = subject.words([template.replace("{}", name) for template in templates for name in spoken])
         by_template = embedded.astype(np.float32).reshape(len(templates), len(spoken), -1)
         by_template /= np.linalg.norm(by_template, axis=2, keepdims=True)
         together = by_template.mean(axis=0)
         together /= np.linalg.norm(together, axis=1, keepdims=True)
-        single = np.stack([rank_classes(subject.images, rows, own, labels) == 1 for own in by_template])  # (T, N)
-        ensemble = rank_classes(subject.images, rows, together, labels) == 1
+        single = np.stack([rank_classes(subject.images, chosen, own, labels) == 1 for own in by_template])  # (T, N)
+        ensemble = rank_classes(subject.images, chosen, together, labels) == 1
         intervals = {
             FIRST: share_interval(single[0]),
             SINGLE: share_interval(single.mean(axis=0)),
