@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from eval.evaluations.evaluation import EmbedTexts, Prompts, Subject
-from eval.evaluations.zero_shot import class_features, class_probabilities, score_labels, spoken_class
+from eval.evaluations.zero_shot import class_features, class_probabilities, in_blocks, score_labels, spoken_class
 from eval.features import Pictures
 from eval.gallery import GallerySource
 from eval.report.exhibits import Shelf, show_neighbours
@@ -30,14 +30,20 @@ def zero_shot(
     shelf: Shelf,
     count: int,
 ) -> dict[str, Any]:
-    """Classes of images that have no labels: shares of each class and `count` examples to judge by eye."""
-    probabilities = class_probabilities(pictures.images, class_vectors(classes, templates, embed_texts), logit_scale)
-    predicted = np.bincount(probabilities.argmax(axis=1), minlength=len(classes))
+    """Classes of images that have no labels: shares of each class and `count` examples to judge by eye (collective)."""
+    images, features = pictures.images, class_vectors(classes, templates, embed_texts)
+
+    def likeliest(part: slice) -> np.ndarray:
+        return class_probabilities(images[part], features, logit_scale).argmax(axis=1)
+
+    predicted = np.bincount(in_blocks(len(images), len(classes), likeliest), minlength=len(classes))
+    shown = _drawn(len(images), count)
+    probabilities = class_probabilities(images[shown], features, logit_scale)
     return {
         "classes": [spoken_class(name) for name in classes],
         "templates": list(templates),
         "shares": [round(float(share), 4) for share in predicted / predicted.sum()],
-        "examples": _examples(probabilities, pictures.samples, None, shelf, count),
+        "examples": _examples(probabilities, pictures.samples[shown], None, shelf),
     }
 
 
@@ -50,19 +56,19 @@ def zero_shot_labelled(
     shelf: Shelf,
     count: int,
 ) -> dict[str, Any]:
-    """Accuracy over the classes of a labelled set.
+    """Accuracy over the classes of a labelled set (collective).
 
     Args:
         prompts: of the classes, and which of them each picture has; those without one are left out.
     """
-    has_class = prompts.labels >= 0
-    labels, images, samples = prompts.labels[has_class], pictures.images[has_class], pictures.samples[has_class]
-    probabilities = class_probabilities(images, prompts.features, logit_scale)
+    rows = np.flatnonzero(prompts.labels >= 0)
+    labels, shown = prompts.labels[rows], _drawn(len(rows), count)
+    probabilities = class_probabilities(pictures.images[rows[shown]], prompts.features, logit_scale)
     return {
         "classes": [spoken_class(name) for name in classes],
         "templates": list(templates),
-        **score_labels(images @ prompts.features.T, labels),
-        "examples": _examples(probabilities, samples, labels, shelf, count),
+        **score_labels(pictures.images, rows, prompts.features, labels),
+        "examples": _examples(probabilities, pictures.samples[rows[shown]], labels[shown], shelf),
     }
 
 
@@ -93,15 +99,19 @@ def labels_stamp(subject: Subject) -> str:
     return hashlib.sha256(json.dumps([subject.samples.tolist(), named]).encode()).hexdigest()
 
 
+def _drawn(num_pictures: int, count: int) -> np.ndarray:
+    """`(count,)` at random, or all that there are."""
+    return np.random.default_rng((0, 3)).permutation(num_pictures)[:count]
+
+
 def _examples(
-    probabilities: np.ndarray, samples: np.ndarray, labels: np.ndarray | None, shelf: Shelf, count: int
+    probabilities: np.ndarray, samples: np.ndarray, labels: np.ndarray | None, shelf: Shelf
 ) -> list[dict[str, Any]]:
-    shown = np.random.default_rng((0, 3)).permutation(len(probabilities))[:count]
     return [
         {
             "picture": shelf.picture(int(samples[i])),
             "probabilities": [round(float(p), 4) for p in probabilities[i]],
             "right": None if labels is None else int(labels[i]),
         }
-        for i in shown
+        for i in range(len(samples))
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -37,7 +36,7 @@ from eval.ranks import retrieval_ranks
 from eval.report.charts import result_charts, sheets, training_charts
 from eval.report.drawing.style import save_jpeg, save_png
 from eval.report.exhibits import Shelf, rank_bands, show_queries, show_retrieval, show_similarity
-from eval.report.measured import files_of, keep_files, part_of
+from eval.report.measured import as_json, files_of, keep_files, part_of
 from eval.report.page import PICTURES, write_report
 from eval.report.say import say_results
 from eval.subjects import by_weights, expect_other_weights, subject_of, with_classes, with_prompts, with_text
@@ -113,7 +112,7 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
         save_features(found, out / FEATURES, encoder.fingerprint, stamp)
         keep_files(files, out)
         save_of_each(of_each, out / OF_EACH)
-        publish_bytes((json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode(), out / RESULTS)
+        publish_bytes(as_json(results), out / RESULTS)
         _save_pictures(results, encoder.run_dir, out)
         say_results(results, write_report(out), console)
 

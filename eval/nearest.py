@@ -28,6 +28,7 @@ class Tiles:
     Args:
         queries, gallery: `(Q, D)` and `(G, D)`, unit length.
         leave_one_out: the gallery is the queries, and none finds itself.
+        rows: `(Q,)` where queries are some of the gallery, which of its rows each of them is; none finds itself.
         tile: rows of the gallery at a time; None: as suits the device.
     """
 
@@ -37,30 +38,32 @@ class Tiles:
         gallery: np.ndarray,
         *,
         leave_one_out: bool = False,
+        rows: np.ndarray | None = None,
         device: str = "cpu",
         tile: int | None = None,
     ) -> None:
         self.device = torch.device(device)
         self._tile = tile or (GPU_TILE if self.device.type == "cuda" else CPU_TILE)
-        self._queries, self._leave_one_out = queries, leave_one_out
+        self._queries = queries
+        self._own = np.arange(len(queries)) if leave_one_out else rows  # of each query; None: not in the gallery
         self._gallery = upload(torch.from_numpy(np.ascontiguousarray(gallery, dtype=np.float32)), self.device)
-        self.num_others = len(gallery) - leave_one_out  # that a query can find
+        self.num_others = len(gallery) - (self._own is not None)  # that a query can find
 
     def of(self, part: slice) -> Iterator[tuple[slice, Tensor]]:
         """Rows of the gallery, and their similarities `(q, t)` with some queries; the next tile takes the same room."""
         rows = np.ascontiguousarray(self._queries[part], dtype=np.float32)
         queries = upload(torch.from_numpy(rows), self.device)
         room = torch.empty(len(queries) * self._tile, device=self.device)
-        numbers = torch.arange(part.start, part.start + len(queries), device=self.device)
+        own = None if self._own is None else upload(torch.from_numpy(self._own[part]), self.device)
         for start in range(0, len(self._gallery), self._tile):
             columns = slice(start, min(start + self._tile, len(self._gallery)))
             width = columns.stop - start
             similarity = room[: len(queries) * width].view(len(queries), width)
             with full_float32(), torch.autocast(self.device.type, enabled=False):
                 torch.mm(queries, self._gallery[columns].T, out=similarity)
-            if self._leave_one_out:
-                here = (numbers >= start) & (numbers < columns.stop)
-                similarity[here.nonzero()[:, 0], numbers[here] - start] = -torch.inf
+            if own is not None:
+                here = (own >= start) & (own < columns.stop)
+                similarity[here.nonzero()[:, 0], own[here] - start] = -torch.inf
             yield columns, similarity
 
     def nearest(self, part: slice, k: int, change: Change | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from eval.compare.page import spoken_gain, write_page
 from eval.compare.queries import disagreements, features_of
 from eval.compare.recipes import differing_environment, differing_keys
 from eval.report.exhibits import thumbnail
+from eval.report.measured import as_json
 from eval.report.template import spoken_metric
 from trainer.telemetry.names import IMAGE_TO_TEXT
 
@@ -55,7 +55,7 @@ def compare(runs: Sequence[ComparedRun], out: Path, console: Console, curves_onl
     shots = _Shots("") if curves_only else _opened(runs[0])
     if not curves_only:
         found |= _measured(runs, shots)
-    publish_bytes((json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode(), out / COMPARISON)
+    publish_bytes(as_json(found), out / COMPARISON)
     write_page(found, runs, shots.picture, out / PAGE)
     _say(found, out / PAGE, console)
     return found

@@ -26,10 +26,10 @@ from trainer.telemetry import names
 from trainer.telemetry.names import DIRECTIONS, IMAGE_TO_TEXT, TEXT_TO_IMAGE
 
 if TYPE_CHECKING:
+    from eval.nearest import Tiles
     from eval.report.drawing.style import Figure, Theme
 
 _FIGURES = (names.ECE, names.BRIER, names.BRIER_SKILL)
-_BLOCK_BYTES = 32 * 2**20
 _BARS = 20  # of the histogram of probabilities
 
 
@@ -78,8 +78,8 @@ class Calibration(Evaluation):
                 f"({self.folds}). Measure a larger set, or give folds={max(2, num_groups)}."
             )
         scored = {
-            IMAGE_TO_TEXT: first_answers(pairs.images, pairs.texts, subject.logit_scale),
-            TEXT_TO_IMAGE: first_answers(pairs.texts, pairs.images, subject.logit_scale),
+            IMAGE_TO_TEXT: first_answers(pairs.images, pairs.texts, subject.logit_scale, subject.device),
+            TEXT_TO_IMAGE: first_answers(pairs.texts, pairs.images, subject.logit_scale, subject.device),
         }
         right = {IMAGE_TO_TEXT: ranks.image_to_text == 1, TEXT_TO_IMAGE: ranks.text_to_image == 1}
         groups = {IMAGE_TO_TEXT: np.arange(len(pairs.images)), TEXT_TO_IMAGE: pairs.text_groups}
@@ -142,29 +142,47 @@ class Calibration(Evaluation):
         return {"reliability": reliability(part["directions"], theme)}
 
 
-def first_answers(queries: np.ndarray, gallery: np.ndarray, scale: float) -> np.ndarray:
+def first_answers(queries: np.ndarray, gallery: np.ndarray, scale: float, device: str = "cpu") -> np.ndarray:
     """`(Q, 2)` float64 of each query's first answer: its cosine, and its lead over all other answers (collective).
 
     The lead is the log odds that the model itself gives the answer: `scale * cosine - log(sum of exp(scale * cosine)
-    over all others)`. It falls as the gallery grows; the cosine does not know of others.
+    over all others)`. It falls as the gallery grows; the cosine does not know of others. Similarities are read tile by
+    tile: memory above the features is some megabytes, however many there are.
 
     Args:
         queries, gallery: `(Q, D)` and `(G, D)`, unit length; G is at least 2.
         scale: 1 / temperature that the model learned.
     """
-    rows = max(1, _BLOCK_BYTES // (16 * len(gallery)))
+    from eval.nearest import MOST_QUERIES, Tiles  # with torch, which recipes do without
 
-    def score(part: slice) -> np.ndarray:
-        similarity = (queries[part] @ gallery.T).astype(np.float64)  # (q, G)
-        place = np.arange(len(similarity)), similarity.argmax(axis=1)
-        best = similarity[place]
-        behind = scale * (similarity - best[:, None])  # at most 0
-        behind[place] = -np.inf
-        largest = behind.max(axis=1)
-        others = largest + np.log(np.exp(behind - largest[:, None]).sum(axis=1))
-        return np.stack([best, -others], axis=1)
+    tiles = Tiles(queries, gallery, device=device)
+    return spread(len(queries), MOST_QUERIES, lambda part: _leads(tiles, part, scale))
 
-    return spread(len(queries), rows, score)
+
+def _leads(tiles: Tiles, part: slice, scale: float) -> np.ndarray:
+    """`(q, 2)` of some queries.
+
+    The best so far and the log of the sum over all others are carried from tile to tile; whichever of two bests is
+    left behind joins the others. The best is never in the sum: of a sure answer the others would be lost beside it.
+    Exponentials are taken below a tile's second, so that float32 holds them.
+    """
+    import torch
+
+    best = others = None
+    for _, similarity in tiles.of(part):
+        first, place = similarity.max(dim=1, keepdim=True)
+        similarity.scatter_(1, place, -torch.inf)
+        second = similarity.amax(dim=1, keepdim=True).clamp(min=-2)  # of a tile of one row there is none
+        behind = similarity.sub_(second).mul_(scale).exp_().sum(dim=1).double()
+        first, rest = first[:, 0].double(), behind.log() + scale * second[:, 0].double()
+        if best is None or others is None:
+            best, others = first, rest
+            continue
+        left_behind = scale * torch.minimum(best, first)
+        others = torch.stack([others, rest, left_behind]).logsumexp(dim=0)
+        best = torch.maximum(best, first)
+    assert best is not None and others is not None, "there is a gallery"
+    return torch.stack([best, scale * best - others], dim=1).cpu().numpy()
 
 
 def _bins(probability: np.ndarray, is_right: np.ndarray) -> list[dict[str, float]]:

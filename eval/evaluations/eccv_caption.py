@@ -16,7 +16,7 @@ import numpy as np
 
 from core.errors import ConfigError, DataError
 from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Subject, Table
-from eval.metrics import Interval, bootstrap
+from eval.metrics import Interval, share_interval
 from eval.spread import spread
 from trainer.telemetry.names import DIRECTIONS, IMAGE_TO_TEXT, TEXT_TO_IMAGE
 
@@ -86,7 +86,7 @@ class ECCVCaption(Evaluation):
             found = right_first(features[direction][np.searchsorted(ids[direction], queries)], features[other], right)
             sizes[direction] = {"queries": len(queries), "positives": sum(map(len, right))}
             for name, values in zip(FIGURES, found.T, strict=True):
-                intervals[_figure(direction, name)] = bootstrap(values)
+                intervals[_figure(direction, name)] = share_interval(values)
         shown = {"num_images": len(image_ids), "num_captions": len(text_ids), "queries": sizes}
         return Measured({name: interval.estimate for name, interval in intervals.items()}, intervals, shown)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from core.errors import DataError
 from eval.evaluations.evaluation import Evaluation, Measured, Need, Subject
-from eval.metrics import accuracy_interval
+from eval.metrics import share_interval
 from eval.spread import spread
 from trainer.telemetry import names
 
@@ -40,7 +40,7 @@ class KNN(Evaluation):
         """Of the pictures that have a class."""
         is_right = right_by_neighbours(subject)
         figures = {figure: float(np.mean(right)) for figure, right in is_right.items()}
-        intervals = {figure: accuracy_interval(right) for figure, right in is_right.items()}
+        intervals = {figure: share_interval(right) for figure, right in is_right.items()}
         return Measured(figures, intervals, of_each=is_right)
 
 
@@ -87,7 +87,7 @@ def compared(subject: Subject, what: str) -> Compared:
         if subject.gallery is None
         else (subject.gallery.images, subject.gallery.labels, subject.gallery.samples)
     )
-    num_others = len(gallery) - own_gallery
+    num_others = max(0, len(gallery) - own_gallery)
     if num_others < 1 or not len(images):
         raise DataError(
             f"{what}: {len(images)} pictures with a class and {num_others} others to compare them with: "

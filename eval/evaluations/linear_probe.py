@@ -14,7 +14,7 @@ import numpy as np
 from core.errors import ConfigError, DataError
 from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Subject
 from eval.evaluations.knn import compared
-from eval.metrics import accuracy_interval
+from eval.metrics import mean_over_classes, share_interval
 from trainer.telemetry import names
 
 if TYPE_CHECKING:
@@ -87,16 +87,12 @@ class LinearProbe(Evaluation):
         lead = (
             f"{part['num_images']:,} pictures of {len(part['classes'])} classes, classified by logistic regression on "
             f"frozen features, learned from {learned}. The regulariser is chosen on {100 * HELD_OUT:.0f} % of the "
-            f"training pictures, which are not measured. 95 % bootstrap intervals over pictures.{late}"
+            f"training pictures, which are not measured. 95 % intervals over pictures.{late}"
         )
         spoken = ((names.LINEAR_PROBE, "accuracy"), (names.LINEAR_PROBE_BY_CLASS, "mean of the classes"))
-        values = [
-            (
-                f"{100 * figures[name]:.1f} %",
-                f"{what} ({100 * intervals[name]['low']:.1f} to {100 * intervals[name]['high']:.1f})",
-            )
-            for name, what in spoken
-        ]
+        between = {name: f"({100 * ends['low']:.1f} to {100 * ends['high']:.1f})" for name, ends in intervals.items()}
+        alone = "(no interval: a class has one picture)"
+        values = [(f"{100 * figures[name]:.1f} %", f"{what} {between.get(name, alone)}") for name, what in spoken]
         return Section(lead, [*values, (f"{100 / len(part['classes']):.1f} %", "chance of even classes")])
 
     @staticmethod
@@ -312,11 +308,11 @@ def _measured(
 ) -> Measured:
     counts = np.bincount(labels)
     shares = np.bincount(labels, is_right) / np.maximum(counts, 1)
-    accuracy, by_class = accuracy_interval(is_right), accuracy_interval(is_right, labels)
+    accuracy, (by_class, interval) = share_interval(is_right), mean_over_classes(is_right, labels)
     fits = [fit for probe in learned for fit in probe.fits]
     return Measured(
-        {names.LINEAR_PROBE: accuracy.estimate, names.LINEAR_PROBE_BY_CLASS: by_class.estimate},
-        {names.LINEAR_PROBE: accuracy, names.LINEAR_PROBE_BY_CLASS: by_class},
+        {names.LINEAR_PROBE: accuracy.estimate, names.LINEAR_PROBE_BY_CLASS: by_class},
+        {names.LINEAR_PROBE: accuracy, **({names.LINEAR_PROBE_BY_CLASS: interval} if interval else {})},
         shown={
             "num_images": len(labels),
             "trained_on": "folds" if by_folds else "gallery",

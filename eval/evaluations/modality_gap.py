@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from core.errors import ConfigError
+from core.errors import ConfigError, DataError
 from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Subject
-from eval.metrics import FeatureSet, Interval, basic_interval, bootstrap
+from eval.metrics import FeatureSet, Interval, basic_interval, bootstrap, deal, percentile_interval
 from eval.spread import spread
 from trainer.telemetry import names
 
 if TYPE_CHECKING:
     from eval.report.drawing.style import Figure, Theme
 
-_ROWS = 512  # of a product at a time
+_ROWS = 512  # of a product at a time, or fewer where it would have more than
+_BLOCK_BYTES = 64 * 2**20
+_ROWS_AT_ONCE = 4096  # of what is computed row by row
 _BARS = 60  # of the histogram of cosines
 _RESAMPLES, _RESAMPLES_AT_ONCE = 2000, 100
+_BATCHES = 2000  # of groups, which are drawn in their place where there are more
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,9 @@ class ModalityGap(Evaluation):
     """Centroids of pictures and captions, cosines of pairs and of others, and how each fills its sphere.
 
     Attributes:
-        most: rows of each kind that uniformity compares with one another; of more, so many are drawn.
-        num_points: of each kind, on the map.
-        num_others: pictures with a caption of another, in the histogram.
+        most: rows of each kind that uniformity compares with one another, up to 50,000; of more, so many are drawn.
+        num_points: of each kind, on the map, up to 10,000.
+        num_others: pictures with a caption of another, in the histogram, up to 10,000,000.
         seed: draws them.
     """
 
@@ -44,9 +47,11 @@ class ModalityGap(Evaluation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("most", 2), ("num_points", 3), ("num_others", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"modality_gap: {name} is {getattr(self, name)}. Give {least} or more.")
+        if self.seed < 0:
+            raise ConfigError(f"modality_gap: seed is {self.seed}. Give 0 or more.")
+        for name, least, most in (("most", 2, 50_000), ("num_points", 3, 10_000), ("num_others", 1, 10_000_000)):
+            if not least <= getattr(self, name) <= most:
+                raise ConfigError(f"modality_gap: {name} is {getattr(self, name):,}. Give {least} to {most:,}.")
 
     def figures(self) -> tuple[str, ...]:
         """Of the gap, of pairs, and of each kind alone."""
@@ -56,11 +61,17 @@ class ModalityGap(Evaluation):
         )  # fmt: skip
 
     def measure(self, subject: Subject) -> Measured:
-        """Of all pictures and captions of the set."""
+        """Of all pictures and captions of the set.
+
+        Raises:
+            DataError: there is one picture alone.
+        """
         from core.distributed import on_main  # with torch, which recipes do without
 
         assert subject.pairs is not None
         pairs = subject.pairs
+        if len(pairs.images) < 2:
+            raise DataError("modality_gap: the set has 1 picture, and uniformity compares pictures. Measure 2 or more.")
         uniform = {
             names.GAP_IMAGE_UNIFORMITY: uniformity(drawn(pairs.images, self.most, self.seed)),
             names.GAP_TEXT_UNIFORMITY: uniformity(drawn(pairs.texts, self.most, self.seed)),
@@ -73,7 +84,12 @@ class ModalityGap(Evaluation):
         return Measured({**figures, **uniform}, intervals, shown)
 
     def _compared(self, pairs: FeatureSet) -> tuple[dict[str, float], dict[str, Interval], dict[str, Any]]:
-        own = np.einsum("td,td->t", pairs.images[pairs.image_of_text].astype(np.float64), pairs.texts)
+        own = _in_blocks(
+            lambda part: np.einsum(
+                "td,td->t", pairs.images[pairs.image_of_text[part]].astype(np.float64), pairs.texts[part]
+            ),
+            len(pairs.texts),
+        )
         intervals = {
             names.GAP_DISTANCE: distance_interval(pairs),
             names.GAP_PAIRS: bootstrap(own, pairs.text_groups),
@@ -147,26 +163,50 @@ def distance(images: np.ndarray, texts: np.ndarray) -> float:
 
 
 def distance_interval(pairs: FeatureSet, seed: int = 0) -> Interval:
-    """`distance` with its 95 % interval, drawing images with all their captions."""
-    first_text = np.unique(pairs.image_of_text, return_index=True)[1]
-    group_of_image = pairs.text_groups[first_text]  # of captions made from class names, a class
-    groups = np.unique(group_of_image, return_inverse=True)[1]
-    num_groups, width = groups.max() + 1, pairs.images.shape[1]
-    sums = np.zeros((num_groups, 2 * width + 2))
-    np.add.at(sums[:, :width], groups, pairs.images)
-    np.add.at(sums[:, width:-2], groups[pairs.image_of_text], pairs.texts)
-    sums[:, -2] = np.bincount(groups)
-    sums[:, -1] = np.bincount(groups[pairs.image_of_text])
+    """`distance` with its 95 % interval, drawing images with all their captions.
+
+    It reaches down to 0 wherever chance alone may make of equal centroids what was found: N pictures and T captions
+    that are spread evenly are some sqrt(1 / N + 1 / T) apart. Chance is how far the resamples' gaps are from the one
+    that was found. More than 2,000 groups are dealt into so many batches at random, as in `resampled_sums`: memory is
+    some tens of megabytes.
+    """
+    sums = _group_totals(pairs, seed)  # (groups, 2D + 2)
+    num_groups, width = len(sums), pairs.images.shape[1]
+
+    def gap(total: np.ndarray) -> np.ndarray:
+        ours: np.ndarray = total[:, :width] / total[:, -2:-1] - total[:, width:-2] / total[:, -1:]
+        return ours
+
+    found = gap(sums.sum(axis=0, keepdims=True))
     generator = np.random.default_rng(seed)
-    found = np.empty(_RESAMPLES)
+    resampled, by_chance = np.empty(_RESAMPLES), np.empty(_RESAMPLES)
     for start in range(0, _RESAMPLES, _RESAMPLES_AT_ONCE):
+        part = slice(start, start + _RESAMPLES_AT_ONCE)
         times = np.zeros((_RESAMPLES_AT_ONCE, num_groups))
         for row in times:
             row += np.bincount(generator.integers(num_groups, size=num_groups), minlength=num_groups)
-        total = times @ sums
-        gap = total[:, :width] / total[:, -2:-1] - total[:, width:-2] / total[:, -1:]
-        found[start : start + _RESAMPLES_AT_ONCE] = np.linalg.norm(gap, axis=1)
-    return basic_interval(distance(pairs.images, pairs.texts), found, num_groups)
+        gaps = gap(times @ sums)
+        resampled[part], by_chance[part] = np.linalg.norm(gaps, axis=1), np.linalg.norm(gaps - found, axis=1)
+    interval = basic_interval(distance(pairs.images, pairs.texts), resampled, num_groups)
+    by_chance *= (num_groups / max(1, num_groups - 1)) ** 0.5  # resamples vary by as much less
+    chance = percentile_interval(0.0, by_chance, num_groups)
+    return replace(interval, low=0.0) if interval.estimate <= chance.high else interval
+
+
+def _group_totals(pairs: FeatureSet, seed: int) -> np.ndarray:
+    """`(groups, 2D + 2)` of images with their captions: sums of both, and how many they are."""
+    first_text = np.unique(pairs.image_of_text, return_index=True)[1]
+    group_of_image = pairs.text_groups[first_text]  # of captions made from class names, a class
+    groups = np.unique(group_of_image, return_inverse=True)[1]
+    if groups.max() >= _BATCHES:
+        groups = deal(groups.max() + 1, _BATCHES, seed)[groups]
+    group_of_text = groups[pairs.image_of_text]
+    width = pairs.images.shape[1]
+    sums = np.zeros((groups.max() + 1, 2 * width + 2))
+    sums[:, :width] = sums_of(pairs.images, np.arange(len(groups)), groups, len(sums))
+    sums[:, width:-2] = sums_of(pairs.texts, np.arange(len(group_of_text)), group_of_text, len(sums))
+    sums[:, -2], sums[:, -1] = np.bincount(groups), np.bincount(group_of_text)
+    return sums
 
 
 def variance_share(images: np.ndarray, texts: np.ndarray) -> float:
@@ -179,9 +219,19 @@ def variance_share(images: np.ndarray, texts: np.ndarray) -> float:
     if length == 0:
         return 0.0
     line = (one - other) / length
-    kinds = [rows.astype(np.float64) - middle for rows in (images, texts)]
-    along = np.mean([np.mean((rows @ line) ** 2) for rows in kinds])
-    return float(along / np.mean([np.mean((rows**2).sum(axis=1)) for rows in kinds]))
+
+    def squares(rows: np.ndarray) -> np.ndarray:
+        """`(2,)` means over rows: along the line, and in all directions."""
+
+        def of_block(part: slice) -> np.ndarray:
+            off = rows[part].astype(np.float64) - middle
+            return np.stack([(off @ line) ** 2, (off**2).sum(axis=1)], axis=1)
+
+        means: np.ndarray = _in_blocks(of_block, len(rows)).mean(axis=0)
+        return means
+
+    along, everywhere = (squares(images) + squares(texts)) / 2
+    return float(along / everywhere)
 
 
 def mean_cosine_of_others(pairs: FeatureSet) -> float:
@@ -191,10 +241,15 @@ def mean_cosine_of_others(pairs: FeatureSet) -> float:
     """
     right = pairs.right
     num_said = int(max(right.says.max(), right.holds.max())) + 1
-    said = np.zeros((num_said, pairs.texts.shape[1]))
-    np.add.at(said, right.says, pairs.texts)
+    texts, holders = np.argsort(right.says, kind="stable"), np.argsort(right.holds, kind="stable")
+    of_right = 0.0
+    for start in range(0, num_said, _ROWS_AT_ONCE):
+        saying = texts[slice(*np.searchsorted(right.says[texts], (start, start + _ROWS_AT_ONCE)))]
+        holding = holders[slice(*np.searchsorted(right.holds[holders], (start, start + _ROWS_AT_ONCE)))]
+        said = sums_of(pairs.texts, saying, right.says[saying] - start, _ROWS_AT_ONCE)
+        images = sums_of(pairs.images, right.images[holding], right.holds[holding] - start, _ROWS_AT_ONCE)
+        of_right += float(np.einsum("sd,sd->", said, images))
     count = np.bincount(right.says, minlength=num_said)[right.holds].sum()
-    of_right = np.einsum("hd,hd->", pairs.images[right.images].astype(np.float64), said[right.holds])
     everything = pairs.images.sum(axis=0, dtype=np.float64) @ pairs.texts.sum(axis=0, dtype=np.float64)
     num_others = len(pairs.images) * len(pairs.texts) - int(count)
     return float((everything - of_right) / num_others) if num_others else 0.0
@@ -205,8 +260,10 @@ def cosines_of_others(pairs: FeatureSet, count: int, seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
     images, texts = generator.integers(len(pairs.images), size=count), generator.integers(len(pairs.texts), size=count)
     wrong = ~pairs.right.are_right(images, texts)
-    cosines: np.ndarray = np.einsum("pd,pd->p", pairs.images[images[wrong]], pairs.texts[texts[wrong]])
-    return cosines
+    images, texts = images[wrong], texts[wrong]
+    return _in_blocks(
+        lambda part: np.einsum("pd,pd->p", pairs.images[images[part]], pairs.texts[texts[part]]), len(images)
+    )
 
 
 def uniformity(rows: np.ndarray, t: float = 2.0) -> float:
@@ -222,7 +279,7 @@ def uniformity(rows: np.ndarray, t: float = 2.0) -> float:
         found[np.arange(len(found)), own] = 0
         return found.sum(axis=1)
 
-    of_rows = spread(len(rows), _ROWS, potential)
+    of_rows = spread(len(rows), max(1, min(_ROWS, _BLOCK_BYTES // (16 * len(rows)))), potential)
     return float(np.log(of_rows.sum() / (len(rows) * (len(rows) - 1))))
 
 
@@ -236,6 +293,27 @@ def principal_map(images: np.ndarray, texts: np.ndarray) -> dict[str, Any]:
     places = (rows @ axes).round(4).tolist()
     shares = (values[[-1, -2]] / max(values.sum(), np.finfo(np.float64).tiny)).round(4).tolist()
     return {"images": places[: len(images)], "texts": places[len(images) :], "shares": shares}
+
+
+def sums_of(rows: np.ndarray, chosen: np.ndarray, groups: np.ndarray, num_groups: int) -> np.ndarray:
+    """`(num_groups, D)` float64 sums of some of `rows` `(R, D)` over their groups.
+
+    Args:
+        chosen, groups: `(n,)` each: which rows are added, and to which group.
+    """
+    sums = np.zeros((num_groups, rows.shape[1]))
+    order = np.argsort(groups, kind="stable")
+    for start in range(0, len(order), _ROWS_AT_ONCE):
+        part = order[start : start + _ROWS_AT_ONCE]
+        own, first = np.unique(groups[part], return_index=True)
+        sums[own] += np.add.reduceat(rows[chosen[part]].astype(np.float64), first, axis=0)
+    return sums
+
+
+def _in_blocks(work: Callable[[slice], np.ndarray], num_rows: int) -> np.ndarray:
+    """`(num_rows, ...)` of what `work` gives for each block of rows: copies of features are never whole."""
+    starts = range(0, max(num_rows, 1), _ROWS_AT_ONCE)  # of none, one empty slice
+    return np.concatenate([work(slice(start, min(start + _ROWS_AT_ONCE, num_rows))) for start in starts])
 
 
 def _centroid(rows: np.ndarray) -> np.ndarray:

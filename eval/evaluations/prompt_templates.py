@@ -11,8 +11,8 @@ import numpy as np
 
 from core.errors import ConfigError
 from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Subject, Table
-from eval.evaluations.zero_shot import check_templates, class_ranks, read_lines, spoken_class
-from eval.metrics import Interval, accuracy_interval, bootstrap
+from eval.evaluations.zero_shot import check_templates, rank_classes, read_lines, spoken_class, with_a_class
+from eval.metrics import Interval, bootstrap, share_interval
 
 if TYPE_CHECKING:
     from eval.report.drawing.style import Figure, Theme
@@ -61,22 +61,26 @@ class PromptTemplates(Evaluation):
         return (FIRST, SINGLE, ENSEMBLE, GAIN)
 
     def measure(self, subject: Subject) -> Measured:
-        """Of the pictures that have a class, among all classes."""
+        """Of the pictures that have a class, among all classes.
+
+        Raises:
+            DataError: none has.
+        """
         assert subject.labels is not None and subject.words is not None
-        templates, has_class = self._all(), subject.labels >= 0
-        images, labels = subject.images[has_class], subject.labels[has_class]
+        templates, has_class = self._all(), with_a_class(subject.labels, "prompt_templates")
+        chosen, labels = np.flatnonzero(has_class), subject.labels[has_class]
         spoken = [spoken_class(name) for name in subject.classes]
         embedded = subject.words([template.replace("{}", name) for template in templates for name in spoken])
         by_template = embedded.astype(np.float32).reshape(len(templates), len(spoken), -1)
         by_template /= np.linalg.norm(by_template, axis=2, keepdims=True)
         together = by_template.mean(axis=0)
         together /= np.linalg.norm(together, axis=1, keepdims=True)
-        single = np.stack([class_ranks(images @ features.T, labels) == 1 for features in by_template])  # (T, N)
-        ensemble = class_ranks(images @ together.T, labels) == 1
+        single = np.stack([rank_classes(subject.images, chosen, own, labels) == 1 for own in by_template])  # (T, N)
+        ensemble = rank_classes(subject.images, chosen, together, labels) == 1
         intervals = {
-            FIRST: accuracy_interval(single[0]),
-            SINGLE: bootstrap(single.mean(axis=0)),
-            ENSEMBLE: accuracy_interval(ensemble),
+            FIRST: share_interval(single[0]),
+            SINGLE: share_interval(single.mean(axis=0)),
+            ENSEMBLE: share_interval(ensemble),
             GAIN: _gain(ensemble, single[0]),
         }
         rows = [_row(template, is_right, single[0]) for template, is_right in zip(templates, single, strict=True)]
@@ -132,7 +136,7 @@ def _gain(is_right: np.ndarray, first: np.ndarray) -> Interval:
 
 
 def _row(template: str, is_right: np.ndarray, first: np.ndarray) -> dict[str, Any]:
-    own, gain = accuracy_interval(is_right), _gain(is_right, first)
+    own, gain = share_interval(is_right), _gain(is_right, first)
     return {"template": template, "accuracy": asdict(own), "gain": asdict(gain)}
 
 

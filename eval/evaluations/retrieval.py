@@ -11,7 +11,7 @@ import numpy as np
 
 from core.errors import ConfigError, DataError, did_you_mean
 from eval.evaluations.evaluation import Evaluation, Measured, Need, Subject
-from eval.metrics import FeatureSet, Ranks, bootstrap, summarise
+from eval.metrics import FeatureSet, Ranks, share_interval, summarise
 from trainer.telemetry import names
 from trainer.telemetry.names import DIRECTIONS, RECALL_KS
 
@@ -112,11 +112,9 @@ def evaluate_retrieval(
 
 
 def recall_intervals(features: FeatureSet, ranks: Ranks, level: float = 0.95) -> dict[str, Any]:
-    """Bootstrap intervals of every recall, captions drawn by `text_groups`: `{"text_to_image": {"10": ...}}`."""
+    """Intervals of every recall, captions drawn by `text_groups`: `{"text_to_image": {"10": ...}}`."""
     return {
-        direction: {
-            str(k): asdict(bootstrap((direction_ranks <= k).astype(float), groups, level=level)) for k in RECALL_KS
-        }
+        direction: {str(k): asdict(share_interval(direction_ranks <= k, groups, level=level)) for k in RECALL_KS}
         for direction, direction_ranks, groups in (
             ("image_to_text", ranks.image_to_text, None),
             ("text_to_image", ranks.text_to_image, features.text_groups),

@@ -17,8 +17,8 @@ from core.errors import ConfigError, did_you_mean
 from eval.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Subject, Table
 from eval.evaluations.knn import pictures_are_right
-from eval.evaluations.zero_shot import class_ranks
-from eval.metrics import group_sums, percentile_interval, resampled_sums
+from eval.evaluations.zero_shot import rank_classes
+from eval.metrics import Interval, group_sums, never_certain, percentile_interval, resampled_sums
 from trainer.telemetry import names
 from trainer.telemetry.names import DIRECTIONS, RECALL_KS
 
@@ -114,7 +114,7 @@ class UnderCorruptions(Evaluation):
         pictures = example.gathered()
         return Measured(
             {name: float(value[0]) for name, value in figures.items()},
-            {n: percentile_interval(float(figures[n][0]), values, num_groups) for n, values in resampled.items()},
+            {name: self._interval(name, figures[name], values, num_groups) for name, values in resampled.items()},
             {
                 "num_images": num_images,
                 "corruptions": list(self.corruptions),
@@ -139,6 +139,10 @@ class UnderCorruptions(Evaluation):
         retained = np.divide(mean, clean, out=np.zeros_like(mean), where=clean > 0)
         of_each = {names.of_corruption(self.mean, name): under[:, i] for i, name in enumerate(self.corruptions)}
         return {self.mean: mean, self.retained: retained, **of_each}
+
+    def _interval(self, name: str, figure: np.ndarray, resampled: np.ndarray, num_groups: int) -> Interval:
+        interval = percentile_interval(float(figure[0]), resampled, num_groups)
+        return interval if name == self.retained else never_certain(interval, num_groups)  # a ratio is no share
 
     @classmethod
     def section(cls, part: Mapping[str, Any]) -> Section:
@@ -248,8 +252,8 @@ class ClassRobustness(UnderCorruptions):
         is_right = pictures_are_right(subject, images)
         metrics = {names.KNN: float(is_right.mean())}
         if (prompts := subject.prompts) is not None:
-            has_class = prompts.labels >= 0
-            ranks = class_ranks(images[has_class] @ prompts.features.T, prompts.labels[has_class])
+            rows = np.flatnonzero(prompts.labels >= 0)
+            ranks = rank_classes(images, rows, prompts.features, prompts.labels[rows])
             metrics[names.ZERO_SHOT] = float(np.mean(ranks == 1))
         return Scores(metrics, [(is_right.astype(np.float64), np.arange(len(is_right)))])
 

@@ -12,7 +12,7 @@ import numpy as np
 from core.errors import ConfigError
 from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Shelf, Subject, Table
 from eval.evaluations.knn import SAME, Compared, compared
-from eval.metrics import bootstrap
+from eval.metrics import share_interval
 from eval.spread import spread
 from trainer.telemetry import names
 from trainer.telemetry.names import AP_DEPTH, PRECISION_KS
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FILE = "same_class.json"
 NUM_EXAMPLES, SHOWN_ANSWERS = 6, 4
+_MOST_ANSWERS = 1_000_000  # in the file, which is then some 150 MB
 _FOUND = np.dtype([("row", "<i4"), ("cosine", "<f4")])
 _SPOKEN = {names.same_class_precision(1): "precision@1: the nearest is of the class"} | {
     names.same_class_precision(k): f"precision@{k}: share of the {k} nearest" for k in PRECISION_KS[1:]
@@ -50,6 +51,11 @@ class SameClass(Evaluation):
         for name, least in (("num_lists", 0), ("list_length", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"same_class: {name} is {getattr(self, name)}: at least {least} is needed.")
+        if (answers := self.num_lists * self.list_length) > _MOST_ANSWERS:
+            raise ConfigError(
+                f"same_class: {self.num_lists:,} lists of {self.list_length:,} answers are {answers:,}; at most "
+                f"{_MOST_ANSWERS:,} are written. Lower num_lists or list_length."
+            )
 
     def figures(self) -> tuple[str, ...]:
         """Precision at 1, 5 and 10, and mAP@10."""
@@ -59,17 +65,17 @@ class SameClass(Evaluation):
         """Of the pictures that have a class."""
         found = compared(subject, "same-class retrieval")
         _, labels, _, gallery_labels = found.sides
-        length = max(AP_DEPTH, self.list_length)
-        nearest = nearest_of_class(*found.sides, length, leave_one_out=found.leave_one_out, device=subject.device)
+        nearest = nearest_of_class(*found.sides, AP_DEPTH, leave_one_out=found.leave_one_out, device=subject.device)
         is_right = gallery_labels[nearest["row"]] == labels[:, None]
         num_right = np.bincount(gallery_labels, minlength=labels.max() + 1)[labels] - found.leave_one_out
         values = {names.same_class_precision(k): is_right[:, :k].mean(axis=1) for k in PRECISION_KS}
         values[names.SAME_CLASS_MAP] = average_precision(is_right[:, :AP_DEPTH], num_right)
-        lists = _Lists(found, subject.classes, nearest, is_right)
+        lists = _Lists(found, subject.classes, nearest)
+        written = self._written(lists, subject.device)
         own, others = _shelves(subject)
         return Measured(
             {name: float(np.mean(each)) for name, each in values.items()},
-            {name: bootstrap(each) for name, each in values.items()},
+            {name: share_interval(each) for name, each in values.items()},
             shown={
                 "num_images": len(labels),
                 "num_gallery": None if found.leave_one_out else len(gallery_labels),
@@ -77,9 +83,19 @@ class SameClass(Evaluation):
                 "classes": _by_class(labels, values, subject.classes),
                 "examples": lists.examples(own, others) if own and others else [],
             },
-            files={FILE: lists.written(self.num_lists, self.list_length, own, others)},
+            files={FILE: lists.named(*written, own, others)},
             of_each=values,
         )
+
+    def _written(self, lists: _Lists, device: str) -> tuple[np.ndarray, np.ndarray]:
+        """The queries that are drawn `(L,)`, and their nearest `(L, list_length)`: of these alone, where it is long."""
+        found, (images, labels, gallery, gallery_labels) = lists.found, lists.found.sides
+        drawn = np.sort(np.random.default_rng((0, 5)).permutation(len(images))[: self.num_lists])
+        if self.list_length <= AP_DEPTH or not len(drawn):
+            return drawn, lists.nearest[drawn, : self.list_length]
+        sides = images[drawn], labels[drawn], gallery, gallery_labels
+        rows = drawn if found.leave_one_out else None
+        return drawn, nearest_of_class(*sides, self.list_length, rows=rows, device=device)
 
     @staticmethod
     def section(part: Mapping[str, Any]) -> Section:
@@ -93,7 +109,7 @@ class SameClass(Evaluation):
         lead = (
             f"Each of {part['num_images']:,} labelled pictures looks for its nearest among {where}; right are those of "
             f"its class, and ties count against the model.{alone} mAP@{AP_DEPTH} is 100 % if those of the class come "
-            f"first. 95 % bootstrap intervals over pictures; {FILE} holds lists of answers."
+            f"first. 95 % intervals over pictures; {FILE} holds lists of answers."
         )
         spoken = _SPOKEN | {names.SAME_CLASS_MAP: f"mAP@{AP_DEPTH}: how early they stand"}
         rows = [
@@ -126,6 +142,7 @@ def nearest_of_class(
     k: int,
     *,
     leave_one_out: bool = False,
+    rows: np.ndarray | None = None,
     device: str = "cpu",
 ) -> np.ndarray:
     """`(Q, k)` records of `row` in the gallery and `cosine`, nearest first, for every query (collective).
@@ -137,13 +154,13 @@ def nearest_of_class(
         queries, gallery: `(Q, D)` and `(G, D)`, unit length.
         labels, gallery_labels: `(Q,)` and `(G,)`, from 0.
         k: of a smaller gallery, all of it: G, or G - 1.
-        leave_one_out: the gallery is the queries, and none finds itself.
+        leave_one_out, rows: as for `Tiles`: who does not find itself.
     """
     import torch
 
     from eval.nearest import MOST_QUERIES, Tiles  # with torch, which recipes do without
 
-    tiles = Tiles(queries, gallery, leave_one_out=leave_one_out, device=device)
+    tiles = Tiles(queries, gallery, leave_one_out=leave_one_out, rows=rows, device=device)
     k = min(k, tiles.num_others)
     of_gallery = torch.from_numpy(np.ascontiguousarray(gallery_labels)).to(tiles.device)
     of_queries = torch.from_numpy(np.ascontiguousarray(labels)).to(tiles.device)
@@ -152,10 +169,10 @@ def nearest_of_class(
         def put_others_first(similarity: Tensor, columns: slice) -> None:
             similarity.add_(of_queries[part, None] != of_gallery[columns], alpha=SAME)
 
-        rows, moved = tiles.nearest(part, k, put_others_first)
-        found = np.empty(rows.shape, dtype=_FOUND)
-        found["row"] = rows
-        found["cosine"] = moved - SAME * (gallery_labels[rows] != labels[part, None])
+        places, moved = tiles.nearest(part, k, put_others_first)
+        found = np.empty(places.shape, dtype=_FOUND)
+        found["row"] = places
+        found["cosine"] = moved - SAME * (gallery_labels[places] != labels[part, None])
         return found
 
     return spread(len(queries), MOST_QUERIES, find)
@@ -180,17 +197,17 @@ class _Lists:
 
     found: Compared
     classes: tuple[str, ...]
-    nearest: np.ndarray  # (Q, k)
-    is_right: np.ndarray  # (Q, k)
+    nearest: np.ndarray  # (Q, k) of every query
 
-    def written(self, count: int, length: int, own: Shelf | None, others: Shelf | None) -> dict[str, Any]:
-        """Some queries with their nearest, in the order of the set; the same ones at every step."""
-        drawn = np.random.default_rng((0, 5)).permutation(len(self.nearest))[:count]
+    def named(
+        self, queries: np.ndarray, nearest: np.ndarray, own: Shelf | None, others: Shelf | None
+    ) -> dict[str, Any]:
+        """Some queries `(L,)` with their nearest `(L, k)`, by sample and class."""
         return {
             "queries": [
                 self._named(int(self.found.samples[i]), self.found.sides[1][i], own)
-                | {"answers": [answer for answer, _ in self._answers(i, length, others)]}
-                for i in np.sort(drawn)
+                | {"answers": [answer for answer, _ in self._answers(i, rows, others)]}
+                for i, rows in zip(queries, nearest, strict=True)
             ]
         }
 
@@ -201,17 +218,18 @@ class _Lists:
             first = {"picture": own.picture(int(self.found.samples[i])), "score": 1.0, "is_right": None}
             rows = [
                 {"picture": others.picture(sample), **{name: answer[name] for name in ("score", "class", "is_right")}}
-                for answer, sample in self._answers(i, SHOWN_ANSWERS, None)
+                for answer, sample in self._answers(i, self.nearest[i, :SHOWN_ANSWERS], None)
             ]
             examples.append({"title": self._class(self.found.sides[1][i]), "answers": [first, *rows]})
         return examples
 
-    def _answers(self, query: int, length: int, shelf: Shelf | None) -> list[tuple[dict[str, Any], int]]:
+    def _answers(self, query: int, nearest: np.ndarray, shelf: Shelf | None) -> list[tuple[dict[str, Any], int]]:
+        _, labels, _, gallery_labels = self.found.sides
         answers = []
-        for found, is_right in zip(self.nearest[query, :length], self.is_right[query, :length], strict=True):
-            sample = int(self.found.gallery_samples[found["row"]])
-            named = self._named(sample, self.found.sides[3][found["row"]], shelf)
-            judged = {"score": round(float(found["cosine"]), 4), "is_right": bool(is_right)}
+        for found in nearest:
+            sample, label = int(self.found.gallery_samples[found["row"]]), gallery_labels[found["row"]]
+            named = self._named(sample, label, shelf)
+            judged = {"score": round(float(found["cosine"]), 4), "is_right": bool(label == labels[query])}
             answers.append((named | judged, sample))
         return answers
 

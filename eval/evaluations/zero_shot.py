@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from core.errors import ConfigError
+from core.errors import ConfigError, DataError
 from eval.evaluations.evaluation import EmbedTexts, Evaluation, Measured, Need, Subject
-from eval.metrics import accuracy_interval
+from eval.metrics import mean_over_classes, share_interval
+from eval.spread import spread
 from trainer.telemetry import names
+
+_BLOCK_BYTES = 32 * 2**20  # of the similarities of some pictures with all classes, and of what is made of them
 
 
 @dataclass(frozen=True)
@@ -26,18 +29,40 @@ class ZeroShot(Evaluation):
         return (names.ZERO_SHOT, names.ZERO_SHOT_TOP5, names.ZERO_SHOT_BY_CLASS)
 
     def measure(self, subject: Subject) -> Measured:
-        """Of the pictures that have a class."""
+        """Of the pictures that have a class.
+
+        Raises:
+            DataError: none has.
+        """
         assert subject.prompts is not None
-        has_class = subject.prompts.labels >= 0
+        has_class = with_a_class(subject.prompts.labels, "zero_shot")
         labels = subject.prompts.labels[has_class]
-        rank = class_ranks(subject.images[has_class] @ subject.prompts.features.T, labels)
-        intervals = {
-            names.ZERO_SHOT: accuracy_interval(rank == 1),
-            names.ZERO_SHOT_TOP5: accuracy_interval(rank <= 5),
-            names.ZERO_SHOT_BY_CLASS: accuracy_interval(rank == 1, labels),
+        rank = rank_classes(subject.images, np.flatnonzero(has_class), subject.prompts.features, labels)
+        top1, top5 = share_interval(rank == 1), share_interval(rank <= 5)
+        by_class, interval = mean_over_classes(rank == 1, labels)
+        intervals = {names.ZERO_SHOT: top1, names.ZERO_SHOT_TOP5: top5}
+        if interval:
+            intervals[names.ZERO_SHOT_BY_CLASS] = interval
+        figures = {
+            names.ZERO_SHOT: top1.estimate,
+            names.ZERO_SHOT_TOP5: top5.estimate,
+            names.ZERO_SHOT_BY_CLASS: by_class,
         }
-        figures = {name: interval.estimate for name, interval in intervals.items()}
         return Measured(figures, intervals, of_each={names.ZERO_SHOT: rank == 1})
+
+
+def with_a_class(labels: np.ndarray, evaluation: str) -> np.ndarray:
+    """`(N,)` bool: which pictures have one of the classes `(N,)`, -1 being none.
+
+    Raises:
+        DataError: none has; the sentence begins with `evaluation`.
+    """
+    has_class: np.ndarray = labels >= 0
+    if not has_class.any():
+        raise DataError(
+            f"{evaluation}: none of {len(labels)} pictures has a class. Label some (`shardclip column labels`)."
+        )
+    return has_class
 
 
 def read_lines(path: Path) -> tuple[str, ...]:
@@ -79,6 +104,26 @@ def class_probabilities(image_features: np.ndarray, features_of_class: np.ndarra
     return weights / weights.sum(axis=1, keepdims=True)
 
 
+def in_blocks(num_rows: int, num_classes: int, work: Callable[[slice], np.ndarray]) -> np.ndarray:
+    """`(num_rows, ...)` of what `work` gives for each block of pictures, dealt out over the ranks (collective).
+
+    No rank holds a number for every picture and class: of 1.28 million pictures and 1,000 classes they are 5 GB.
+    """
+    return spread(num_rows, max(1, _BLOCK_BYTES // (8 * num_classes)), work)
+
+
+def rank_classes(images: np.ndarray, rows: np.ndarray, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`(n,)` rank of the right class, as `class_ranks`, of some pictures (collective).
+
+    Args:
+        images: `(N, D)`.
+        rows: `(n,)` which of them are ranked.
+        features: `(K, D)` of the classes.
+        labels: `(n,)` the right class of each.
+    """
+    return in_blocks(len(rows), len(features), lambda part: class_ranks(images[rows[part]] @ features.T, labels[part]))
+
+
 def class_ranks(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """`(N,)` rank from 1 of the right class by `similarity` `(N, K)`; classes that tie with it stand before it."""
     own = similarity[np.arange(len(labels)), labels]
@@ -86,30 +131,35 @@ def class_ranks(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def score_labels(similarity: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Accuracy of `similarity` `(N, K)` against the right classes `(N,)`; ties count against the model.
+def score_labels(images: np.ndarray, rows: np.ndarray, features: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Accuracy of some pictures, given as for `rank_classes`; ties count against the model (collective).
 
     Returns:
         `top1`, `top5` (shares), `per_class` (top-1 share of each class, None for a class without images),
         `mean_per_class` and `confusion` `(K, K)`: row = right class, column = predicted class, counts.
     """
-    num_images, num_classes = similarity.shape
-    rank = class_ranks(similarity, labels)
-    per_class = [float(np.mean(rank[labels == k] == 1)) if (labels == k).any() else None for k in range(num_classes)]
-    confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
-    np.add.at(confusion, (labels, _predicted(similarity, labels, rank)), 1)
+
+    def judge(part: slice) -> np.ndarray:
+        similarity = images[rows[part]] @ features.T
+        rank = class_ranks(similarity, labels[part])
+        return np.stack([rank, _predicted(similarity, labels[part], rank)], axis=1)
+
+    num_classes = len(features)
+    rank, predicted = in_blocks(len(rows), num_classes, judge).T
+    counts, num_right = (np.bincount(of, minlength=num_classes) for of in (labels, labels[rank == 1]))
+    per_class = [float(right / count) if count else None for right, count in zip(num_right, counts, strict=True)]
+    confusion = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return {
-        "num_images": num_images,
+        "num_images": len(rows),
         "top1": float(np.mean(rank == 1)),
         "top5": float(np.mean(rank <= 5)),
         "mean_per_class": float(np.mean([share for share in per_class if share is not None])),
         "per_class": per_class,
-        "confusion": confusion.tolist(),
+        "confusion": confusion.reshape(num_classes, num_classes).tolist(),
     }
 
 
 def _predicted(similarity: np.ndarray, labels: np.ndarray, rank: np.ndarray) -> np.ndarray:
     """The best class, which for an image that only ties is the other one: the diagonal agrees with top-1."""
-    others = similarity.copy()
-    others[np.arange(len(labels)), labels] = -np.inf
-    return np.where(rank == 1, labels, others.argmax(axis=1))
+    similarity[np.arange(len(labels)), labels] = -np.inf
+    return np.where(rank == 1, labels, similarity.argmax(axis=1))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from core.errors import DataError
 from core.storage import publish_bytes
 from eval.evaluations import EVALUATIONS
 from eval.evaluations.evaluation import Measured, Section
@@ -20,6 +22,33 @@ def part_of(found: Measured) -> dict[str, Any]:
     """What `results.json` holds of it, and what its section and charts are made of."""
     intervals = {name: asdict(interval) for name, interval in found.intervals.items()}
     return {"figures": dict(found.figures), "intervals": intervals, **found.shown}
+
+
+def as_json(value: Any) -> bytes:
+    """As it is published.
+
+    Raises:
+        DataError: a number is NaN or infinite, which JSON has no word for: other programs could not read the file.
+    """
+    try:
+        return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except ValueError as error:
+        where, number = next(_not_finite(value, ()))
+        raise DataError(
+            f"{' > '.join(where)} is {number}: a figure must be finite. Look for features or weights that are not."
+        ) from error
+
+
+def _not_finite(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], float]]:
+    """Where numbers are that JSON cannot hold, and what they are."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for name, own in value.items():
+            yield from _not_finite(own, (*path, str(name)))
+    elif isinstance(value, list | tuple):
+        for number, own in enumerate(value):
+            yield from _not_finite(own, (*path, str(number)))
 
 
 def files_of(measured: Mapping[str, Measured], numbers: Mapping[str, int] | None = None) -> dict[str, Any]:
@@ -46,7 +75,7 @@ def keep_files(files: Mapping[str, Any], folder: Path, step: int | None = None) 
         if earlier.name not in files:
             earlier.unlink()
     for name, value in files.items():
-        publish_bytes((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(), place / name)
+        publish_bytes(as_json(value), place / name)
 
 
 @dataclass(frozen=True)

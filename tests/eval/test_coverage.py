@@ -67,6 +67,12 @@ def test_intervals_of_few_images_hold_the_truth_more_often_than_plain_percentile
     assert all(ours[name] > plain[name] and 0.91 <= ours[name] <= 0.99 for name in ours), (ours, plain)
 
 
+def test_intervals_of_recall_near_1_hold_it_though_every_answer_may_be_right():
+    setting = Setting(20, 0.95, 0.97)
+    ours, plain = coverage(setting, 250), plain_percentiles(setting, 250)
+    assert ours["share_interval"] >= 0.91 > plain["share_interval"], (ours, plain)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("num_images", [20, 100, 300])

@@ -5,7 +5,17 @@ import pytest
 from feature_sets import random_features
 
 from core.errors import DataError
-from eval.metrics import FeatureSet, accuracy_interval, bootstrap, paired_bootstrap, recall_at_k, summarise
+from eval.metrics import (
+    FeatureSet,
+    Interval,
+    bootstrap,
+    mean_over_classes,
+    never_certain,
+    paired_bootstrap,
+    recall_at_k,
+    share_interval,
+    summarise,
+)
 from eval.ranks import retrieval_ranks
 
 
@@ -55,10 +65,25 @@ def test_the_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
     assert 88 <= covered <= 100
 
 
-def test_an_accuracys_interval_is_the_bootstraps_without_drawing():
+def test_an_accuracys_interval_is_about_the_bootstraps_and_holds_what_does_not_speak_against_it():
     is_right = np.random.default_rng(1).random(400) < 0.7
-    drawn, counted = bootstrap(is_right, num_resamples=20000), accuracy_interval(is_right, num_resamples=20000)
-    assert vars(counted) == pytest.approx(vars(drawn), abs=0.003)
+    found = share_interval(is_right)
+    assert vars(found) == pytest.approx(vars(bootstrap(is_right, num_resamples=20000)), abs=0.004)
+    # Wilson 1927: a share p is kept while the one found is at most 1.96 standard deviations of p away.
+    for answers in (is_right, np.ones(3), np.zeros(20), np.arange(40) == 7):
+        count, share, found = len(answers), np.mean(answers), share_interval(answers)
+        kept = [p for p in np.linspace(0, 1, 200_001) if abs(share - p) <= 1.959964 * (p * (1 - p) / count) ** 0.5]
+        assert (found.low, found.high) == pytest.approx((min(kept), max(kept)), abs=1e-5)
+
+
+def test_all_right_answers_are_not_certainty():
+    assert share_interval(np.ones(3)) == Interval(1.0, pytest.approx(0.4385, abs=1e-4), 1.0)
+    captions = np.repeat(np.arange(30), 5)
+    for share in (0, 1):
+        by_image = share_interval(np.full(150, share), captions)
+        assert vars(by_image) == pytest.approx(vars(share_interval(np.full(30, share))))  # as of 30 answers, not 150
+    assert share_interval(np.full(8, 1.0) - np.eye(1, 8)[0] / 2).high < 1.1  # AP, of which one is 0.5: the bootstrap's
+    assert never_certain(Interval(0.9, 0.9, 0.9), 5) == Interval(0.9, 0.9, 0.9)
 
 
 def test_a_mean_over_classes_draws_within_each_class():
@@ -69,9 +94,39 @@ def test_a_mean_over_classes_draws_within_each_class():
         np.mean([rng.choice(is_right[classes == k], (classes == k).sum()).mean() for k in (3, 5, 9)])
         for _ in range(4000)
     ]
-    found = accuracy_interval(is_right, classes, num_resamples=4000)
-    assert found.estimate == pytest.approx(np.mean([is_right[classes == k].mean() for k in (3, 5, 9)]))
+    share, found = mean_over_classes(is_right, classes)
+    assert share == found.estimate == pytest.approx(np.mean([is_right[classes == k].mean() for k in (3, 5, 9)]))
     assert (found.low, found.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.01)
+
+
+@pytest.mark.parametrize(("num_classes", "size", "low"), [(100, 2, 0.3), (100, 3, 0.3), (50, 5, 0.3), (100, 3, 0.97)])
+def test_means_over_classes_of_few_pictures_are_held_as_often_as_they_say(num_classes, size, low):
+    rng = np.random.default_rng(0)
+    shares = rng.uniform(low, low + 0.3 if low < 0.7 else 1, num_classes)
+    labels, held = np.repeat(np.arange(num_classes), size), 0
+    for _ in range(400):
+        _, found = mean_over_classes(rng.random(len(labels)) < shares[labels], labels)
+        held += found.low <= shares.mean() <= found.high
+    assert 0.925 <= held / 400 <= 0.98
+
+
+def test_a_class_of_one_picture_leaves_the_mean_without_an_interval():
+    assert mean_over_classes(np.array([1, 0, 1]), np.array([4, 4, 7])) == (0.75, None)
+    share, found = mean_over_classes(np.ones(200), np.repeat(np.arange(100), 2))
+    assert share == found.high == 1 and 0.97 < found.low < 0.99  # as of 200 answers that are all right
+
+
+def test_very_many_groups_are_drawn_as_batches_and_the_interval_stays(monkeypatch):
+    rng = np.random.default_rng(0)
+    groups = rng.integers(30_000, size=60_000)
+    values = rng.normal(size=60_000) + rng.normal(size=30_000)[groups]
+    batched = bootstrap(values, groups)
+    monkeypatch.setattr("eval.metrics._MOST_GROUPS", 10**9)
+    monkeypatch.setattr("eval.metrics._DRAWN_AT_ONCE", 2**22)
+    whole = bootstrap(values, groups)
+    assert batched.estimate == whole.estimate
+    assert batched.high - batched.low == pytest.approx(whole.high - whole.low, rel=0.06)
+    assert batched.low == pytest.approx(whole.low, abs=0.06 * (whole.high - whole.low))
 
 
 def test_captions_that_move_together_widen_the_interval():

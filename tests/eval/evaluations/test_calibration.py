@@ -1,6 +1,7 @@
 """Calibration against loops, scikit-learn and a known truth; no query is judged by a map that has seen its image."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from eval.evaluations import chosen, measure_all
 from eval.evaluations.calibration import Calibration, first_answers
 from eval.evaluations.evaluation import Subject
 from eval.metrics import FeatureSet
+from eval.nearest import Tiles
 from eval.probability import (
     PlattMap,
     brier_skill,
@@ -168,14 +170,33 @@ def test_a_query_is_judged_without_the_other_captions_of_its_image():
 
 
 @pytest.mark.parametrize("rows", [1, 7, 1000])
-def test_leads_are_log_odds_whatever_the_block(rows, monkeypatch):
+@pytest.mark.parametrize("tile", [1, 3, 1000])
+def test_leads_are_log_odds_whatever_the_block_and_the_tile(rows, tile, monkeypatch):
     features = random_features(0, [3] * 20)
-    monkeypatch.setattr("eval.evaluations.calibration._BLOCK_BYTES", 16 * 20 * rows)
+    monkeypatch.setattr("eval.nearest.MOST_QUERIES", rows)
+    monkeypatch.setattr("eval.nearest.CPU_TILE", tile)
     cosine, lead = first_answers(features.texts, features.images, 30.0).T
     logits = 30 * (features.texts.astype(float) @ features.images.astype(float).T)
     share = np.exp(logits.max(axis=1)) / np.exp(logits).sum(axis=1)
     np.testing.assert_allclose(lead, np.log(share / (1 - share)), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(cosine, logits.max(axis=1) / 30, atol=1e-6)
+
+
+def test_the_lead_of_a_sure_answer_is_not_rounded_away_nor_that_of_equal_ones():
+    gallery = np.array([[1, 0], [0, 1], [0, -1], [-1, 0]])
+    (cosine, lead), (_, even) = first_answers(np.array([[1, 0], [0.6, 0.8]]), gallery, 100.0)
+    assert cosine == 1 and lead == pytest.approx(100 - math.log(2), abs=1e-4)  # exp(-100) beside 1 is nothing
+    assert even == pytest.approx(100 * (0.8 - 0.6), abs=1e-4)
+    equal = first_answers(np.eye(1, 8), np.tile(np.eye(1, 8), (9000, 1)), 100.0)  # three tiles
+    assert equal[0, 1] == pytest.approx(-math.log(8999), abs=1e-5)
+
+
+def test_the_products_are_computed_on_the_device_of_the_subject(monkeypatch):
+    features, devices = random_features(0, [3] * 20), []
+    made = Tiles.__init__
+    monkeypatch.setattr(Tiles, "__init__", lambda self, *a, **o: (devices.append(o["device"]), made(self, *a, **o))[1])
+    measured(replace(subject_of(features), device="cpu:0"))
+    assert devices == ["cpu:0", "cpu:0"]
 
 
 def test_an_encoder_that_never_hits_and_one_that_always_hits_are_measured():

@@ -164,6 +164,8 @@ def test_figures_leave_out_what_has_no_class_and_name_a_gallery_that_is_too_smal
     assert figures(Subject(images)) == {}
     with pytest.raises(DataError, match=r"1 pictures with a class and 0 others"):
         figures(Subject(images, np.array([0, -1, -1, -1, -1])))
+    with pytest.raises(DataError, match=r"k-NN: 0 pictures with a class and 0 others"):
+        figures(Subject(images, np.full(5, -1)))
 
 
 def test_a_large_training_set_gives_the_same_ten_thousand_every_time():

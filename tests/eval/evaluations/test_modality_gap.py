@@ -1,6 +1,7 @@
 """The modality gap against direct formulas: all pairs, one at a time."""
 
 import math
+import tracemalloc
 from itertools import combinations
 
 import numpy as np
@@ -8,11 +9,11 @@ import pytest
 from feature_sets import random_features, unit
 from gloo import run
 
-from core.errors import ConfigError
+from core.errors import ConfigError, DataError
 from eval.evaluations import measure_all
 from eval.evaluations.evaluation import Subject
 from eval.evaluations.modality_gap import ModalityGap, distance_interval, drawn, principal_map, uniformity
-from eval.metrics import FeatureSet, RightAnswers
+from eval.metrics import FeatureSet, Ranks, RightAnswers
 from eval.ranks import retrieval_ranks
 from trainer.telemetry.health import alignment, uniformity_potential
 from trainer.telemetry.names import lower_is_better
@@ -97,6 +98,48 @@ def test_the_interval_of_the_distance_covers_that_of_the_source_images_come_from
     assert all(interval.low < interval.estimate < interval.high for interval in intervals)
 
 
+def test_a_distance_that_chance_makes_reaches_down_to_0():
+    def draw(seed, gap):
+        rng, line = np.random.default_rng(seed), np.eye(64)[0] * gap
+        images, texts = rng.normal(size=(100, 64)) + line, rng.normal(size=(500, 64))
+        return distance_interval(FeatureSet(unit(images), unit(texts), np.arange(500) // 5))
+
+    apart = [draw(seed, 0.0) for seed in range(15)]
+    assert all(0.05 < interval.estimate < 0.2 for interval in apart)  # some sqrt(1 / 100 + 1 / 500) = 0.11
+    assert np.mean([interval.low == 0 for interval in apart]) >= 0.8  # 97 % but for chance
+    assert all(draw(seed, 3.0).low > 0.1 for seed in range(3))
+
+
+def test_more_groups_than_are_drawn_one_by_one_give_the_same_interval(monkeypatch):
+    features = two_cones(0.3, num_images=3000, captions=2)
+    batched = distance_interval(features)
+    monkeypatch.setattr("eval.evaluations.modality_gap._BATCHES", 10**6)
+    whole = distance_interval(features)
+    assert batched.estimate == whole.estimate
+    assert batched.high - batched.low == pytest.approx(whole.high - whole.low, rel=0.1)
+
+
+def test_blocks_change_no_figure(monkeypatch):
+    features = of_classes(two_cones(0.5, seed=2))
+    whole = measured(features)
+    monkeypatch.setattr("eval.evaluations.modality_gap._ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("eval.evaluations.modality_gap._BLOCK_BYTES", 16 * 30 * 4)
+    parts = measured(features)
+    assert dict(parts.figures) == pytest.approx(dict(whole.figures), rel=1e-6)
+    assert parts.shown["cosines"] == whole.shown["cosines"]
+
+
+def test_features_are_never_copied_as_a_whole():
+    features = two_cones(0.4, num_images=20_000, captions=2, width=128)  # 10 and 20 MB
+    subject = Subject(features.images, pairs=features, ranks=Ranks(*[np.ones(1)] * 4))
+    gap = ModalityGap(most=500, num_others=100_000)
+    tracemalloc.start()
+    gap.measure(subject)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60e6, peak  # whole copies in float64 are 80 MB, sums of every image 41 MB more
+
+
 def test_blocks_and_draws_of_uniformity():
     rows = two_cones(0.1).texts
     assert len(drawn(rows, 20, 0)) == 20 and drawn(rows, 150, 0) is rows
@@ -124,9 +167,20 @@ def test_what_is_shown_holds_pairs_and_wrong_ones_alone():
     cosines = measured(features, num_others=4000).shown["cosines"]
     assert sum(cosines["pairs"]) == 150 and 2800 < sum(cosines["others"]) < 3200  # three of four are of another class
     assert len(cosines["edges"]) == len(cosines["pairs"]) + 1
-    with pytest.raises(ConfigError, match="most is 1. Give 2 or more"):
-        ModalityGap(most=1)
+    for option, value in (("most", 1), ("most", 10**7), ("num_points", 20_000), ("num_others", 10**12)):
+        with pytest.raises(ConfigError, match=rf"modality_gap: {option} is {value:,}\. Give \d+ to [0-9,]+0,000"):
+            ModalityGap(**{option: value})
+    with pytest.raises(ConfigError, match="seed is -1"):
+        ModalityGap(seed=-1)
     assert lower_is_better("val/modality_gap/distance") and not lower_is_better("val/modality_gap/cosine_of_pairs")
+
+
+def test_one_picture_has_no_uniformity_and_is_refused():
+    alone = FeatureSet(np.eye(1, 4), np.eye(1, 4), np.array([0]))
+    with pytest.raises(DataError, match=r"modality_gap: the set has 1 picture.* Measure 2 or more"):
+        measured(alone)
+    two = FeatureSet(np.eye(2, 4), np.eye(2, 4), np.arange(2))
+    assert all(np.isfinite(value) for value in measured(two).figures.values())
 
 
 def measure_on_ranks():

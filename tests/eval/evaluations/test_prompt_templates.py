@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from core.config import Choice
-from core.errors import ConfigError
+from core.errors import ConfigError, DataError
 from eval.evaluations import chosen
 from eval.evaluations.evaluation import Prompts, Subject
 from eval.evaluations.prompt_templates import ENSEMBLE, FIRST, GAIN, SINGLE, TEN_TEMPLATES, PromptTemplates
@@ -94,6 +95,16 @@ def test_our_file_of_ten_is_what_is_measured_by_default(tmp_path):
 def test_fewer_than_two_different_templates_are_refused(templates):
     with pytest.raises(ConfigError, match="templates"):
         PromptTemplates(templates)
+
+
+def test_a_set_without_a_labelled_picture_is_refused_in_a_sentence():
+    subject = some_pictures(12)
+    nobody = replace(subject, labels=np.full(12, -1))
+    with pytest.raises(DataError, match="prompt_templates: none of 12 pictures has a class. Label some"):
+        PromptTemplates().measure(nobody)
+    prompts = Prompts(np.eye(3, 12, dtype=np.float32), nobody.labels)
+    with pytest.raises(DataError, match="zero_shot: none of 12 pictures has a class"):
+        ZeroShot().measure(replace(nobody, prompts=prompts))
 
 
 def test_the_section_and_the_chart_name_every_template():

@@ -12,6 +12,7 @@ from eval.evaluations import chosen
 from eval.evaluations.evaluation import Gallery, Subject
 from eval.evaluations.knn import knn_is_right
 from eval.evaluations.same_class import FILE, SameClass, average_precision, nearest_of_class
+from eval.spread import spread
 
 
 def rows_of(count, width, seed, coarse=False):
@@ -114,6 +115,32 @@ def test_lists_name_samples_and_say_what_is_right():
     assert measured.files == SameClass(num_lists=3, list_length=2).measure(subject).files
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_long_lists_are_those_of_a_loop_and_searched_for_the_drawn_alone(own, monkeypatch):
+    images, labels = rows_of(300, 6, 0), labels_of(300, 4, 1)
+    others, other_labels = (images, labels) if own else (rows_of(200, 6, 2), labels_of(200, 4, 3))
+    gallery = None if own else Gallery(others, other_labels, np.arange(200))
+    searched = []
+
+    def spy(num_rows, block, work):
+        found = spread(num_rows, block, work)
+        searched.append(found.shape)
+        return found
+
+    monkeypatch.setattr("eval.evaluations.same_class.spread", spy)
+    measured = SameClass(num_lists=5, list_length=150).measure(Subject(images, labels, gallery=gallery))
+    assert searched == [(300, 10), (5, 150)]
+    for query in measured.files[FILE]["queries"]:
+        i = query["sample"]
+        cosines = images[i].astype(float) @ others.T.astype(float) + 1e-6 * (other_labels != labels[i])
+        expected = [j for j in np.argsort(-cosines) if not (own and j == i)][:150]
+        assert [answer["sample"] for answer in query["answers"]] == expected
+        assert [answer["is_right"] for answer in query["answers"]] == (other_labels[expected] == labels[i]).tolist()
+    short = SameClass(num_lists=5, list_length=10).measure(Subject(images, labels, gallery=gallery))
+    for long, query in zip(measured.files[FILE]["queries"], short.files[FILE]["queries"], strict=True):
+        assert query["answers"] == long["answers"][:10]
+
+
 def test_pictures_alone_in_their_class_count_nothing_and_are_said():
     images, labels = np.eye(3, dtype=np.float32)[[0, 0, 1]], np.array([0, 0, 1])
     measured = SameClass().measure(Subject(images, labels))
@@ -131,6 +158,8 @@ def test_bad_input_is_named():
         SameClass().measure(Subject(np.eye(2, dtype=np.float32), np.array([0, -1])))
     with pytest.raises(ConfigError, match="list_length is 0: at least 1"):
         chosen([Choice("same_class", {"list_length": 0})])
+    with pytest.raises(ConfigError, match="100 lists of 40,504 answers are 4,050,400; at most 1,000,000 are written"):
+        chosen([Choice("same_class", {"list_length": 40_504})])
 
 
 def measured_here():
