@@ -59,7 +59,17 @@ def load_exported(folder: Path, device: torch.device) -> LoadedEncoder:
     image = identity["image"]
     normalize = Normalize(image["size"], image["mean"], image["std"])
     objective: Objective = build(OBJECTIVES, Choice(objective_name), "objective")
-    return LoadedEncoder(folder, model.to(device).eval(), objective, scalars, normalize, identity, fingerprint)
+    return LoadedEncoder(
+        known_as=str(folder),
+        run_dir=None,
+        model=model.to(device).eval(),
+        objective=objective,
+        scalars=scalars,
+        normalize=normalize,
+        identity=identity,
+        fingerprint=fingerprint,
+        path=folder,
+    )
 
 
 def _identity(said: dict[str, Any]) -> dict[str, Any]:
