@@ -79,6 +79,7 @@ class FeatureMap(Evaluation):
         from core.distributed import on_main  # with torch, which recipes do without
 
         def by_one_thread() -> Measured:
+            import sklearn.manifold  # noqa: F401  (the limit holds for what is loaded by now, scipy too)
             from threadpoolctl import threadpool_limits
 
             with threadpool_limits(1):  # sums of several threads round otherwise

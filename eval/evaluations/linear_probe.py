@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,10 +70,11 @@ class LinearProbe(Evaluation):
         return (names.LINEAR_PROBE, names.LINEAR_PROBE_BY_CLASS)
 
     def measure(self, subject: Subject) -> Measured:
-        """On rank 0, for all."""
+        """On rank 0, by one thread: the same digits whatever the number of processes and cores."""
         from core.distributed import on_main  # with torch, which recipes do without
 
-        return on_main(lambda: self._measure(subject))
+        with _one_thread_of_torch():
+            return on_main(lambda: self._measure(subject))
 
     @staticmethod
     def section(part: Mapping[str, Any]) -> Section:
@@ -210,6 +212,7 @@ def fit_with_sklearn(
     """The same optimum as `eval.logistic_regression.fit`, by scikit-learn's LogisticRegression in float64."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     from eval.logistic_regression import Fitted
 
@@ -221,7 +224,8 @@ def fit_with_sklearn(
     if start is not None:
         model.coef_ = start.weights if num_classes > 2 else start.weights[1:] - start.weights[:1]
         model.intercept_ = start.intercepts if num_classes > 2 else start.intercepts[1:] - start.intercepts[:1]
-    with warnings.catch_warnings():
+    # The limit holds for libraries that are loaded by now: scikit-learn's and scipy's are.
+    with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the report says so
         model.fit(features.astype(np.float64), labels)
     weights, intercepts = model.coef_, model.intercept_
@@ -229,6 +233,19 @@ def fit_with_sklearn(
         weights, intercepts = np.concatenate([-weights, weights]) / 2, np.concatenate([-intercepts, intercepts]) / 2
     iterations = int(model.n_iter_.max())
     return Fitted(weights, intercepts - intercepts.mean(), iterations, iterations < most_iterations)
+
+
+@contextmanager
+def _one_thread_of_torch() -> Iterator[None]:
+    """Sums of several threads round otherwise, and a fit that ends by a tolerance shows it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def wins(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:

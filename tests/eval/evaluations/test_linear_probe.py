@@ -3,6 +3,7 @@
 import gloo
 import numpy as np
 import pytest
+import torch
 
 from core.config import Choice
 from core.errors import ConfigError, DataError
@@ -173,3 +174,23 @@ def test_any_number_of_processes_gives_the_same_digits(num_processes):
     alone = measured_here()
     for found in gloo.run(num_processes, measured_here):
         assert found == alone
+
+
+@pytest.mark.parametrize("solver", ["sklearn", "torch"])
+def test_any_number_of_threads_gives_the_same_digits(solver, monkeypatch):
+    """The launcher gives each of several processes fewer; where a long fit ends by a tolerance, rounding shows."""
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    monkeypatch.setattr("eval.evaluations.linear_probe.REGULARISERS", (1e-6,))
+    images, labels = pictures(1500, 10, 0, spread=40.0, width=256)
+    subject = Subject(images[:100], labels[:100], gallery=Gallery(images, labels, labels))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with threadpoolctl.threadpool_limits(threads):
+                measured = LinearProbe(solver=solver).measure(subject)
+            found.append((measured.figures, measured.shown))
+            assert torch.get_num_threads() == threads  # afterwards as it was
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] and found[0][1]["most_iterations"] > 200
