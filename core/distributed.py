@@ -91,14 +91,22 @@ def on_main(act: Callable[[], T]) -> T:
     """Let rank 0 act and give its (picklable) result, or its ShardclipError, to every rank.
 
     Files that a run shares are opened so: were rank 0 alone to fail, the others would wait for it forever.
+
+    Raises:
+        ShardclipError: on every rank, that of rank 0.
+        DistributedError: on the others, where rank 0 failed in another way and raises that.
     """
     outcome: Any = None
+    failure: Exception | None = None
     if is_main():
         try:
             outcome = act()
-        except ShardclipError as error:
-            outcome = error
+        except Exception as error:  # whatever it is: the others wait for this rank
+            failure = error
+            outcome = error if isinstance(error, ShardclipError) else _not_done(0, _named(error))
     outcome = broadcast_object(outcome)
+    if failure is not None:
+        raise failure
     if isinstance(outcome, ShardclipError):
         raise outcome
     return outcome
@@ -116,12 +124,12 @@ def act_together(act: Callable[[], T]) -> T:
         outcome = act()
     except Exception as error:  # whatever it is: the others would wait for this rank at their next gather
         failure = error
-    said = gather_objects(None if failure is None else f"{type(failure).__name__}: {failure}")
+    said = gather_objects(None if failure is None else _named(failure))
     if failure is not None:
         raise failure
     for number, sentence in enumerate(said):
         if sentence is not None:
-            raise DistributedError(f"Rank {number} could not do its share: {sentence}")
+            raise _not_done(number, sentence)
     return outcome
 
 
@@ -148,6 +156,14 @@ def leave_group() -> None:
     """
     if _is_grouped():
         dist.destroy_process_group()
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _not_done(number: int, why: str) -> DistributedError:
+    return DistributedError(f"Rank {number} could not do its share: {why}")
 
 
 def _is_grouped() -> bool:
