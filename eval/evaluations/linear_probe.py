@@ -42,7 +42,7 @@ class LinearProbe(Evaluation):
     Attributes:
         solver: sklearn: scikit-learn's L-BFGS on the CPU; torch: that of torch, in blocks on the evaluation's device;
             auto: sklearn up to 2^25 numbers of features and logits, torch beyond.
-        most_images: training pictures at most, drawn once and for all.
+        most_images: training pictures at most, drawn once and for all: of every class like shares, but at least two.
         num_folds: where there is no gallery: parts of the set, each classified by what the others taught.
         most_iterations: of a fit.
     """
@@ -121,22 +121,36 @@ class LinearProbe(Evaluation):
     def _measure(self, subject: Subject) -> Measured:
         found = compared(subject, "linear probe")
         images, labels, gallery, gallery_labels = found.sides
-        _expect_classes(labels, gallery_labels, found.leave_one_out, subject.classes)
-        if found.leave_one_out:
-            folds = stratified_parts(labels, self.num_folds, seed=6)
-            probes = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(self.num_folds)]
-        else:
-            probes = [(np.arange(len(gallery)), np.arange(len(images)))]
+        splits = self._splits(labels, gallery_labels, found.leave_one_out, subject.classes)
         is_right = np.zeros(len(images), dtype=bool)
         learned = []
-        for training, measured in probes:
-            if not len(measured):
-                continue
-            training = _at_most(training, self.most_images)
+        for training, measured in splits:
             probe = self._learn(gallery[training], gallery_labels[training], subject.device)
             is_right[measured] = probe.is_right(images[measured], labels[measured])
             learned.append(probe)
         return _measured(is_right, labels, learned, found.leave_one_out, subject.classes)
+
+    def _splits(
+        self, labels: np.ndarray, gallery_labels: np.ndarray, by_folds: bool, classes: Sequence[str]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each probe the rows of the gallery that teach it, and the rows that it is measured by.
+
+        Raises:
+            DataError: nothing can be learned from so few pictures or classes, or not of some class.
+        """
+        _expect_classes(labels, gallery_labels, by_folds, classes)
+        if by_folds:
+            folds = stratified_parts(labels, self.num_folds, seed=6)
+            splits = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
+        else:
+            splits = [(np.arange(len(gallery_labels)), np.arange(len(labels)))]
+        splits = [(at_most(training, gallery_labels, self.most_images), measured) for training, measured in splits]
+        if any(np.bincount(gallery_labels[training]).max() < 2 for training, _ in splits):
+            raise DataError(
+                "linear probe: no class has 2 pictures to learn from, so the regulariser cannot be chosen by some that "
+                "are held out. Label more pictures, or leave the linear probe out."
+            )
+        return splits
 
     def _learn(self, features: np.ndarray, labels: np.ndarray, device: str) -> Probe:
         """Choose the regulariser by a held-out part, and fit all with it."""
@@ -265,35 +279,50 @@ def stratified_parts(labels: np.ndarray, num_parts: int, seed: int) -> np.ndarra
 
 
 def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """`(N,)` bool: a share of the pictures of every class, at least one where there are two, and never all.
+    """`(N,)` bool: a share of the pictures of every class, at least one where there are two, and never all."""
+    counts = np.bincount(labels)
+    wanted = np.where(counts < 2, 0, np.maximum(1, np.round(share * counts)))
+    is_held_out: np.ndarray = _place_in_class(labels, seed) < wanted[labels]
+    return is_held_out
+
+
+def at_most(rows: np.ndarray, labels: np.ndarray, most: int) -> np.ndarray:
+    """`most` of the rows, drawn once and for all: of every class like shares, but two where it has two.
+
+    Args:
+        rows: `(n,)` places in `labels` `(N,)`.
 
     Raises:
-        DataError: no class has two.
+        DataError: two of each class are more than that.
     """
+    if len(rows) <= most:
+        return rows
+    labels = labels[rows]
     counts = np.bincount(labels)
-    if counts.max() < 2:
+    num_classes = int((counts > 0).sum())
+    if np.minimum(counts, 2).sum() > most:
         raise DataError(
-            "linear probe: no class has 2 pictures to learn from, so the regulariser cannot be chosen by some that are "
-            "held out. Label more pictures, or leave the linear probe out."
+            f"linear probe: most_images is {most:,}, and of {num_classes:,} classes 2 pictures each are needed to "
+            f"learn from. Set most_images={2 * num_classes} or more."
         )
-    order = _drawn_by_class(labels, seed)
-    nth = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[order]]  # of its class
-    wanted = np.where(counts < 2, 0, np.maximum(1, np.round(share * counts)))
-    is_held_out = np.empty(len(labels), dtype=bool)
-    is_held_out[order] = nth < wanted[labels[order]]
-    return is_held_out
+    place = _place_in_class(labels, seed=8)
+    share = np.where(place < 2, 0, (place + 0.5) / counts[labels])
+    any_order = np.random.default_rng((8, most)).permutation(len(rows))  # of equal shares
+    return np.sort(rows[np.lexsort((any_order, share))[:most]])
+
+
+def _place_in_class(labels: np.ndarray, seed: int) -> np.ndarray:
+    """`(N,)` how many of its class stand before each, in random order."""
+    order, counts = _drawn_by_class(labels, seed), np.bincount(labels)
+    place = np.empty(len(labels), dtype=np.int64)
+    place[order] = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[order]]
+    return place
 
 
 def _drawn_by_class(labels: np.ndarray, seed: int) -> np.ndarray:
     """Rows in random order, one class after another."""
     order = np.random.default_rng(seed).permutation(len(labels))
     return order[np.argsort(labels[order], kind="stable")]
-
-
-def _at_most(rows: np.ndarray, most: int) -> np.ndarray:
-    if len(rows) <= most:
-        return rows
-    return np.sort(np.random.default_rng((8, most)).permutation(rows)[:most])
 
 
 def _frame(features: np.ndarray) -> tuple[np.ndarray, float]:

@@ -12,6 +12,7 @@ from eval.evaluations.evaluation import Gallery, Subject
 from eval.evaluations.linear_probe import (
     REGULARISERS,
     LinearProbe,
+    at_most,
     fit_with_sklearn,
     held_out,
     stratified_parts,
@@ -134,6 +135,28 @@ def test_at_most_so_many_pictures_teach():
     assert LinearProbe(most_images=50).measure(subject).shown["num_training"] == 50
 
 
+@pytest.mark.parametrize("most", [10, 21, 150])
+def test_those_that_teach_are_drawn_by_class(most):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [1, 2, 37, 160]))
+    rows = np.flatnonzero(np.arange(200) % 10)  # some of them
+    drawn = at_most(rows, labels, most)
+    assert len(drawn) == most and set(drawn) <= set(rows.tolist()) and len(set(drawn)) == most
+    there, taken = np.bincount(labels[rows], minlength=4), np.bincount(labels[drawn], minlength=4)
+    assert (taken >= np.minimum(there, 2)).all()
+    np.testing.assert_allclose(taken[2:], most * there[2:] / len(rows), atol=4)  # the small ones take some
+    assert not np.array_equal(drawn, rows[: len(drawn)]) and np.array_equal(at_most(rows, labels, most), drawn)
+    assert np.array_equal(at_most(rows, labels, len(rows)), rows)
+
+
+@pytest.mark.parametrize("solver", ["sklearn", "torch"])
+def test_a_rare_class_is_learned_from_few_pictures_too(solver):
+    labels = np.array([0] * 197 + [1] * 3)
+    images = pictures(200, 2, 0)[0]
+    subject = Subject(images[-20:], labels[-20:], gallery=Gallery(images, labels, np.arange(200)), classes=("a", "b"))
+    measured = LinearProbe(solver=solver, most_images=10).measure(subject)
+    assert measured.shown["num_training"] == 10
+
+
 def test_bad_input_is_named():
     images, labels = pictures(20, 2, 0)
     subjects = {
@@ -148,10 +171,13 @@ def test_bad_input_is_named():
             images, labels, gallery=Gallery(images[:2], labels[:2], labels[:2])
         ),
         "no class has 2 pictures to learn from, so": Subject(images[:4], labels[:4]),  # by folds: one of each
+        r"most_images is 15, and of 10 classes 2 pictures each are needed to learn from. Set most_images=20": Subject(
+            images, labels, gallery=Gallery(np.tile(images, (2, 1)), np.arange(40) % 10, np.arange(40))
+        ),
     }
     for said, subject in subjects.items():
         with pytest.raises(DataError, match=said):
-            LinearProbe(num_folds=2).measure(subject)
+            LinearProbe(num_folds=2, most_images=15).measure(subject)
     with pytest.raises(ConfigError, match="num_folds is 1: at least 2"):
         chosen([Choice("linear_probe", {"num_folds": 1})])
 
