@@ -10,10 +10,11 @@ from core.errors import ConfigError, DamagedError, DataError, ManifestError
 from core.shard_set import ShardSet
 from eval.best import check_best_by
 from eval.class_prompts import NamedClasses, named_classes
-from eval.evaluations import EVALUATIONS, chosen, possible
+from eval.evaluations import EVALUATIONS, chosen, expect_all, possible
 from eval.evaluations.evaluation import Evaluation
 from eval.features import has_pair_loss
 from eval.gallery import GallerySource
+from eval.known import known_of
 from eval.labels import Labels, label_column, labels_of
 from trainer.config import TrainConfig
 from trainer.data.inputs import batch_columns
@@ -62,6 +63,7 @@ def plan_validation(
 
     Raises:
         ConfigError: there is nothing to measure, or `best_by` or `evaluations` name what will not be measured.
+        DataError: a set is too small for an evaluation.
     """
     labels = source = None
     evaluations = chosen(config.evaluations)
@@ -90,6 +92,7 @@ def plan_validation(
     knows = [need for need, value in known.items() if value]
     _expect_measurable(config, listed, knows)
     evaluations = possible(evaluations, knows)
+    expect_all(evaluations, known_of(val_set, labels, source, compares_text=objective.needs_text))
     metrics = [names.val(figure) for evaluation in evaluations.values() for figure in evaluation.figures()]
     loss = [names.VAL_LOSS] if has_pair_loss(objective) else []
     plan = ValidationPlan(labels, named, source, (*loss, *metrics), evaluations, not_named)

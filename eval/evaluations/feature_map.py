@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from core.errors import ConfigError, DataError
-from eval.evaluations.evaluation import Evaluation, Measured, Section, Subject
+from eval.evaluations.evaluation import Evaluation, Known, Measured, Section, Subject
 from eval.report.map_html import map_html
 from eval.report.marks import NO_CLASS, grouped
 
@@ -70,6 +70,13 @@ class FeatureMap(Evaluation):
         explained = ("feature_map/pca/explained",) if "pca" in self.methods else ()
         return (*(_trust(method) for method in self.methods), *explained)
 
+    def expect(self, known: Known) -> None:
+        """Raise where there are fewer than 8 pictures."""
+        if known.num_images < LEAST_POINTS:
+            raise DataError(
+                f"feature_map: {known.num_images} pictures are too few for a map: at least {LEAST_POINTS} are needed."
+            )
+
     def measure(self, subject: Subject) -> Measured:
         """On one rank, by one thread: the same digits whatever the number of processes and cores.
 
@@ -77,6 +84,8 @@ class FeatureMap(Evaluation):
             DataError: there are fewer than 8 pictures.
         """
         from core.distributed import on_main  # with torch, which recipes do without
+
+        self.expect(subject.known)
 
         def by_one_thread() -> Measured:
             import sklearn.manifold  # noqa: F401  (the limit holds for what is loaded by now, scipy too)
@@ -91,10 +100,6 @@ class FeatureMap(Evaluation):
         drawn = np.random.default_rng((self.seed, self.most_points)).permutation(len(subject.images))
         drawn = drawn[: self.most_points]
         rows = np.sort(drawn)
-        if len(rows) < LEAST_POINTS:
-            raise DataError(
-                f"feature_map: {len(rows)} pictures are too few for a map: at least {LEAST_POINTS} are needed."
-            )
         images = subject.images[rows]
         perplexity = min(self.perplexity, (len(rows) - 1) / 3)
         num_neighbours = min(self.num_neighbours, (len(rows) - 1) // 2)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from core.errors import ConfigError, DataError
-from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Subject
-from eval.evaluations.knn import compared
+from eval.by_class import at_most, held_out, stratified_parts
+from eval.evaluations.evaluation import Evaluation, Known, Measured, Need, Section, Subject
+from eval.evaluations.knn import compared, expect_others
 from eval.metrics import accuracy_interval
 from trainer.telemetry import names
 
@@ -30,6 +31,7 @@ TOLERANCE = 1e-6  # of the gradient's largest component
 _MOST_CELLS = 2**25  # features and logits; beyond, scikit-learn's float64 copies take more than a gigabyte
 _SAME = 1e-4  # logits closer than this are equal: a fit ends before it tells them apart
 _FRAMED = 65536  # rows at a time
+_NAME = "linear probe"
 _COLLAPSED = 1e-10  # mean square distance of unit features from their mean: below it there is rounding alone
 
 Fit = Callable[[np.ndarray, np.ndarray, int, float, "Fitted | None"], "Fitted"]
@@ -68,6 +70,13 @@ class LinearProbe(Evaluation):
     def figures(self) -> tuple[str, ...]:
         """Accuracy over pictures, and as the mean over classes."""
         return (names.LINEAR_PROBE, names.LINEAR_PROBE_BY_CLASS)
+
+    def expect(self, known: Known) -> None:
+        """Raise where nothing can be learned from so few pictures or classes, or not of some class."""
+        expect_others(known, _NAME)
+        assert known.labels is not None
+        labels, is_own = known.labels[known.labels >= 0], known.gallery_labels is None
+        self._splits(labels, labels if known.gallery_labels is None else known.gallery_labels, is_own, known.classes)
 
     def measure(self, subject: Subject) -> Measured:
         """On rank 0, by one thread: the same digits whatever the number of processes and cores."""
@@ -119,7 +128,7 @@ class LinearProbe(Evaluation):
         }
 
     def _measure(self, subject: Subject) -> Measured:
-        found = compared(subject, "linear probe")
+        found = compared(subject, _NAME)
         images, labels, gallery, gallery_labels = found.sides
         splits = self._splits(labels, gallery_labels, found.leave_one_out, subject.classes)
         is_right = np.zeros(len(images), dtype=bool)
@@ -144,7 +153,9 @@ class LinearProbe(Evaluation):
             splits = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
         else:
             splits = [(np.arange(len(gallery_labels)), np.arange(len(labels)))]
-        splits = [(at_most(training, gallery_labels, self.most_images), measured) for training, measured in splits]
+        splits = [
+            (at_most(training, gallery_labels, self.most_images, _NAME), measured) for training, measured in splits
+        ]
         if any(np.bincount(gallery_labels[training]).max() < 2 for training, _ in splits):
             raise DataError(
                 "linear probe: no class has 2 pictures to learn from, so the regulariser cannot be chosen by some that "
@@ -269,60 +280,6 @@ def wins(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     others[own] = -np.inf
     is_best: np.ndarray = scores[own] > others.max(axis=1) + _SAME
     return is_best
-
-
-def stratified_parts(labels: np.ndarray, num_parts: int, seed: int) -> np.ndarray:
-    """`(N,)` which part each picture is in: those of a class are dealt out in turn, one class after another."""
-    parts = np.empty(len(labels), dtype=np.int64)
-    parts[_drawn_by_class(labels, seed)] = np.arange(len(labels)) % num_parts
-    return parts
-
-
-def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """`(N,)` bool: a share of the pictures of every class, at least one where there are two, and never all."""
-    counts = np.bincount(labels)
-    wanted = np.where(counts < 2, 0, np.maximum(1, np.round(share * counts)))
-    is_held_out: np.ndarray = _place_in_class(labels, seed) < wanted[labels]
-    return is_held_out
-
-
-def at_most(rows: np.ndarray, labels: np.ndarray, most: int) -> np.ndarray:
-    """`most` of the rows, drawn once and for all: of every class like shares, but two where it has two.
-
-    Args:
-        rows: `(n,)` places in `labels` `(N,)`.
-
-    Raises:
-        DataError: two of each class are more than that.
-    """
-    if len(rows) <= most:
-        return rows
-    labels = labels[rows]
-    counts = np.bincount(labels)
-    num_classes = int((counts > 0).sum())
-    if np.minimum(counts, 2).sum() > most:
-        raise DataError(
-            f"linear probe: most_images is {most:,}, and of {num_classes:,} classes 2 pictures each are needed to "
-            f"learn from. Set most_images={2 * num_classes} or more."
-        )
-    place = _place_in_class(labels, seed=8)
-    share = np.where(place < 2, 0, (place + 0.5) / counts[labels])
-    any_order = np.random.default_rng((8, most)).permutation(len(rows))  # of equal shares
-    return np.sort(rows[np.lexsort((any_order, share))[:most]])
-
-
-def _place_in_class(labels: np.ndarray, seed: int) -> np.ndarray:
-    """`(N,)` how many of its class stand before each, in random order."""
-    order, counts = _drawn_by_class(labels, seed), np.bincount(labels)
-    place = np.empty(len(labels), dtype=np.int64)
-    place[order] = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[order]]
-    return place
-
-
-def _drawn_by_class(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Rows in random order, one class after another."""
-    order = np.random.default_rng(seed).permutation(len(labels))
-    return order[np.argsort(labels[order], kind="stable")]
 
 
 def _frame(features: np.ndarray) -> tuple[np.ndarray, float]:

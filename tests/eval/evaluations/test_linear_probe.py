@@ -7,15 +7,13 @@ import torch
 
 from core.config import Choice
 from core.errors import ConfigError, DataError
+from eval.by_class import at_most, held_out, stratified_parts
 from eval.evaluations import chosen
 from eval.evaluations.evaluation import Gallery, Subject
 from eval.evaluations.linear_probe import (
     REGULARISERS,
     LinearProbe,
-    at_most,
     fit_with_sklearn,
-    held_out,
-    stratified_parts,
     wins,
 )
 from eval.logistic_regression import fit
@@ -139,13 +137,13 @@ def test_at_most_so_many_pictures_teach():
 def test_those_that_teach_are_drawn_by_class(most):
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [1, 2, 37, 160]))
     rows = np.flatnonzero(np.arange(200) % 10)  # some of them
-    drawn = at_most(rows, labels, most)
+    drawn = at_most(rows, labels, most, "probe")
     assert len(drawn) == most and set(drawn) <= set(rows.tolist()) and len(set(drawn)) == most
     there, taken = np.bincount(labels[rows], minlength=4), np.bincount(labels[drawn], minlength=4)
     assert (taken >= np.minimum(there, 2)).all()
     np.testing.assert_allclose(taken[2:], most * there[2:] / len(rows), atol=4)  # the small ones take some
-    assert not np.array_equal(drawn, rows[: len(drawn)]) and np.array_equal(at_most(rows, labels, most), drawn)
-    assert np.array_equal(at_most(rows, labels, len(rows)), rows)
+    assert not np.array_equal(drawn, rows[: len(drawn)]) and np.array_equal(at_most(rows, labels, most, "probe"), drawn)
+    assert np.array_equal(at_most(rows, labels, len(rows), "probe"), rows)
 
 
 @pytest.mark.parametrize("solver", ["sklearn", "torch"])
