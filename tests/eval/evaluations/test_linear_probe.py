@@ -1,5 +1,7 @@
 """The linear probe against scikit-learn and its own gradient; what it learns from; bad input; any number of ranks."""
 
+import time
+
 import gloo
 import numpy as np
 import pytest
@@ -218,3 +220,39 @@ def test_any_number_of_threads_gives_the_same_digits(solver, monkeypatch):
     finally:
         torch.set_num_threads(before)
     assert found[0] == found[1] and found[0][1]["most_iterations"] > 200
+
+
+def measured_by_slow_fits(by_folds, seconds):
+    """Where a collective waits for 3 s; how many fits this process made, and how many there were."""
+    import sklearn.linear_model  # noqa: F401  (now, and not in the first fit)
+
+    gloo.wait_at_most(3)
+    made = []
+
+    def slow(*given, **more):
+        made.append(time.sleep(seconds))
+        return fit_with_sklearn(*given, **more)
+
+    images, labels = pictures(60, 3, 0)
+    gallery = None if by_folds else Gallery(images, labels, labels)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eval.evaluations.linear_probe.fit_with_sklearn", slow)
+        measured = LinearProbe(num_folds=3).measure(Subject(images, labels, gallery=gallery))
+    return len(made), measured.shown["num_fits"]
+
+
+def test_processes_wait_for_one_fit_at_a_time_and_share_those_of_folds():
+    assert gloo.run(2, measured_by_slow_fits, False, 0.7) == [(7, 7), (0, 7)]
+    assert gloo.run(2, measured_by_slow_fits, True, 0) == [(14, 21), (7, 21)]
+
+
+def test_fits_that_may_last_long_are_announced():
+    said = []
+    images, labels = pictures(60, 3, 0)
+    for most_iterations in (1000, 1_000_000_000):
+        LinearProbe(most_iterations=most_iterations).measure(Subject(images, labels, say=said.append))
+    (line,) = said
+    assert line.startswith(
+        "linear_probe: 35 fits of 48 pictures x 12 numbers to 3 classes. One that needs all 1,000,000,"
+    )
+    assert "takes about 23 minutes" in line and "timeout_s" in line and "Lower most_images" in line
