@@ -95,7 +95,7 @@ def started(world_size: int, worker: Callable[..., Any], *args: Any, timeout_s: 
 
 
 def wait_at_most(seconds: float) -> None:
-    """In a worker: how long a collective waits for the other processes from now on; collective, so that they begin together."""
+    """In a worker: how long a collective waits for the others from now on; all call it, and begin together."""
     torch.distributed.barrier()
     torch.distributed.set_timeout(timedelta(seconds=seconds), None)
 

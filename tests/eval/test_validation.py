@@ -21,7 +21,7 @@ from eval.known import known_of
 from eval.labels import labels_of
 from eval.metrics import summarise
 from eval.ranks import retrieval_ranks
-from eval.validation import make_validation
+from eval.validation import Validating, make_validation
 from trainer.config import DataConfig, TrainConfig
 
 
@@ -117,6 +117,27 @@ def test_captions_and_classes_are_both_measured_where_the_best_is_named_by_class
     assert score == -metrics["val/loss"] and "val/knn/accuracy" not in metrics
 
 
+def test_a_gallery_is_read_where_something_due_looks_there(tmp_path, monkeypatch):
+    (val, _), (train, _) = labelled(tmp_path / "val", 12), labelled(tmp_path / "train", 20, seed=1, source="train")
+    config = TrainConfig(
+        run_dir=tmp_path / "run", data=DataConfig((train,), (val,), num_workers=0), global_batch_size=6,
+        evaluations=(Choice("same_class", {"every": 3}), Choice("modality_gap")),
+    )  # fmt: skip
+    sets = ShardSet.open(val), ShardSet.open(train)
+    validation = make_validation(*sets, normalize, config.build_objective(), config, Accelerator(cpu=True))
+    read, extract = [], Validating._extract_gallery
+    monkeypatch.setattr(Validating, "_extract_gallery", lambda *given: read.append(given) or extract(*given))
+    for nth in (1, 2):
+        metrics = validation(PixelModel(), nth, nth).metrics
+        assert not read and "val/modality_gap/distance" in metrics
+        assert not [name for name in metrics if "knn" in name or "same_class" in name]
+    metrics = validation(PixelModel(), 3, 3).metrics
+    assert len(read) == 1 and "val/same_class/map@10" in metrics
+    assert not [name for name in metrics if "knn" in name]  # which nobody asked for
+    metrics, _, _ = validate(val, train, tmp_path / "run", evaluations=(Choice("knn"), Choice("same_class")))
+    assert "val/knn/accuracy" in metrics
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
@@ -125,6 +146,10 @@ def test_captions_and_classes_are_both_measured_where_the_best_is_named_by_class
             "measures no 'val/image_to_text/recal@1'. Did you mean 'val/image_to_",
         ),
         ({"best_by": "val/knn/accuracy"}, "has no class labels, and a run of infonce is followed by val/knn/accuracy"),
+        (
+            {"evaluations": (Choice("retrieval", {"every": 2}),)},
+            "best_by is auto, and 'retrieval' is measured at every 2",
+        ),
         (PICTURES_ALONE, "has no class labels, and a run of nt_xent compares no captions.*or set data.val=\\[\\]"),
     ],
 )

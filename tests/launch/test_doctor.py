@@ -67,7 +67,7 @@ def test_an_objective_of_pictures_alone_is_not_asked_for_captions(folder: Path) 
     assert {f.level for f in findings} == {"ok"}
     said = " ".join(f.what for f in findings)
     assert "caption" not in said and "validation measures val/knn/accuracy, val/knn1/accuracy" in said
-    assert "k-NN looks among 24 of 24 labelled training samples" in said
+    assert "k-NN: among 24 of 24 labelled training samples" in said
 
 
 def test_a_validation_that_measures_nothing_is_refused_and_an_absent_one_is_a_warning(folder: Path) -> None:
