@@ -3,6 +3,7 @@
 Every function here is collective unless it says otherwise: all ranks call it, in the same order.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -146,6 +147,17 @@ def gather_objects(obj: Any) -> list[Any]:
     if world_size() > 1:
         dist.all_gather_object(objects, obj)
     return objects
+
+
+def is_first_to_say(sentence: str) -> bool:
+    """Whether no other process of the group has asked this of the same sentence; not collective.
+
+    The answer comes from the group's store, which outlives a process that has left.
+    """
+    if not _is_grouped():
+        return True
+    key = hashlib.sha256(sentence.encode()).hexdigest()
+    return bool(dist.distributed_c10d._get_default_store().add(f"said/{key}", 1) == 1)
 
 
 def leave_group() -> None:

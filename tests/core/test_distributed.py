@@ -108,6 +108,16 @@ def test_each_rank_keeps_the_result_of_its_own_share() -> None:
     assert act_alike() == 0
 
 
+def say_twice() -> tuple[bool, bool]:
+    return distributed.is_first_to_say("one sentence"), distributed.is_first_to_say(f"of rank {distributed.rank()}")
+
+
+def test_a_sentence_is_said_by_one_process_whichever_has_it() -> None:
+    said = gloo.run(2, say_twice)
+    assert sorted(same for same, _ in said) == [False, True] and all(own for _, own in said)
+    assert say_twice() == (True, True)
+
+
 def fail_on_main(kind: type[Exception]) -> str:
     def act() -> None:
         raise kind("planted")
