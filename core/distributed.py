@@ -3,6 +3,7 @@
 Every function here is collective unless it says otherwise: all ranks call it, in the same order.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -91,14 +92,22 @@ def on_main(act: Callable[[], T]) -> T:
     """Let rank 0 act and give its (picklable) result, or its ShardclipError, to every rank.
 
     Files that a run shares are opened so: were rank 0 alone to fail, the others would wait for it forever.
+
+    Raises:
+        ShardclipError: on every rank, that of rank 0.
+        DistributedError: on the others, where rank 0 failed in another way and raises that.
     """
     outcome: Any = None
+    failure: Exception | None = None
     if is_main():
         try:
             outcome = act()
-        except ShardclipError as error:
-            outcome = error
+        except Exception as error:  # whatever it is: the others wait for this rank
+            failure = error
+            outcome = error if isinstance(error, ShardclipError) else _not_done(0, _named(error))
     outcome = broadcast_object(outcome)
+    if failure is not None:
+        raise failure
     if isinstance(outcome, ShardclipError):
         raise outcome
     return outcome
@@ -116,12 +125,12 @@ def act_together(act: Callable[[], T]) -> T:
         outcome = act()
     except Exception as error:  # whatever it is: the others would wait for this rank at their next gather
         failure = error
-    said = gather_objects(None if failure is None else f"{type(failure).__name__}: {failure}")
+    said = gather_objects(None if failure is None else _named(failure))
     if failure is not None:
         raise failure
     for number, sentence in enumerate(said):
         if sentence is not None:
-            raise DistributedError(f"Rank {number} could not do its share: {sentence}")
+            raise _not_done(number, sentence)
     return outcome
 
 
@@ -140,6 +149,17 @@ def gather_objects(obj: Any) -> list[Any]:
     return objects
 
 
+def is_first_to_say(sentence: str) -> bool:
+    """Whether no other process of the group has asked this of the same sentence; not collective.
+
+    The answer comes from the group's store, which outlives a process that has left.
+    """
+    if not _is_grouped():
+        return True
+    key = hashlib.sha256(sentence.encode()).hexdigest()
+    return bool(dist.distributed_c10d._get_default_store().add(f"said/{key}", 1) == 1)
+
+
 def leave_group() -> None:
     """Take the process group down in order, when no other rank waits for this one; the last call of a process.
 
@@ -148,6 +168,14 @@ def leave_group() -> None:
     """
     if _is_grouped():
         dist.destroy_process_group()
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _not_done(number: int, why: str) -> DistributedError:
+    return DistributedError(f"Rank {number} could not do its share: {why}")
 
 
 def _is_grouped() -> bool:

@@ -28,13 +28,17 @@ def best_is(best_by: str, measured: Collection[str]) -> str:
     return "the mean of the six recalls" if SIX_RECALLS[0] in measured else names.val(names.KNN)
 
 
+def figures_of_best(best_by: str, measured: Collection[str]) -> tuple[str, ...]:
+    """The metrics that `score` is made of."""
+    if best_by != BEST_BY:
+        return (best_by,)
+    return SIX_RECALLS if SIX_RECALLS[0] in measured else (names.val(names.KNN),)
+
+
 def score(best_by: str, metrics: Mapping[str, float]) -> float:
     """Higher is better. `auto`: the mean of the six recalls where there is text, else k-NN accuracy.
 
     VSE++ and its successors take the sum of the recalls, which orders checkpoints in the same way.
     """
-    if best_by != BEST_BY:
-        return -metrics[best_by] if names.lower_is_better(best_by) else metrics[best_by]
-    if SIX_RECALLS[0] in metrics:
-        return float(np.mean([metrics[name] for name in SIX_RECALLS]))
-    return metrics[names.val(names.KNN)]
+    mean = float(np.mean([metrics[name] for name in figures_of_best(best_by, metrics)]))
+    return -mean if names.lower_is_better(best_by) else mean

@@ -27,10 +27,11 @@ from eval.config import EvalConfig
 from eval.early import FEATURES, MARK, OF_EACH, RANKS, RESULTS, expect_place, place_of
 from eval.encoder import ReadyEncoder, chosen_device
 from eval.evaluating import Evaluating, LabelledSet, encoder_of, labelled_set, pictures_of
-from eval.evaluations import ALWAYS, EVALUATIONS, chosen, figures_of, measure_all
+from eval.evaluations import ALWAYS, EVALUATIONS, chosen, expect_all, figures_of, measure_all
 from eval.evaluations.evaluation import Evaluation, Subject
 from eval.evaluations.retrieval import evaluate_retrieval, recall_intervals
 from eval.features import Extracted, Pictures, has_pair_loss, mean_pair_loss, save_features, shards_stamp
+from eval.known import known_of
 from eval.metrics import FeatureSet, Ranks
 from eval.ranks import retrieval_ranks
 from eval.report.charts import result_charts, sheets, training_charts
@@ -76,12 +77,12 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
     work = Evaluating(config, encoder, out, device, console)
     shard_set = work.open(config.shards)
     labelled = labelled_set(work, shard_set)
-    evaluations = _expect_measurable(work, labelled)
-    expect_other_weights(evaluations, work)
     own_captions = read_captions(config.captions, shard_set) if config.captions else None
+    evaluations = _expect_measurable(work, shard_set, labelled, own_captions)
+    expect_other_weights(evaluations, work)
 
     found = work.extract(shard_set, own_captions)
-    on_main(lambda: publish_bytes(dump_yaml(config).encode(), out / MARK))  # the folder is ours from now on
+    on_main(lambda: _save_extracted(work, shard_set, found))
     results: dict[str, Any] = _identity(work, shard_set, found)
     subject = subject_of(work, shard_set, found, work.shelf(shard_set, "sample", own_captions))
     if isinstance(found, Extracted):
@@ -106,10 +107,8 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
     results |= measured
 
     results["seconds"] = round(time.monotonic() - started, 1)
-    stamp = shards_stamp(shard_set.fingerprint, work.captions_from)
 
     def write() -> None:
-        save_features(found, out / FEATURES, encoder.fingerprint, stamp)
         keep_files(files, out)
         save_of_each(of_each, out / OF_EACH)
         publish_bytes(as_json(results), out / RESULTS)
@@ -118,6 +117,13 @@ def evaluate(config: EvalConfig, console: Console) -> dict[str, Any]:
 
     on_main(write)
     return results
+
+
+def _save_extracted(work: Evaluating, shard_set: ShardSet, found: Extracted | Pictures) -> None:
+    """Before anything is measured: what fails later leaves the features."""
+    publish_bytes(dump_yaml(work.config).encode(), work.out / MARK)  # the folder is ours from now on
+    stamp = shards_stamp(shard_set.fingerprint, work.captions_from)
+    save_features(found, work.out / FEATURES, work.encoder.fingerprint, stamp)
 
 
 def _of_text(
@@ -219,11 +225,14 @@ def _measured(
     return {"figures": figures, "figure_intervals": intervals, "evaluations": parts, "knows": knows}, files, of_each
 
 
-def _expect_measurable(work: Evaluating, labelled: LabelledSet | None) -> dict[str, Evaluation]:
+def _expect_measurable(
+    work: Evaluating, shard_set: ShardSet, labelled: LabelledSet | None, captions: Mapping[int, list[str]] | None
+) -> dict[str, Evaluation]:
     """The evaluations, each of which can be measured if the recipe lists it; before anything is computed.
 
     Raises:
         ConfigError: one cannot.
+        DataError: a set is too small for it.
     """
     compares_text, config = work.encoder.compares_text, work.config
     known = {
@@ -239,7 +248,16 @@ def _expect_measurable(work: Evaluating, labelled: LabelledSet | None) -> dict[s
         for need in EVALUATIONS[choice.name].needs:
             if not known[need]:
                 raise ConfigError(f"evaluations: '{choice.name}' {_LACKING[need]} Leave it out.")
-    return chosen(config.evaluations)
+    evaluations = chosen(config.evaluations)
+    is_whole = labelled is not None and labelled.shard_set is shard_set and captions is None
+    of_classes = (labelled.labels, labelled.gallery) if labelled and is_whole else ()
+    shelf = work.shelf(shard_set, "sample", captions)
+    expect_all(
+        evaluations, known_of(shard_set, *of_classes, compares_text=compares_text, captions=captions, shelf=shelf)
+    )
+    if labelled and not is_whole:
+        expect_all(evaluations, known_of(labelled.shard_set, labelled.labels, labelled.gallery, compares_text=False))
+    return evaluations
 
 
 def _expect_nothing_of_text(config: EvalConfig, encoder: ReadyEncoder) -> None:

@@ -89,9 +89,10 @@ class Validating:
     def __call__(self, model: TrainedModel, step: int, nth: int | None = None) -> Validation:
         """Measure what is due at the `nth` validation from 1; None: everything."""
         found = self._extract(model)
-        gallery = self._extract_gallery(model) if self.gallery_loader else None
-        counted = self._count(model, found) if isinstance(found, Extracted) else Counted()
         due = {name: e for name, e in self.plan.evaluations.items() if nth is None or nth % e.every == 0}
+        looks_there = any("labels" in evaluation.needs for evaluation in due.values())
+        gallery = self._extract_gallery(model) if self.gallery_loader and looks_there else None
+        counted = self._count(model, found) if isinstance(found, Extracted) else Counted()
         subject = self._subject(model, found, gallery, counted.ranks)
         measured = measure_all(due, subject)
         reported: Validation = on_main(lambda: self._report(subject, found, measured, counted.loss, step))

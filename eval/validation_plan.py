@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from core.distributed import on_main
 from core.errors import ConfigError, DamagedError, DataError, ManifestError
 from core.shard_set import ShardSet
-from eval.best import check_best_by
+from eval.best import check_best_by, figures_of_best
 from eval.class_prompts import NamedClasses, named_classes
-from eval.evaluations import EVALUATIONS, chosen, possible
+from eval.evaluations import EVALUATIONS, chosen, expect_all, possible
 from eval.evaluations.evaluation import Evaluation
 from eval.features import has_pair_loss
 from eval.gallery import GallerySource
+from eval.known import known_of
 from eval.labels import Labels, label_column, labels_of
 from trainer.config import TrainConfig
 from trainer.data.inputs import batch_columns
@@ -21,6 +22,7 @@ from trainer.data.names import TEXT
 from trainer.objectives.objective import Objective
 from trainer.telemetry import names
 
+_KNN = "knn"
 _LACKING: dict[str, str] = {  # of a need: why it may not be known while training
     "text": "needs captions, which this objective does not compare.",
     "labels": "needs class labels in the validation set.",
@@ -37,7 +39,7 @@ class ValidationPlan:
     """What will be measured.
 
     Attributes:
-        labels: of the validation set, where k-NN is measured.
+        labels: of the validation set, where k-NN or another evaluation of classes is measured.
         named: of the validation set, where its captions are compared too: class names are then measured like captions.
         gallery: None: the training set has no labels, and the validation set is its own gallery.
         metrics: names of all that will be measured.
@@ -58,17 +60,22 @@ def plan_validation(
 ) -> ValidationPlan:
     """Captions where the objective compares them, and classes by their names where the set has any.
 
-    Classes by neighbours where the objective compares no captions, or `best_by` or `evaluations` ask for labels.
+    Classes by neighbours where the objective compares no captions, or `best_by` or `evaluations` ask for k-NN.
 
     Raises:
         ConfigError: there is nothing to measure, or `best_by` or `evaluations` name what will not be measured.
+        DataError: a set is too small for an evaluation.
     """
     labels = source = None
     evaluations = chosen(config.evaluations)
     listed: dict[str, str] = {
         need: choice.name for choice in config.evaluations for need in EVALUATIONS[choice.name].needs
     }
-    if not objective.needs_text or config.best_by in figures_that_need("labels") or "labels" in listed:
+    # k-NN's gallery costs up to 10,000 forward passes: beside captions it is followed where it is asked for.
+    asks_for_knn = config.best_by in figures_that_need("labels") or any(c.name == _KNN for c in config.evaluations)
+    if objective.needs_text and not asks_for_knn:
+        del evaluations[_KNN]
+    if not objective.needs_text or asks_for_knn or "labels" in listed:
         column = label_column(config.data.columns, train_set.urls)
         labels, train_labels = labels_of(val_set, column), labels_of(train_set, column)
         source = GallerySource.of(train_set, train_labels, val_set) if labels and train_labels else None
@@ -90,18 +97,20 @@ def plan_validation(
     knows = [need for need, value in known.items() if value]
     _expect_measurable(config, listed, knows)
     evaluations = possible(evaluations, knows)
+    expect_all(evaluations, known_of(val_set, labels, source, compares_text=objective.needs_text))
     metrics = [names.val(figure) for evaluation in evaluations.values() for figure in evaluation.figures()]
     loss = [names.VAL_LOSS] if has_pair_loss(objective) else []
     plan = ValidationPlan(labels, named, source, (*loss, *metrics), evaluations, not_named)
     check_best_by(config.best_by, plan.metrics)
-    _expect_at_every_validation(config.best_by, evaluations)
+    _expect_at_every_validation(config.best_by, plan.metrics, evaluations)
     return plan
 
 
-def _expect_at_every_validation(best_by: str, evaluations: Mapping[str, Evaluation]) -> None:
+def _expect_at_every_validation(best_by: str, metrics: Collection[str], evaluations: Mapping[str, Evaluation]) -> None:
     """Raise ConfigError where the figure that names the best checkpoint is not always there."""
+    wanted = set(figures_of_best(best_by, metrics))
     for name, evaluation in evaluations.items():
-        if evaluation.every > 1 and best_by in map(names.val, evaluation.figures()):
+        if evaluation.every > 1 and wanted & set(map(names.val, evaluation.figures())):
             raise ConfigError(
                 f"best_by is {best_by}, and '{name}' is measured at every {evaluation.every} validations alone. Leave "
                 "its option every out."

@@ -105,11 +105,12 @@ def check_validation(examined: Examined) -> Iterator[Finding]:
     plan = plan_validation(validation, train, objective, config)
     measured = f"validation measures {', '.join(plan.metrics)}"
     yield Finding("ok", f"{measured}; the best checkpoint goes by {best_is(config.best_by, plan.metrics)}")
+    who = ", ".join("k-NN" if name == "knn" else name for name, e in plan.evaluations.items() if "labels" in e.needs)
     if plan.gallery:
         of = int((plan.gallery.labels.numbers >= 0).sum())
-        yield Finding("ok", f"k-NN looks among {len(plan.gallery.samples):,} of {of:,} labelled training samples")
+        yield Finding("ok", f"{who}: among {len(plan.gallery.samples):,} of {of:,} labelled training samples")
     elif plan.labels:
-        what = "the training set has no labels: k-NN looks among the validation samples, each without itself"
+        what = f"the training set has no labels, so {who} is measured among the validation samples, each without itself"
         yield Finding("warning", what, f"`shardclip column labels {' '.join(config.data.train)}`.")
 
 

@@ -1,6 +1,7 @@
 """One of several processes that evaluate together: `shardclip eval RECIPE --processes 4` starts them.
 
-Exit codes: 0 measured; 2 a mistake, named in one sentence by the first process; 3 another process was lost.
+Exit codes: 0 measured; 2 a mistake, named in one sentence by the first process that meets it; 3 another process was
+lost.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def main(arguments: list[str]) -> int:
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    from core.distributed import is_main, leave_group
+    from core.distributed import is_first_to_say, is_main, leave_group
     from eval.config import EvalConfig
     from eval.evaluate import evaluate
 
@@ -39,7 +40,8 @@ def main(arguments: list[str]) -> int:
     except DistributedError:  # another one's own sentence says why
         os._exit(PEER_LOST_EXIT_CODE)
     except ShardclipError as error:
-        print(f"shardclip: {error}", file=sys.stderr, flush=True)
+        if is_first_to_say(str(error)):
+            print(f"shardclip: {error}", file=sys.stderr, flush=True)
         os._exit(2)  # the others may wait for this one: its group cannot be taken down in order
 
 

@@ -94,6 +94,12 @@ def started(world_size: int, worker: Callable[..., Any], *args: Any, timeout_s: 
                 process.join()
 
 
+def wait_at_most(seconds: float) -> None:
+    """In a worker: how long a collective waits for the others from now on; all call it, and begin together."""
+    torch.distributed.barrier()
+    torch.distributed.set_timeout(timedelta(seconds=seconds), None)
+
+
 def _process(rank: int, world_size: int, file: Path, name: str, args: tuple, folder: Path, timeout_s: float) -> None:
     try:
         torch.set_num_threads(1)

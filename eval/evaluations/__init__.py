@@ -8,7 +8,7 @@ from core.errors import ConfigError
 from eval.evaluations.against import Against, AgainstKNN
 from eval.evaluations.calibration import Calibration
 from eval.evaluations.eccv_caption import ECCVCaption
-from eval.evaluations.evaluation import Evaluation, Measured, Subject
+from eval.evaluations.evaluation import Evaluation, Known, Measured, Subject
 from eval.evaluations.feature_map import FeatureMap
 from eval.evaluations.knn import KNN
 from eval.evaluations.linear_probe import LinearProbe
@@ -58,6 +58,20 @@ def chosen(listed: Iterable[Choice]) -> dict[str, Evaluation]:
 def possible(evaluations: Mapping[str, Evaluation], knows: Collection[str]) -> dict[str, Evaluation]:
     """Those of which everything that they need is known."""
     return {name: evaluation for name, evaluation in evaluations.items() if set(evaluation.needs) <= set(knows)}
+
+
+def expect_all(evaluations: Mapping[str, Evaluation], known: Known) -> None:
+    """Raise what keeps one of them from measuring a set, before anything is computed.
+
+    Those that need captions or labels are asked where the set has them.
+
+    Raises:
+        ShardclipError: the first one's sentence.
+    """
+    lacking = {need for need, value in (("text", known.num_groups), ("labels", known.labels)) if value is None}
+    for evaluation in evaluations.values():
+        if not lacking & set(evaluation.needs):
+            evaluation.expect(known)
 
 
 def measure_all(evaluations: Mapping[str, Evaluation], subject: Subject) -> dict[str, Measured]:

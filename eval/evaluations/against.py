@@ -9,8 +9,18 @@ from typing import Any, ClassVar
 import numpy as np
 
 from core.errors import ConfigError
-from eval.evaluations.evaluation import UNTRAINED, Evaluation, Measured, Need, OtherWeights, Section, Subject, Table
-from eval.evaluations.knn import right_by_neighbours
+from eval.evaluations.evaluation import (
+    UNTRAINED,
+    Evaluation,
+    Known,
+    Measured,
+    Need,
+    OtherWeights,
+    Section,
+    Subject,
+    Table,
+)
+from eval.evaluations.knn import expect_others, right_by_neighbours
 from eval.metrics import Interval, Ranks, bootstrap, paired_bootstrap, recall_at_k
 from trainer.models.config import BareTower
 from trainer.telemetry import names
@@ -121,6 +131,10 @@ class AgainstKNN(_OtherWeights):
     def figures(self) -> tuple[str, ...]:
         """Two differences."""
         return (names.against(names.KNN), names.against(names.KNN1))
+
+    def expect(self, known: Known) -> None:
+        """Raise where there is nothing to compare."""
+        expect_others(known, "k-NN")
 
     def measure(self, subject: Subject) -> Measured:
         """Of the pictures that have a class."""

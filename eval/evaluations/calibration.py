@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from core.errors import ConfigError, DataError
-from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Subject, Table
+from eval.evaluations.evaluation import Evaluation, Known, Measured, Need, Section, Subject, Table
 from eval.metrics import Interval, bootstrap
 from eval.probability import (
     brier_skill,
@@ -61,6 +61,15 @@ class Calibration(Evaluation):
         """Three of each direction."""
         return tuple(names.calibration(direction, figure) for direction in DIRECTIONS for figure in _FIGURES)
 
+    def expect(self, known: Known) -> None:
+        """Raise where there are fewer images than folds; of captions made from class names: classes."""
+        assert known.num_groups is not None
+        if known.num_groups < self.folds:
+            raise DataError(
+                f"calibration: the captions are of {known.num_groups} different images or classes, fewer than folds "
+                f"({self.folds}). Measure a larger set, or give folds={max(2, known.num_groups)}."
+            )
+
     def measure(self, subject: Subject) -> Measured:
         """Of the first answer of every picture among all captions, and of every caption among all pictures.
 
@@ -70,13 +79,8 @@ class Calibration(Evaluation):
         from core.distributed import on_main  # with torch, which recipes do without
 
         assert subject.pairs is not None and subject.ranks is not None
+        self.expect(subject.known)
         pairs, ranks = subject.pairs, subject.ranks
-        num_groups = len(np.unique(pairs.text_groups))
-        if num_groups < self.folds:
-            raise DataError(
-                f"calibration: the captions are of {num_groups} different images or classes, fewer than folds "
-                f"({self.folds}). Measure a larger set, or give folds={max(2, num_groups)}."
-            )
         scored = {
             IMAGE_TO_TEXT: first_answers(pairs.images, pairs.texts, subject.logit_scale, subject.device),
             TEXT_TO_IMAGE: first_answers(pairs.texts, pairs.images, subject.logit_scale, subject.device),

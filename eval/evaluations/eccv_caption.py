@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from core.errors import ConfigError, DataError
-from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Subject, Table
+from eval.evaluations.evaluation import Evaluation, Known, Measured, Need, Section, Subject, Table
 from eval.metrics import Interval, share_interval
 from eval.spread import spread
 from trainer.telemetry.names import DIRECTIONS, IMAGE_TO_TEXT, TEXT_TO_IMAGE
@@ -59,6 +60,10 @@ class ECCVCaption(Evaluation):
         """All three in both directions."""
         return tuple(_figure(direction, name) for direction in DIRECTIONS for name in FIGURES)
 
+    def expect(self, known: Known) -> None:
+        """Raise where the set lacks some of COCO's images or captions, or a file is not what it should be."""
+        self._judged(known)
+
     def measure(self, subject: Subject) -> Measured:
         """Queries are those that were judged, the gallery is COCO's: 5,000 images, 25,000 captions.
 
@@ -66,18 +71,12 @@ class ECCVCaption(Evaluation):
             DataError: the set lacks some of these, or a file is not what it should be.
         """
         assert subject.pairs is not None
-        own, gallery = self._files(), _read_ids(self._paths()[2])
-        images, texts = _rows(subject, _caption_ids(self.annotations))
-        image_ids, text_ids = sorted(gallery), sorted({text for texts in gallery.values() for text in texts})
-        self._expect_all(image_ids, images, "images")
-        self._expect_all(text_ids, texts, "captions")
-        for direction, among in ((IMAGE_TO_TEXT, image_ids), (TEXT_TO_IMAGE, text_ids)):
-            self._expect_queries(own[direction], among)
+        own, ids, rows = self._judged(subject.known)
         features = {
-            IMAGE_TO_TEXT: subject.pairs.images[[images[i] for i in image_ids]],
-            TEXT_TO_IMAGE: subject.pairs.texts[[texts[i] for i in text_ids]],
+            IMAGE_TO_TEXT: subject.pairs.images[rows[IMAGE_TO_TEXT]],
+            TEXT_TO_IMAGE: subject.pairs.texts[rows[TEXT_TO_IMAGE]],
         }
-        ids = {IMAGE_TO_TEXT: image_ids, TEXT_TO_IMAGE: text_ids}
+        image_ids, text_ids = ids[IMAGE_TO_TEXT], ids[TEXT_TO_IMAGE]
         intervals, sizes = {}, {}
         for direction, other in zip(DIRECTIONS, reversed(DIRECTIONS), strict=True):
             queries = sorted(own[direction])
@@ -89,6 +88,22 @@ class ECCVCaption(Evaluation):
                 intervals[_figure(direction, name)] = share_interval(values)
         shown = {"num_images": len(image_ids), "num_captions": len(text_ids), "queries": sizes}
         return Measured({name: interval.estimate for name, interval in intervals.items()}, intervals, shown)
+
+    def _judged(self, known: Known) -> tuple[dict[str, Ids], dict[str, list[int]], dict[str, list[int]]]:
+        """Of each direction what is right for its queries, the ids that these are among, and the rows of the ids.
+
+        Raises:
+            DataError: the set lacks some of these, or a file is not what it should be.
+        """
+        own, gallery = self._files(), _read_ids(self._paths()[2])
+        images, texts = _rows(known, _caption_ids(self.annotations))
+        image_ids, text_ids = sorted(gallery), sorted({text for texts in gallery.values() for text in texts})
+        self._expect_all(image_ids, images, "images")
+        self._expect_all(text_ids, texts, "captions")
+        for direction, among in ((IMAGE_TO_TEXT, image_ids), (TEXT_TO_IMAGE, text_ids)):
+            self._expect_queries(own[direction], among)
+        rows = {IMAGE_TO_TEXT: [images[i] for i in image_ids], TEXT_TO_IMAGE: [texts[i] for i in text_ids]}
+        return own, {IMAGE_TO_TEXT: image_ids, TEXT_TO_IMAGE: text_ids}, rows
 
     def _paths(self) -> tuple[Path, ...]:
         names = [f"eccv_{_FILES[direction]}" for direction in DIRECTIONS]
@@ -173,15 +188,16 @@ def _figures(similarity: np.ndarray, right: np.ndarray) -> tuple[float, float, f
     return (nth / rank)[is_in].sum() / len(right), is_in.sum() / len(right), float((rank == 1).any())
 
 
-def _rows(subject: Subject, caption_ids: Mapping[tuple[str, str], list[int]]) -> tuple[dict[int, int], dict[int, int]]:
+def _rows(known: Known, caption_ids: Mapping[tuple[str, str], list[int]]) -> tuple[dict[int, int], dict[int, int]]:
     """COCO's id of an image, and of a caption -> its row."""
-    assert subject.pairs is not None and subject.captions is not None and subject.shelf is not None
-    names = [subject.shelf.image_id(sample) for sample in subject.samples.tolist()]
+    assert known.captions is not None and known.shelf is not None
+    name_of = cache(known.shelf.image_id)
+    names = [name_of(sample) for sample in known.samples.tolist()]
     images = {int(name): row for row, name in enumerate(names) if name.isdecimal()}
     texts: dict[int, int] = {}
     taken: dict[tuple[str, str], int] = {}
-    for row, (sample, place) in enumerate(subject.captions.tolist()):
-        key = names[subject.pairs.image_of_text[row]], subject.shelf.text({"sample": sample, "place": place})
+    for row, (sample, place) in enumerate(known.captions().tolist()):
+        key = name_of(sample), known.shelf.text({"sample": sample, "place": place})
         nth = taken[key] = taken.get(key, -1) + 1  # an image may have a caption twice
         if nth < len(own := caption_ids.get(key, [])):
             texts[own[nth]] = row

@@ -78,6 +78,31 @@ class Prompts:
 
 
 @dataclass(frozen=True, eq=False)
+class Known:
+    """What is known of a set before its features are.
+
+    Attributes:
+        num_images: its pictures, each once.
+        labels: `(N,)` class of each, -1 where it has none; None where classes are not known.
+        classes: their names, where labels are known.
+        gallery_labels: `(G,)` of the gallery's pictures; None: the set is its own gallery.
+        num_groups: images that captions are of, or classes that they were made from; None where captions play no part.
+        samples: `(N,)` which sample of the set each picture is.
+        captions: gives `(T, 2)` sample and place of each, which may take a while; None where these play no part.
+        shelf: shows samples of the set; None while training.
+    """
+
+    num_images: int
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    gallery_labels: np.ndarray | None = None
+    num_groups: int | None = None
+    samples: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    captions: Callable[[], np.ndarray] | None = None
+    shelf: Shelf | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Subject:
     """What is known of a set that is measured; every rank has the same.
 
@@ -121,6 +146,21 @@ class Subject:
 
     def __post_init__(self) -> None:
         assert (self.pairs is None) == (self.ranks is None), "pairs and their ranks are given together"
+
+    @property
+    def known(self) -> Known:
+        """What was known before the features were."""
+        captions = self.captions
+        return Known(
+            len(self.images),
+            labels=self.labels,
+            classes=self.classes,
+            gallery_labels=self.gallery.labels if self.gallery else None,
+            num_groups=len(np.unique(self.pairs.text_groups)) if self.pairs else None,
+            samples=self.samples,
+            captions=None if captions is None else lambda: captions,
+            shelf=self.shelf,
+        )
 
     @property
     def knows(self) -> tuple[Need, ...]:
@@ -217,6 +257,13 @@ class Evaluation(ABC):
     @abstractmethod
     def measure(self, subject: Subject) -> Measured:
         """Collective: every rank calls it with the same subject. `eval.spread` deals work out over the ranks."""
+
+    def expect(self, known: Known) -> None:  # noqa: B027  (most can measure any set)
+        """Raise what will keep it from measuring such a set: asked before anything is computed, and by `measure`.
+
+        Raises:
+            DataError: there are too few pictures, classes or captions; in one sentence.
+        """
 
     def other_weights(self) -> tuple[OtherWeights, ...]:
         """What it will ask `Subject.by_weights` for, so that it is looked for before anything is computed."""

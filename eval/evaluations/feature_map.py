@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from core.errors import ConfigError, DataError
-from eval.evaluations.evaluation import Evaluation, Measured, Section, Subject
+from eval.evaluations.evaluation import Evaluation, Known, Measured, Section, Subject
 from eval.report.map_html import map_html
 from eval.report.marks import NO_CLASS, grouped
 
@@ -70,42 +71,61 @@ class FeatureMap(Evaluation):
         explained = ("feature_map/pca/explained",) if "pca" in self.methods else ()
         return (*(_trust(method) for method in self.methods), *explained)
 
+    def expect(self, known: Known) -> None:
+        """Raise where there are fewer than 8 pictures."""
+        if known.num_images < LEAST_POINTS:
+            raise DataError(
+                f"feature_map: {known.num_images} pictures are too few for a map: at least {LEAST_POINTS} are needed."
+            )
+
     def measure(self, subject: Subject) -> Measured:
         """On one rank, by one thread: the same digits whatever the number of processes and cores.
+
+        The others wait for one map at a time.
 
         Raises:
             DataError: there are fewer than 8 pictures.
         """
         from core.distributed import on_main  # with torch, which recipes do without
 
-        def by_one_thread() -> Measured:
-            from threadpoolctl import threadpool_limits
-
-            with threadpool_limits(1):  # sums of several threads round otherwise
-                return self._measure(subject)
-
-        return on_main(by_one_thread)
-
-    def _measure(self, subject: Subject) -> Measured:
+        self.expect(subject.known)
         drawn = np.random.default_rng((self.seed, self.most_points)).permutation(len(subject.images))
         drawn = drawn[: self.most_points]
+        found = {
+            method: on_main(partial(self._mapped, method, subject.images[np.sort(drawn)])) for method in self.methods
+        }
+        return on_main(lambda: self._measured(subject, drawn, found))
+
+    def _settings(self, count: int) -> tuple[float, int]:
+        """Perplexity and neighbours for so many points."""
+        return min(self.perplexity, (count - 1) / 3), min(self.num_neighbours, (count - 1) // 2)
+
+    def _mapped(self, method: str, images: np.ndarray) -> tuple[np.ndarray, float, float]:
+        """What `plane` gives, and the trustworthiness."""
+        import sklearn.manifold  # noqa: F401  (the limit holds for what is loaded by now, scipy too)
+        from threadpoolctl import threadpool_limits
+
+        perplexity, num_neighbours = self._settings(len(images))
+        with threadpool_limits(1):  # sums of several threads round otherwise
+            points, share = plane(method, images, perplexity, num_neighbours, self.seed)
+            return points, share, trustworthiness(images, points, num_neighbours)
+
+    def _measured(
+        self, subject: Subject, drawn: np.ndarray, found: Mapping[str, tuple[np.ndarray, float, float]]
+    ) -> Measured:
+        from threadpoolctl import threadpool_limits
+
         rows = np.sort(drawn)
-        if len(rows) < LEAST_POINTS:
-            raise DataError(
-                f"feature_map: {len(rows)} pictures are too few for a map: at least {LEAST_POINTS} are needed."
-            )
         images = subject.images[rows]
-        perplexity = min(self.perplexity, (len(rows) - 1) / 3)
-        num_neighbours = min(self.num_neighbours, (len(rows) - 1) // 2)
-        found = {m: plane(m, images, perplexity, num_neighbours, self.seed) for m in self.methods}
-        trust = {m: trustworthiness(images, points, num_neighbours) for m, (points, _) in found.items()}
-        figures = {_trust(method): value for method, value in trust.items()}
+        perplexity, num_neighbours = self._settings(len(rows))
+        figures = {_trust(method): trust for method, (_, _, trust) in found.items()}
         if "pca" in found:
             figures["feature_map/pca/explained"] = found["pca"][1]
-        neighbours, cosines = nearest(images, min(NEAREST, len(rows) - 1))
+        with threadpool_limits(1):
+            neighbours, cosines = nearest(images, min(NEAREST, len(rows) - 1))
         pictured = np.flatnonzero(np.isin(rows, drawn[:MOST_THUMBNAILS]))  # as random as the draw itself
         shown = {
-            "maps": {method: scaled(points).T.tolist() for method, (points, _) in found.items()},
+            "maps": {method: scaled(points).T.tolist() for method, (points, _, _) in found.items()},
             "of": len(subject.images),
             "perplexity": round(perplexity, 1),
             "num_neighbours": num_neighbours,

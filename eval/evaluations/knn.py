@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from core.errors import DataError
-from eval.evaluations.evaluation import Evaluation, Measured, Need, Subject
+from eval.evaluations.evaluation import Evaluation, Known, Measured, Need, Subject
 from eval.metrics import share_interval
 from eval.spread import spread
 from trainer.telemetry import names
@@ -35,6 +35,10 @@ class KNN(Evaluation):
     def figures(self) -> tuple[str, ...]:
         """Both accuracies."""
         return (names.KNN, names.KNN1)
+
+    def expect(self, known: Known) -> None:
+        """Raise where there is nothing to compare."""
+        expect_others(known, "k-NN")
 
     def measure(self, subject: Subject) -> Measured:
         """Of the pictures that have a class."""
@@ -71,12 +75,29 @@ class Compared:
     leave_one_out: bool
 
 
+def expect_others(known: Known, what: str) -> None:
+    """Raise where no picture has a class, or there is no other to compare it with.
+
+    Raises:
+        DataError: so it is; the sentence begins with `what`.
+    """
+    assert known.labels is not None
+    num_images = int((known.labels >= 0).sum())
+    num_others = num_images - 1 if known.gallery_labels is None else len(known.gallery_labels)
+    if num_others < 1 or not num_images:
+        raise DataError(
+            f"{what}: {num_images} pictures with a class and {max(0, num_others)} others to compare them with: "
+            "at least 1 of each is needed. Label more samples (`shardclip column labels`)."
+        )
+
+
 def compared(subject: Subject, what: str) -> Compared:
     """What of a subject has a class, and its gallery, which may be itself.
 
     Raises:
         DataError: there is nothing to compare; the sentence begins with `what`.
     """
+    expect_others(subject.known, what)
     assert subject.labels is not None
     has_class = subject.labels >= 0
     images, labels = subject.images[has_class], subject.labels[has_class]
@@ -87,12 +108,6 @@ def compared(subject: Subject, what: str) -> Compared:
         if subject.gallery is None
         else (subject.gallery.images, subject.gallery.labels, subject.gallery.samples)
     )
-    num_others = max(0, len(gallery) - own_gallery)
-    if num_others < 1 or not len(images):
-        raise DataError(
-            f"{what}: {len(images)} pictures with a class and {num_others} others to compare them with: "
-            "at least 1 of each is needed. Label more samples (`shardclip column labels`)."
-        )
     return Compared((images, labels, gallery, gallery_labels), samples, gallery_samples, own_gallery)
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from core.errors import ConfigError, DataError
-from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Subject
-from eval.evaluations.knn import compared
+from eval.by_class import at_most, held_out, stratified_parts
+from eval.evaluations.evaluation import Evaluation, Known, Measured, Need, Section, Subject
+from eval.evaluations.knn import Compared, compared, expect_others
 from eval.metrics import mean_over_classes, share_interval
 from trainer.telemetry import names
 
@@ -29,6 +33,9 @@ TOLERANCE = 1e-6  # of the gradient's largest component
 _MOST_CELLS = 2**25  # features and logits; beyond, scikit-learn's float64 copies take more than a gigabyte
 _SAME = 1e-4  # logits closer than this are equal: a fit ends before it tells them apart
 _FRAMED = 65536  # rows at a time
+_PER_SECOND = 5e9  # float64 products and sums, of one thread: scikit-learn's fits of 8,000 x 512 to 100 classes
+_LONG_S = 300.0
+_NAME = "linear probe"
 _COLLAPSED = 1e-10  # mean square distance of unit features from their mean: below it there is rounding alone
 
 Fit = Callable[[np.ndarray, np.ndarray, int, float, "Fitted | None"], "Fitted"]
@@ -41,7 +48,7 @@ class LinearProbe(Evaluation):
     Attributes:
         solver: sklearn: scikit-learn's L-BFGS on the CPU; torch: that of torch, in blocks on the evaluation's device;
             auto: sklearn up to 2^25 numbers of features and logits, torch beyond.
-        most_images: training pictures at most, drawn once and for all.
+        most_images: training pictures at most, drawn once and for all: of every class like shares, but at least two.
         num_folds: where there is no gallery: parts of the set, each classified by what the others taught.
         most_iterations: of a fit.
     """
@@ -68,11 +75,36 @@ class LinearProbe(Evaluation):
         """Accuracy over pictures, and as the mean over classes."""
         return (names.LINEAR_PROBE, names.LINEAR_PROBE_BY_CLASS)
 
-    def measure(self, subject: Subject) -> Measured:
-        """On rank 0, for all."""
-        from core.distributed import on_main  # with torch, which recipes do without
+    def expect(self, known: Known) -> None:
+        """Raise where nothing can be learned from so few pictures or classes, or not of some class."""
+        expect_others(known, _NAME)
+        assert known.labels is not None
+        labels, is_own = known.labels[known.labels >= 0], known.gallery_labels is None
+        self._splits(labels, labels if known.gallery_labels is None else known.gallery_labels, is_own, known.classes)
 
-        return on_main(lambda: self._measure(subject))
+    def measure(self, subject: Subject) -> Measured:
+        """Probes of folds are dealt out over the ranks, which meet after every fit: none waits for longer than one.
+
+        A fit has one thread: the digits are the same whatever the number of processes and cores.
+        """
+        from core.distributed import act_together, gather_objects, rank, world_size  # with torch: not for recipes
+
+        found = compared(subject, _NAME)
+        splits = self._splits(found.sides[1], found.sides[3], found.leave_one_out, subject.classes)
+        self._announce(found, splits, subject)
+        learned: list[Learned] = []
+        with _one_thread_of_torch():
+            for start in range(0, len(splits), world_size()):
+                own = splits[start + rank() : start + rank() + 1]  # in the last round, of some ranks none
+                steps = self._learn(found, *own[0], subject.device) if own else repeat(None)
+                last = None
+                for _ in range(_num_fits()):
+                    last = act_together(partial(next, steps))
+                learned += [each for each in gather_objects(last) if each is not None]
+        is_right = np.zeros(len(found.sides[0]), dtype=bool)
+        for (_, measured), each in zip(splits, learned, strict=True):
+            is_right[measured] = each.is_right
+        return _measured(is_right, found.sides[1], learned, found.leave_one_out, subject.classes)
 
     @staticmethod
     def section(part: Mapping[str, Any]) -> Section:
@@ -112,48 +144,80 @@ class LinearProbe(Evaluation):
             "by_class": class_bars("Linear probe by class", note, shares, whole, theme),
         }
 
-    def _measure(self, subject: Subject) -> Measured:
-        found = compared(subject, "linear probe")
-        images, labels, gallery, gallery_labels = found.sides
-        _expect_classes(labels, gallery_labels, found.leave_one_out, subject.classes)
-        if found.leave_one_out:
-            folds = stratified_parts(labels, self.num_folds, seed=6)
-            probes = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(self.num_folds)]
-        else:
-            probes = [(np.arange(len(gallery)), np.arange(len(images)))]
-        is_right = np.zeros(len(images), dtype=bool)
-        learned = []
-        for training, measured in probes:
-            if not len(measured):
-                continue
-            training = _at_most(training, self.most_images)
-            probe = self._learn(gallery[training], gallery_labels[training], subject.device)
-            is_right[measured] = probe.is_right(images[measured], labels[measured])
-            learned.append(probe)
-        return _measured(is_right, labels, learned, found.leave_one_out, subject.classes)
+    def _splits(
+        self, labels: np.ndarray, gallery_labels: np.ndarray, by_folds: bool, classes: Sequence[str]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each probe the rows of the gallery that teach it, and the rows that it is measured by.
 
-    def _learn(self, features: np.ndarray, labels: np.ndarray, device: str) -> Probe:
-        """Choose the regulariser by a held-out part, and fit all with it."""
-        present, targets = np.unique(labels, return_inverse=True)
+        Raises:
+            DataError: nothing can be learned from so few pictures or classes, or not of some class.
+        """
+        _expect_classes(labels, gallery_labels, by_folds, classes)
+        if by_folds:
+            folds = stratified_parts(labels, self.num_folds, seed=6)
+            splits = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
+        else:
+            splits = [(np.arange(len(gallery_labels)), np.arange(len(labels)))]
+        splits = [
+            (at_most(training, gallery_labels, self.most_images, _NAME), measured) for training, measured in splits
+        ]
+        if any(np.bincount(gallery_labels[training]).max() < 2 for training, _ in splits):
+            raise DataError(
+                "linear probe: no class has 2 pictures to learn from, so the regulariser cannot be chosen by some that "
+                "are held out. Label more pictures, or leave the linear probe out."
+            )
+        return splits
+
+    def _learn(
+        self, found: Compared, training: np.ndarray, measured: np.ndarray, device: str
+    ) -> Iterator[Learned | None]:
+        """Choose the regulariser by a held-out part, and fit all with it: a fit at each step, the last gives the rest.
+
+        Args:
+            training, measured: rows of the gallery that teach, and of the pictures that are classified.
+        """
+        images, labels, gallery, gallery_labels = found.sides
+        features, (present, targets) = gallery[training], np.unique(gallery_labels[training], return_inverse=True)
         centre, scale = _frame(features)
-        features = features - centre
+        features -= centre
         features *= scale
-        fit = self._solver(len(features) * (features.shape[1] + len(present)), device)
+        fit = self._solver(features.size + len(features) * len(present), device)
         is_held_out = held_out(targets, HELD_OUT, seed=7)
-        fitted: Fitted | None = None
-        accuracies, fits = [], []
+        fits: list[Fitted] = []
+        accuracies = []
         part, part_targets = features[~is_held_out], targets[~is_held_out]
         for decay in REGULARISERS:
-            fitted = fit(part, part_targets, len(present), decay, fitted)
-            accuracies.append(float(np.mean(wins(fitted.scores(features[is_held_out]), targets[is_held_out]))))
-            fits.append(fitted)
-        decay = REGULARISERS[int(np.argmax(accuracies))]
+            fits.append(fit(part, part_targets, len(present), decay, fits[-1] if fits else None))
+            accuracies.append(float(np.mean(wins(fits[-1].scores(features[is_held_out]), targets[is_held_out]))))
+            yield None
+        best = int(np.argmax(accuracies))
         # Never all of a class were held out: the classes are the same.
-        whole = fit(features, targets, len(present), decay, fits[int(np.argmax(accuracies))])
-        return Probe(whole, present, centre, scale, decay, accuracies, len(features), [*fits, whole])
+        whole = fit(features, targets, len(present), REGULARISERS[best], fits[best])
+        is_right = Probe(whole, present, centre, scale).is_right(images[measured], labels[measured])
+        spent = [(each.iterations, each.converged) for each in (*fits, whole)]
+        yield Learned(is_right, REGULARISERS[best], accuracies, len(training), spent)
+
+    def _announce(self, found: Compared, splits: Sequence[tuple[np.ndarray, np.ndarray]], subject: Subject) -> None:
+        """Say, before it begins, that a fit may last long: the other processes wait for it."""
+        from core.distributed import is_main
+
+        num_training = max(len(training) for training, _ in splits)
+        width, num_classes = found.sides[2].shape[1], len(np.unique(found.sides[3]))
+        most_s = 4.0 * num_training * width * num_classes * self.most_iterations / _PER_SECOND
+        is_on_gpu = subject.device != "cpu" and self._is_by_torch(num_training * (width + num_classes))
+        if is_main() and most_s > _LONG_S and not is_on_gpu:
+            subject.say(
+                f"linear_probe: {_num_fits() * len(splits)} fits of {num_training:,} pictures x {width:,} numbers to "
+                f"{num_classes:,} classes. One that needs all {self.most_iterations:,} iterations takes about "
+                f"{most_s / 60:.0f} minutes; other processes wait for timeout_s while training, and for 30 minutes in "
+                "`shardclip eval`. Lower most_images or most_iterations if that is too long."
+            )
+
+    def _is_by_torch(self, cells: int) -> bool:
+        return self.solver == "torch" or (self.solver == "auto" and cells > _MOST_CELLS)
 
     def _solver(self, cells: int, device: str) -> Fit:
-        if self.solver == "sklearn" or (self.solver == "auto" and cells <= _MOST_CELLS):
+        if not self._is_by_torch(cells):
             return lambda features, labels, num_classes, decay, start: fit_with_sklearn(
                 features, labels, num_classes, decay, start, most_iterations=self.most_iterations, tolerance=TOLERANCE
             )
@@ -167,22 +231,12 @@ class LinearProbe(Evaluation):
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A classifier, and how it was chosen.
-
-    Attributes:
-        fitted: of features less `centre`, times `scale`, for the classes in `present`.
-        held_out: accuracy of each regulariser of the grid.
-        fits: all that were made on the way.
-    """
+    """A classifier of features less `centre`, times `scale`, for the classes in `present`."""
 
     fitted: Fitted
     present: np.ndarray
     centre: np.ndarray
     scale: float
-    decay: float
-    held_out: list[float]
-    num_training: int
-    fits: list[Fitted]
 
     def is_right(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """`(N,)` bool of images `(N, D)`; a class that was not learned is never right."""
@@ -191,6 +245,23 @@ class Probe:
         parts = [slice(start, start + rows) for start in range(0, len(images), rows)]
         best = [wins(self.fitted.scores((images[part] - self.centre) * self.scale), own[part]) for part in parts]
         return np.concatenate(best) & (self.present[own] == labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What a probe found.
+
+    Attributes:
+        is_right: `(n,)` bool of the pictures that it measured.
+        held_out: accuracy of each regulariser of the grid.
+        fits: iterations of each fit on the way, and whether it converged.
+    """
+
+    is_right: np.ndarray
+    decay: float
+    held_out: list[float]
+    num_training: int
+    fits: list[tuple[int, bool]]
 
 
 def fit_with_sklearn(
@@ -206,6 +277,7 @@ def fit_with_sklearn(
     """The same optimum as `eval.logistic_regression.fit`, by scikit-learn's LogisticRegression in float64."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     from eval.logistic_regression import Fitted
 
@@ -217,7 +289,8 @@ def fit_with_sklearn(
     if start is not None:
         model.coef_ = start.weights if num_classes > 2 else start.weights[1:] - start.weights[:1]
         model.intercept_ = start.intercepts if num_classes > 2 else start.intercepts[1:] - start.intercepts[:1]
-    with warnings.catch_warnings():
+    # The limit holds for libraries that are loaded by now: scikit-learn's and scipy's are.
+    with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the report says so
         model.fit(features.astype(np.float64), labels)
     weights, intercepts = model.coef_, model.intercept_
@@ -227,6 +300,19 @@ def fit_with_sklearn(
     return Fitted(weights, intercepts - intercepts.mean(), iterations, iterations < most_iterations)
 
 
+@contextmanager
+def _one_thread_of_torch() -> Iterator[None]:
+    """Sums of several threads round otherwise, and a fit that ends by a tolerance shows it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def wins(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """`(N,)` bool: whether the score of the own class `(N, K)` is above all others; equal ones are not right."""
     others = scores.copy()
@@ -234,45 +320,6 @@ def wins(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     others[own] = -np.inf
     is_best: np.ndarray = scores[own] > others.max(axis=1) + _SAME
     return is_best
-
-
-def stratified_parts(labels: np.ndarray, num_parts: int, seed: int) -> np.ndarray:
-    """`(N,)` which part each picture is in: those of a class are dealt out in turn, one class after another."""
-    parts = np.empty(len(labels), dtype=np.int64)
-    parts[_drawn_by_class(labels, seed)] = np.arange(len(labels)) % num_parts
-    return parts
-
-
-def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """`(N,)` bool: a share of the pictures of every class, at least one where there are two, and never all.
-
-    Raises:
-        DataError: no class has two.
-    """
-    counts = np.bincount(labels)
-    if counts.max() < 2:
-        raise DataError(
-            "linear probe: no class has 2 pictures to learn from, so the regulariser cannot be chosen by some that are "
-            "held out. Label more pictures, or leave the linear probe out."
-        )
-    order = _drawn_by_class(labels, seed)
-    nth = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[order]]  # of its class
-    wanted = np.where(counts < 2, 0, np.maximum(1, np.round(share * counts)))
-    is_held_out = np.empty(len(labels), dtype=bool)
-    is_held_out[order] = nth < wanted[labels[order]]
-    return is_held_out
-
-
-def _drawn_by_class(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Rows in random order, one class after another."""
-    order = np.random.default_rng(seed).permutation(len(labels))
-    return order[np.argsort(labels[order], kind="stable")]
-
-
-def _at_most(rows: np.ndarray, most: int) -> np.ndarray:
-    if len(rows) <= most:
-        return rows
-    return np.sort(np.random.default_rng((8, most)).permutation(rows)[:most])
 
 
 def _frame(features: np.ndarray) -> tuple[np.ndarray, float]:
@@ -304,12 +351,12 @@ def _expect_classes(labels: np.ndarray, gallery_labels: np.ndarray, is_own: bool
 
 
 def _measured(
-    is_right: np.ndarray, labels: np.ndarray, learned: Sequence[Probe], by_folds: bool, classes: Sequence[str]
+    is_right: np.ndarray, labels: np.ndarray, learned: Sequence[Learned], by_folds: bool, classes: Sequence[str]
 ) -> Measured:
     counts = np.bincount(labels)
     shares = np.bincount(labels, is_right) / np.maximum(counts, 1)
     accuracy, (by_class, interval) = share_interval(is_right), mean_over_classes(is_right, labels)
-    fits = [fit for probe in learned for fit in probe.fits]
+    fits = [each for probe in learned for each in probe.fits]
     return Measured(
         {names.LINEAR_PROBE: accuracy.estimate, names.LINEAR_PROBE_BY_CLASS: by_class},
         {names.LINEAR_PROBE: accuracy, **({names.LINEAR_PROBE_BY_CLASS: interval} if interval else {})},
@@ -324,8 +371,8 @@ def _measured(
                 "chosen": sorted({probe.decay for probe in learned}, reverse=True),
             },
             "num_fits": len(fits),
-            "num_unconverged": sum(not fit.converged for fit in fits),
-            "most_iterations": max(fit.iterations for fit in fits),
+            "num_unconverged": sum(not converged for _, converged in fits),
+            "most_iterations": max(iterations for iterations, _ in fits),
             "classes": [
                 {
                     "class": _called(int(label), classes),
@@ -337,6 +384,11 @@ def _measured(
         },
         of_each={names.LINEAR_PROBE: is_right},
     )
+
+
+def _num_fits() -> int:
+    """Of a probe: one for each regulariser, and one of all its pictures."""
+    return len(REGULARISERS) + 1
 
 
 def _called(label: int, classes: Sequence[str]) -> str:

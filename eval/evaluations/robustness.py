@@ -15,8 +15,8 @@ import numpy as np
 
 from core.errors import ConfigError, did_you_mean
 from eval.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Subject, Table
-from eval.evaluations.knn import pictures_are_right
+from eval.evaluations.evaluation import Evaluation, Known, Measured, Need, Section, Subject, Table
+from eval.evaluations.knn import expect_others, pictures_are_right
 from eval.evaluations.zero_shot import rank_classes
 from eval.metrics import Interval, group_sums, never_certain, percentile_interval, resampled_sums
 from trainer.telemetry import names
@@ -245,6 +245,10 @@ class ClassRobustness(UnderCorruptions):
     retained: ClassVar[str] = names.RETAINED_KNN
     drawn: ClassVar[str] = "accuracy"
     curves: ClassVar[Mapping[str, str]] = {names.KNN: "k-NN", names.ZERO_SHOT: "zero-shot"}
+
+    def expect(self, known: Known) -> None:
+        """Raise where there is nothing to compare."""
+        expect_others(known, "k-NN")
 
     @staticmethod
     def scores(subject: Subject, images: np.ndarray) -> Scores:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from core.errors import ConfigError
-from eval.evaluations.evaluation import Evaluation, Measured, Need, Section, Shelf, Subject, Table
-from eval.evaluations.knn import SAME, Compared, compared
+from eval.evaluations.evaluation import Evaluation, Known, Measured, Need, Section, Shelf, Subject, Table
+from eval.evaluations.knn import SAME, Compared, compared, expect_others
 from eval.metrics import share_interval
 from eval.spread import spread
 from trainer.telemetry import names
@@ -60,6 +60,10 @@ class SameClass(Evaluation):
     def figures(self) -> tuple[str, ...]:
         """Precision at 1, 5 and 10, and mAP@10."""
         return (*(names.same_class_precision(k) for k in PRECISION_KS), names.SAME_CLASS_MAP)
+
+    def expect(self, known: Known) -> None:
+        """Raise where there is nothing to compare."""
+        expect_others(known, "same-class retrieval")
 
     def measure(self, subject: Subject) -> Measured:
         """Of the pictures that have a class."""

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from core import distributed
+from core.errors import DataError
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -105,3 +106,31 @@ def act_alike() -> int:
 def test_each_rank_keeps_the_result_of_its_own_share() -> None:
     assert gloo.run(2, act_alike) == [0, 1]
     assert act_alike() == 0
+
+
+def say_twice() -> tuple[bool, bool]:
+    return distributed.is_first_to_say("one sentence"), distributed.is_first_to_say(f"of rank {distributed.rank()}")
+
+
+def test_a_sentence_is_said_by_one_process_whichever_has_it() -> None:
+    said = gloo.run(2, say_twice)
+    assert sorted(same for same, _ in said) == [False, True] and all(own for _, own in said)
+    assert say_twice() == (True, True)
+
+
+def fail_on_main(kind: type[Exception]) -> str:
+    def act() -> None:
+        raise kind("planted")
+
+    try:
+        distributed.on_main(act)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def test_an_error_of_the_main_rank_is_raised_on_all_whatever_it_is() -> None:
+    assert gloo.run(2, fail_on_main, DataError) == ["DataError: planted"] * 2
+    others = "DistributedError: Rank 0 could not do its share: ZeroDivisionError: planted"
+    assert gloo.run(2, fail_on_main, ZeroDivisionError) == ["ZeroDivisionError: planted", others]
+    assert fail_on_main(ZeroDivisionError) == "ZeroDivisionError: planted"

@@ -60,16 +60,26 @@ def load_pictures(path):
         return file.get_tensor("images")
 
 
-@pytest.mark.slow
-def test_the_command_starts_as_many_processes_as_it_is_told(run_dir, shards, tmp_path):
+def command_of(run_dir, shards, tmp_path):
+    """`shardclip eval` of two processes."""
     recipe = tmp_path / "eval.yaml"
     recipe.write_text(
         f"checkpoint: {run_dir}\nshards: {shards}\nout: {tmp_path / 'out'}\nnum_workers: 0\ndevice: cpu\n"
     )
-    command = [sys.executable, "-m", "launch.cli", "eval", str(recipe), "--processes", "2"]
+    return [sys.executable, "-m", "launch.cli", "eval", str(recipe), "--processes", "2"]
+
+
+@pytest.mark.slow
+def test_the_command_starts_as_many_processes_as_it_is_told(run_dir, shards, tmp_path):
+    command = command_of(run_dir, shards, tmp_path)
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("protocol: full gallery") == 1  # the first one speaks
     assert json.loads((tmp_path / "out/results.json").read_text())["figures"]
-    wrong = subprocess.run([*command, "labelled_shards=" + shards], capture_output=True, text=True, timeout=300)
-    assert wrong.returncode == 2 and "has no class labels" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+def test_a_mistake_that_every_process_meets_is_said_once(run_dir, shards, tmp_path):
+    command = [*command_of(run_dir, shards, tmp_path), "labelled_shards=" + shards]
+    wrong = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
+    assert wrong.stderr.count("has no class labels") == 1

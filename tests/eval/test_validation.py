@@ -11,12 +11,17 @@ from pixel_model import PixelModel, normalize, pixels_of
 from shard_sets import make_shard_set
 
 from core.config import Choice
-from core.errors import ConfigError
+from core.errors import ConfigError, DataError
 from core.shard_set import ShardSet
+from eval.evaluations.evaluation import Subject
 from eval.evaluations.knn import knn_is_right
+from eval.features import Pictures
+from eval.gallery import GallerySource, joint_classes
+from eval.known import known_of
+from eval.labels import labels_of
 from eval.metrics import summarise
 from eval.ranks import retrieval_ranks
-from eval.validation import make_validation
+from eval.validation import Validating, make_validation
 from trainer.config import DataConfig, TrainConfig
 
 
@@ -44,6 +49,7 @@ def labelled(folder, count, classes=("cat", "dog"), **options):
     return url, labels
 
 
+CATTLE = ("cat", "dog", "cow")
 PICTURES_ALONE = {"objective": Choice("nt_xent")}
 
 
@@ -111,6 +117,27 @@ def test_captions_and_classes_are_both_measured_where_the_best_is_named_by_class
     assert score == -metrics["val/loss"] and "val/knn/accuracy" not in metrics
 
 
+def test_a_gallery_is_read_where_something_due_looks_there(tmp_path, monkeypatch):
+    (val, _), (train, _) = labelled(tmp_path / "val", 12), labelled(tmp_path / "train", 20, seed=1, source="train")
+    config = TrainConfig(
+        run_dir=tmp_path / "run", data=DataConfig((train,), (val,), num_workers=0), global_batch_size=6,
+        evaluations=(Choice("same_class", {"every": 3}), Choice("modality_gap")),
+    )  # fmt: skip
+    sets = ShardSet.open(val), ShardSet.open(train)
+    validation = make_validation(*sets, normalize, config.build_objective(), config, Accelerator(cpu=True))
+    read, extract = [], Validating._extract_gallery
+    monkeypatch.setattr(Validating, "_extract_gallery", lambda *given: read.append(given) or extract(*given))
+    for nth in (1, 2):
+        metrics = validation(PixelModel(), nth, nth).metrics
+        assert not read and "val/modality_gap/distance" in metrics
+        assert not [name for name in metrics if "knn" in name or "same_class" in name]
+    metrics = validation(PixelModel(), 3, 3).metrics
+    assert len(read) == 1 and "val/same_class/map@10" in metrics
+    assert not [name for name in metrics if "knn" in name]  # which nobody asked for
+    metrics, _, _ = validate(val, train, tmp_path / "run", evaluations=(Choice("knn"), Choice("same_class")))
+    assert "val/knn/accuracy" in metrics
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
@@ -119,10 +146,72 @@ def test_captions_and_classes_are_both_measured_where_the_best_is_named_by_class
             "measures no 'val/image_to_text/recal@1'. Did you mean 'val/image_to_",
         ),
         ({"best_by": "val/knn/accuracy"}, "has no class labels, and a run of infonce is followed by val/knn/accuracy"),
+        (
+            {"evaluations": (Choice("retrieval", {"every": 2}),)},
+            "best_by is auto, and 'retrieval' is measured at every 2",
+        ),
         (PICTURES_ALONE, "has no class labels, and a run of nt_xent compares no captions.*or set data.val=\\[\\]"),
     ],
 )
 def test_what_cannot_be_measured_is_said_before_the_first_step(tmp_path, settings, sentence):
     url = make_shard_set(tmp_path / "val", 4)
     with pytest.raises(ConfigError, match=sentence):
-        validate(url, url, tmp_path / "run", **settings)
+        validate(url, url, tmp_path / "run", times=0, **settings)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "sentence"),
+    [
+        (Choice("calibration", {"folds": 30}), "captions are of 12 different images or classes, fewer than folds"),
+        ("linear_probe", r"class cow has 1 picture, which cannot be learned from and measured"),
+        (Choice("linear_probe", {"num_folds": 3}), "class cow has 1 picture"),
+        ("feature_map", "5 pictures are too few for a map"),
+    ],
+)
+def test_a_set_that_is_too_small_for_an_evaluation_is_named_before_the_first_step(tmp_path, evaluation, sentence):
+    url = make_shard_set(tmp_path / "val", 5 if evaluation == "feature_map" else 12, num_captions=2)
+    add_column(url, "labels", np.array([0, 1] * 5 + [2, -1])[: len(ShardSet.open(url))].astype("<i4"), classes=CATTLE)
+    listed = evaluation if isinstance(evaluation, Choice) else Choice(evaluation)
+    with pytest.raises(DataError, match=sentence):
+        validate(url, url, tmp_path / "run", times=0, evaluations=(listed,))
+
+
+def test_a_gallery_that_lacks_a_class_is_named_before_the_first_step(tmp_path):
+    val, _ = labelled(tmp_path / "val", 12)
+    train, _ = labelled(tmp_path / "train", 12, classes=("dog", "cow"), seed=1, source="train")
+    with pytest.raises(DataError, match="class cat has no picture in the training set"):
+        validate(val, train, tmp_path / "run", times=0, evaluations=(Choice("linear_probe"),))
+
+
+def test_one_picture_with_a_class_has_no_neighbours_and_that_is_named_before_the_first_step(tmp_path):
+    url = make_shard_set(tmp_path / "val", 6)
+    add_column(url, "labels", np.array([0, -1, -1, -1, -1, -1], "<i4"), classes=("cat",))
+    with pytest.raises(DataError, match="k-NN: 1 pictures with a class and 0 others to compare them with"):
+        validate(url, url, tmp_path / "run", times=0, **PICTURES_ALONE)
+
+
+def test_what_is_known_before_the_features_is_what_is_known_with_them(tmp_path):
+    """Two sets show the same images, and the training set names its classes in another order."""
+    val = [labelled(tmp_path / name, count, source="val")[0] for name, count in (("a", 5), ("b", 7))]
+    train, _ = labelled(tmp_path / "train", 20, classes=("dog", "cat", "cow"), seed=1, source="train")
+    sets = ShardSet.open(val), ShardSet.open(train)
+    labels, of_train = map(labels_of, sets)
+    gallery = GallerySource.of(sets[1], of_train, sets[0])
+    early = known_of(sets[0], labels, gallery, compares_text=True)
+    found = pixels_of(val)
+    classes = joint_classes(labels, gallery)
+    pictures = Pictures(pixels_of(train).features.images[gallery.samples], gallery.samples)
+    late = Subject(
+        found.features.images,
+        samples=found.samples,
+        labels=labels.among(classes)[found.samples],
+        classes=classes,
+        pairs=found.features,
+        captions=found.captions,
+        ranks=retrieval_ranks(found.features),
+        gallery=gallery.gallery(pictures, classes),
+    ).known
+    assert (early.num_images, early.num_groups, early.classes) == (7, 7, late.classes) and late.num_images == 7
+    for name in ("labels", "gallery_labels", "samples"):
+        np.testing.assert_array_equal(getattr(early, name), getattr(late, name))
+    np.testing.assert_array_equal(early.captions(), late.captions())

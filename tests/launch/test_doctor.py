@@ -67,7 +67,7 @@ def test_an_objective_of_pictures_alone_is_not_asked_for_captions(folder: Path) 
     assert {f.level for f in findings} == {"ok"}
     said = " ".join(f.what for f in findings)
     assert "caption" not in said and "validation measures val/knn/accuracy, val/knn1/accuracy" in said
-    assert "k-NN looks among 24 of 24 labelled training samples" in said
+    assert "k-NN: among 24 of 24 labelled training samples" in said
 
 
 def test_a_validation_that_measures_nothing_is_refused_and_an_absent_one_is_a_warning(folder: Path) -> None:
@@ -80,6 +80,9 @@ def test_a_validation_that_measures_nothing_is_refused_and_an_absent_one_is_a_wa
     assert "recall is not followed" in finding.repair
     unlabelled = config_of(folder, data={"train": bare}, global_batch_size=4)
     assert [f.level for f in check_validation(Examined(unlabelled, 1))] == ["ok", "warning"]
+    small = config_of(folder, "infonce", evaluations=[{"name": "calibration", "folds": 30}])
+    (finding,) = findings_of(check_validation, Examined(small, 1))
+    assert finding.level == "error" and "of 12 different images or classes, fewer than folds (30)" in finding.what
     with pytest.raises(ConfigError, match="best_by: validation measures no 'val/los'. Did you mean 'val/loss'"):
         list(check_validation(Examined(config_of(folder, "infonce", best_by="val/los"), 1)))
 

@@ -146,6 +146,8 @@ def test_a_set_that_lacks_test_images_is_refused_with_the_way_out(tmp_path: Path
     evaluation = ECCVCaption(tmp_path, tmp_path / "captions.json")
     with pytest.raises(DataError, match=r"of 28 images .* lacks 8 \(ids 1020, 1021, 1022\).*Karpathy's test split"):
         evaluation.measure(fewer)
+    with pytest.raises(DataError, match="lacks 8"):
+        evaluation.expect(fewer.known)  # before there are features
     (tmp_path / "captions.json").write_text(json.dumps({"annotations": []}))
     with pytest.raises(DataError, match=r"of 140 captions .* lacks 140"):
         evaluation.measure(whole)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -240,3 +241,23 @@ def test_ten_thousand_points_with_long_captions_stay_small():
     }  # fmt: skip
     notes = dict.fromkeys(part["maps"], "")
     assert 1e6 < len(map_html(part, notes, notes)) < 2.5e6
+
+
+def mapped_slowly():
+    """Where a collective waits for 3 s, and all maps take 5."""
+    import sklearn.manifold  # noqa: F401  (now, and not for the first map)
+
+    gloo.wait_at_most(3)
+
+    def slow(method, images, *settings):
+        time.sleep(1.7)
+        return images[:, :2], 0.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feature_map, "plane", slow)
+        return dict(FeatureMap().measure(subject_of()).figures)
+
+
+def test_processes_wait_for_one_map_at_a_time():
+    first, second = gloo.run(2, mapped_slowly)
+    assert first == second and len(first) == 4

@@ -1,19 +1,21 @@
 """The linear probe against scikit-learn and its own gradient; what it learns from; bad input; any number of ranks."""
 
+import time
+
 import gloo
 import numpy as np
 import pytest
+import torch
 
 from core.config import Choice
 from core.errors import ConfigError, DataError
+from eval.by_class import at_most, held_out, stratified_parts
 from eval.evaluations import chosen
 from eval.evaluations.evaluation import Gallery, Subject
 from eval.evaluations.linear_probe import (
     REGULARISERS,
     LinearProbe,
     fit_with_sklearn,
-    held_out,
-    stratified_parts,
     wins,
 )
 from eval.logistic_regression import fit
@@ -133,6 +135,28 @@ def test_at_most_so_many_pictures_teach():
     assert LinearProbe(most_images=50).measure(subject).shown["num_training"] == 50
 
 
+@pytest.mark.parametrize("most", [10, 21, 150])
+def test_those_that_teach_are_drawn_by_class(most):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [1, 2, 37, 160]))
+    rows = np.flatnonzero(np.arange(200) % 10)  # some of them
+    drawn = at_most(rows, labels, most, "probe")
+    assert len(drawn) == most and set(drawn) <= set(rows.tolist()) and len(set(drawn)) == most
+    there, taken = np.bincount(labels[rows], minlength=4), np.bincount(labels[drawn], minlength=4)
+    assert (taken >= np.minimum(there, 2)).all()
+    np.testing.assert_allclose(taken[2:], most * there[2:] / len(rows), atol=4)  # the small ones take some
+    assert not np.array_equal(drawn, rows[: len(drawn)]) and np.array_equal(at_most(rows, labels, most, "probe"), drawn)
+    assert np.array_equal(at_most(rows, labels, len(rows), "probe"), rows)
+
+
+@pytest.mark.parametrize("solver", ["sklearn", "torch"])
+def test_a_rare_class_is_learned_from_few_pictures_too(solver):
+    labels = np.array([0] * 197 + [1] * 3)
+    images = pictures(200, 2, 0)[0]
+    subject = Subject(images[-20:], labels[-20:], gallery=Gallery(images, labels, np.arange(200)), classes=("a", "b"))
+    measured = LinearProbe(solver=solver, most_images=10).measure(subject)
+    assert measured.shown["num_training"] == 10
+
+
 def test_bad_input_is_named():
     images, labels = pictures(20, 2, 0)
     subjects = {
@@ -147,10 +171,13 @@ def test_bad_input_is_named():
             images, labels, gallery=Gallery(images[:2], labels[:2], labels[:2])
         ),
         "no class has 2 pictures to learn from, so": Subject(images[:4], labels[:4]),  # by folds: one of each
+        r"most_images is 15, and of 10 classes 2 pictures each are needed to learn from. Set most_images=20": Subject(
+            images, labels, gallery=Gallery(np.tile(images, (2, 1)), np.arange(40) % 10, np.arange(40))
+        ),
     }
     for said, subject in subjects.items():
         with pytest.raises(DataError, match=said):
-            LinearProbe(num_folds=2).measure(subject)
+            LinearProbe(num_folds=2, most_images=15).measure(subject)
     with pytest.raises(ConfigError, match="num_folds is 1: at least 2"):
         chosen([Choice("linear_probe", {"num_folds": 1})])
 
@@ -173,3 +200,59 @@ def test_any_number_of_processes_gives_the_same_digits(num_processes):
     alone = measured_here()
     for found in gloo.run(num_processes, measured_here):
         assert found == alone
+
+
+@pytest.mark.parametrize("solver", ["sklearn", "torch"])
+def test_any_number_of_threads_gives_the_same_digits(solver, monkeypatch):
+    """The launcher gives each of several processes fewer; where a long fit ends by a tolerance, rounding shows."""
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    monkeypatch.setattr("eval.evaluations.linear_probe.REGULARISERS", (1e-6,))
+    images, labels = pictures(1500, 10, 0, spread=40.0, width=256)
+    subject = Subject(images[:100], labels[:100], gallery=Gallery(images, labels, labels))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with threadpoolctl.threadpool_limits(threads):
+                measured = LinearProbe(solver=solver).measure(subject)
+            found.append((measured.figures, measured.shown))
+            assert torch.get_num_threads() == threads  # afterwards as it was
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] and found[0][1]["most_iterations"] > 200
+
+
+def measured_by_slow_fits(by_folds, seconds):
+    """Where a collective waits for 3 s; how many fits this process made, and how many there were."""
+    import sklearn.linear_model  # noqa: F401  (now, and not in the first fit)
+
+    gloo.wait_at_most(3)
+    made = []
+
+    def slow(*given, **more):
+        made.append(time.sleep(seconds))
+        return fit_with_sklearn(*given, **more)
+
+    images, labels = pictures(60, 3, 0)
+    gallery = None if by_folds else Gallery(images, labels, labels)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eval.evaluations.linear_probe.fit_with_sklearn", slow)
+        measured = LinearProbe(num_folds=3).measure(Subject(images, labels, gallery=gallery))
+    return len(made), measured.shown["num_fits"]
+
+
+def test_processes_wait_for_one_fit_at_a_time_and_share_those_of_folds():
+    assert gloo.run(2, measured_by_slow_fits, False, 0.7) == [(7, 7), (0, 7)]
+    assert gloo.run(2, measured_by_slow_fits, True, 0) == [(14, 21), (7, 21)]
+
+
+def test_fits_that_may_last_long_are_announced():
+    said = []
+    images, labels = pictures(60, 3, 0)
+    for most_iterations in (1000, 1_000_000_000):
+        LinearProbe(most_iterations=most_iterations).measure(Subject(images, labels, say=said.append))
+    (line,) = said
+    assert line.startswith(
+        "linear_probe: 35 fits of 48 pictures x 12 numbers to 3 classes. One that needs all 1,000,000,"
+    )
+    assert "takes about 23 minutes" in line and "timeout_s" in line and "Lower most_images" in line
