@@ -101,6 +101,9 @@ def _keys(
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         yield _key(name, declared, default, is_needed, meanings.get(field.name, ""), accepts, tables.get(name, ()))
+        for kind in get_args(declared):  # X | None: its own keys below it
+            if is_dataclass(kind) and kind is not Choice:
+                yield from _keys(typing.cast(type, kind), f"{name}.", accepts, tables)
 
 
 def _key(
@@ -132,6 +135,8 @@ def _spoken(declared: Any) -> str:
         return f"{len(args)} x {_spoken(args[0])}"
     if origin in (dict, Mapping):
         return f"name: {_spoken(args[1])}"
+    if is_dataclass(declared) and declared is not Choice:
+        return "{" + ", ".join(field.name for field in dataclasses.fields(declared)) + "}"
     return _NAMES.get(declared, getattr(declared, "__name__", str(declared)))
 
 

@@ -10,11 +10,10 @@ from html import unescape
 import numpy as np
 import pytest
 from column_folders import add_column
-from evaluated_runs import config_of, write_run
+from evaluated_runs import config_of, embed_by_stand_in, write_run
 from rich.console import Console
 from shard_sets import make_shard_set
 
-import eval.evaluating
 from core.config import Choice
 from eval.baseline import read_tensors
 from eval.early import FEATURES, OF_EACH, RANKS, RESULTS
@@ -66,7 +65,7 @@ def reported(tmp_path_factory):
     for name in ("before", "run"):
         write_run(folder / name, data={"train": [train], "columns": {}})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eval.evaluating, "text_embedder", lambda spec, choice, device: embed)
+        embed_by_stand_in(patch)
         quiet = Console(quiet=True)
         evaluate(config_of(folder / "before", val, None), quiet)
         more = {
@@ -77,11 +76,6 @@ def reported(tmp_path_factory):
         evaluate(config_of(folder / "run", val, None, **more), quiet)
     write_history(folder / "run")
     return folder / "run"
-
-
-def embed(texts):
-    rows = np.stack([np.random.default_rng([*text.encode()]).standard_normal(8) for text in texts])
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 def write_history(folder):
