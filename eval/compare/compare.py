@@ -145,14 +145,16 @@ def _say(found: Mapping[str, Any], page: Path, console: Console) -> None:
     """The table on the console."""
     runs = [run["name"] for run in found["runs"]]
     if rows := found.get("figures"):
-        console.print(f"protocol: {found['protocol']}", markup=False)
-        heads = ["figure", *(f"{name} - {runs[0]}" for name in runs[1:]), *runs]
-        table = Table(*(Column(Text(head), overflow="fold") for head in heads))  # Text: brackets are no markup
-        for row in rows:
-            values = ["" if value is None else spoken_metric(row["figure"], value) for value in row["values"]]
-            gains = [spoken_gain(row["figure"], gain) for gain in row["gains"]]
-            table.add_row(*map(Text, (row["figure"], *gains, *values)))
-        console.print(table)
+        if found["protocol"]:
+            console.print(f"protocol: {found['protocol']}", markup=False)
+        for number, name in enumerate(runs[1:], 1):  # a table each: four columns stay readable
+            heads = ("figure", "difference", name, runs[0])
+            table = Table(*(Column(Text(head), overflow="fold") for head in heads))  # Text: brackets are no markup
+            for row in rows:
+                values = (row["values"][number], row["values"][0])
+                said = ["" if value is None else spoken_metric(row["figure"], value) for value in values]
+                table.add_row(*map(Text, (row["figure"], spoken_gain(row["figure"], row["gains"][number - 1]), *said)))
+            console.print(table)
     for said in (*found.get("not_comparable", ()), *found["notes"]):
         console.print(said, markup=False)
     keys = ", ".join(row["key"] for row in found["recipes"]) or "nothing"

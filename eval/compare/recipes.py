@@ -13,11 +13,14 @@ ABSENT = "not said"
 def differing_keys(
     configs: Sequence[Mapping[str, Any]], left_out: Sequence[str] = _ALWAYS_DIFFER
 ) -> list[dict[str, Any]]:
-    """`{"key": "optim.lr", "values": ["0.001", "0.0002"]}` for every key that differs, in their order."""
+    """`{"key": "optim.lr", "values": ["0.001", "0.0002"]}` for every key that differs, in their order.
+
+    A config of which nothing is known (of a tower by itself, or a lost run) differs in nothing.
+    """
     flat = [_flat(config) for config in configs]
     keys = list(dict.fromkeys(key for one in flat for key in one))
-    rows = [{"key": key, "values": [one.get(key, ABSENT) for one in flat]} for key in keys]
-    return [row for row in rows if row["key"] not in left_out and len(set(row["values"])) > 1]
+    differ = [key for key in keys if key not in left_out and len({one.get(key, ABSENT) for one in flat if one}) > 1]
+    return [{"key": key, "values": [one.get(key, ABSENT) for one in flat]} for key in differ]
 
 
 def differing_environment(environments: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

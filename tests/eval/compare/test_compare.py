@@ -89,7 +89,7 @@ def test_the_table_for_people_shows_brackets_as_they_are(places, tmp_path):
     runs = expect_comparable([places / "first", folder], tmp_path / "out")
     found = compare(runs, tmp_path / "out", console)
     said = console.export_text()
-    assert "[red]second - first" in said and "recipes differ in: optim.lr" in said
+    assert "[red]second" in said and "recipes differ in: optim.lr" in said
     assert all(row["figure"] in said for row in found["figures"])
     assert f"{100 * found['figures'][0]['gains'][0]['low']:+.1f}, " in said
 
