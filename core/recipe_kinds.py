@@ -29,10 +29,12 @@ KINDS: dict[str, RecipeKind] = {
         "shardclip build {}",
     ),
     "TrainConfig": RecipeKind(
-        "a training recipe", frozenset({"run_dir", "data", "global_batch_size", "optim", "model"}), "shardclip train {}"
+        "a training recipe", frozenset({"run_dir", "data", "global_batch_size", "optim"}), "shardclip train {}"
     ),
     "EvalConfig": RecipeKind(
-        "an evaluation recipe", frozenset({"checkpoint", "shards", "protocols", "queries"}), "shardclip eval {}"
+        "an evaluation recipe",
+        frozenset({"checkpoint", "shards", "protocols", "queries", "gallery", "labelled_shards"}),
+        "shardclip eval {}",
     ),
     "accelerate": RecipeKind(
         "a file of `accelerate config`",

@@ -73,7 +73,9 @@ def test_stored_features_train_the_same_head(tmp_path: Path, weights: Path, worl
         for name, tensor in expected.parts[part].items():
             torch.testing.assert_close(whole.parts[part][name], tensor, atol=1e-4, rtol=1e-3)
     measured = read_metrics(tmp_path / "stored" / "metrics.csv")[-1].metrics
-    config = EvalConfig(tmp_path / "stored" / "latest", (str(tmp_path / "val"),), out=tmp_path / "eval", num_workers=0)
+    config = EvalConfig(
+        shards=(str(tmp_path / "val"),), checkpoint=tmp_path / "stored/latest", out=tmp_path / "eval", num_workers=0
+    )
     results = evaluate(config, Console(file=io.StringIO()))  # from pictures
     for direction in ("image_to_text", "text_to_image"):
         assert results[direction]["recall@1"] == pytest.approx(float(measured[f"val/{direction}/recall@1"]), abs=1e-6)
