@@ -258,6 +258,7 @@ def mapped_slowly():
         return dict(FeatureMap().measure(subject_of()).figures)
 
 
+@pytest.mark.slow
 def test_processes_wait_for_one_map_at_a_time():
     first, second = gloo.run(2, mapped_slowly)
     assert first == second and len(first) == 4

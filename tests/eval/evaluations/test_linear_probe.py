@@ -241,6 +241,7 @@ def measured_by_slow_fits(by_folds, seconds):
     return len(made), measured.shown["num_fits"]
 
 
+@pytest.mark.slow
 def test_processes_wait_for_one_fit_at_a_time_and_share_those_of_folds():
     assert gloo.run(2, measured_by_slow_fits, False, 0.7) == [(7, 7), (0, 7)]
     assert gloo.run(2, measured_by_slow_fits, True, 0) == [(14, 21), (7, 21)]
